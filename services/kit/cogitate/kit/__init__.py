@@ -1,0 +1,1 @@
+"""What every service shares: lifecycle, errors, deadlines, telemetry, configuration."""
