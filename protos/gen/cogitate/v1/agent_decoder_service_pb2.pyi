@@ -247,6 +247,7 @@ class AgentSpec(google.protobuf.message.Message):
     GRANTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     RESUME_STATE_FIELD_NUMBER: builtins.int
     ASSISTANT_PREFIX_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     agent_id: builtins.int
     """Unique within the contemplation, from 0."""
     attempt: builtins.int
@@ -259,6 +260,8 @@ class AgentSpec(google.protobuf.message.Message):
     """Tokens it may sample before it needs another grant. 0 means its sampling limit."""
     assistant_prefix: builtins.str
     """Text that opens its turn after the hint (drafts to refine, forced openings)."""
+    traceparent: builtins.str
+    """W3C traceparent of the agent's span; the engine's spans of this agent hang under it."""
     @property
     def sampling_params(self) -> cogitate.v1.common_pb2.SamplingParams:
         """How it samples."""
@@ -278,9 +281,10 @@ class AgentSpec(google.protobuf.message.Message):
         granted_token_count: builtins.int = ...,
         resume_state: global___ResumeState | None = ...,
         assistant_prefix: builtins.str = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["resume_state", b"resume_state", "sampling_params", b"sampling_params"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "assistant_prefix", b"assistant_prefix", "attempt", b"attempt", "granted_token_count", b"granted_token_count", "hint", b"hint", "resume_state", b"resume_state", "sampling_params", b"sampling_params", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "assistant_prefix", b"assistant_prefix", "attempt", b"attempt", "granted_token_count", b"granted_token_count", "hint", b"hint", "resume_state", b"resume_state", "sampling_params", b"sampling_params", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
 
 global___AgentSpec = AgentSpec
 
