@@ -23,10 +23,11 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 ERROR_DOMAIN: Final = "cogitate"
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
-# Trailers share the peer's 8 KiB of metadata, where text travels twice, once of it in base64.
-_MESSAGE_CHARS: Final = 512
-_METADATA_ITEMS: Final = 16
-_METADATA_CHARS: Final = 128
+# Trailers share the peer's 8 KiB of metadata; a message travels in them up to three times, once
+# percent-encoded and twice in base64.
+_MESSAGE_BYTES: Final = 512
+_VALUE_BYTES: Final = 128
+_METADATA_COUNT: Final = 16
 
 Option = tuple[str, Any]
 
@@ -162,20 +163,20 @@ def outgoing(
 
 def to_status(error: CogitateError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Returns an error as code, message and trailers, cut to what surely fits into the trailers."""
-    message = error.message[:_MESSAGE_CHARS]
-    metadata = list(error.metadata.items())[:_METADATA_ITEMS]
+    message = _cut(error.message, _MESSAGE_BYTES)
+    metadata = list(error.metadata.items())[:_METADATA_COUNT]
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=ERROR_DOMAIN,
-            metadata={key: value[:_METADATA_CHARS] for key, value in metadata},
+            metadata={key: _cut(value, _VALUE_BYTES) for key, value in metadata},
         )
     ]
     if error.retry_after_s is not None:
         details.append(error_details_pb2.RetryInfo())
         details[-1].retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
     if error.field is not None:
-        violation = {"field": error.field[:_METADATA_CHARS], "description": message}
+        violation = {"field": _cut(error.field, _VALUE_BYTES), "description": message}
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     code = grpc.StatusCode[error.code]
     status = status_pb2.Status(code=code.value[0], message=message)
@@ -184,6 +185,10 @@ def to_status(error: CogitateError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
         packed.Pack(detail)
         status.details.append(packed)
     return code, message, ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+
+
+def _cut(text: str, size_bytes: int) -> str:
+    return text.encode(errors="replace")[:size_bytes].decode(errors="ignore")
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> CogitateError:
