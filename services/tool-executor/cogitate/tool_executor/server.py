@@ -1,0 +1,63 @@
+"""The gRPC face of the tool-executor: wire to core to wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from cogitate.kit.auth import current_tenant
+from cogitate.tool_executor import wire
+from cogitate.tool_executor.config import ToolExecutorConfig
+from cogitate.tool_executor.runtime import ToolRuntime
+from cogitate.v1 import tool_executor_service_pb2 as pb
+from cogitate.v1 import tool_executor_service_pb2_grpc as pb_grpc
+
+SERVICE_NAME = "cogitate.v1.ToolExecutorService"
+
+
+class ToolExecutorServicer(pb_grpc.ToolExecutorServiceServicer):
+    """Answers the RPCs of ToolExecutorService."""
+
+    def __init__(self, runtime: ToolRuntime) -> None:
+        self._runtime = runtime
+
+    async def Execute(
+        self, request: pb.ExecuteRequest, context: object
+    ) -> AsyncIterator[pb.ExecuteResponse]:
+        """Runs one call. The built-in tools give their output at once, in the result alone."""
+        execution = await self._runtime.execute(wire.to_call(request), current_tenant())
+        yield wire.from_execution(execution)
+
+    async def ListTools(
+        self, request: pb.ListToolsRequest, context: object
+    ) -> pb.ListToolsResponse:
+        """Lists what can be called."""
+        return wire.from_tools(self._runtime.tools)
+
+
+class ToolExecutorService:
+    """The tool-executor as the kit's lifecycle drives it."""
+
+    names: Sequence[str] = (SERVICE_NAME,)
+
+    def __init__(self, runtime: ToolRuntime) -> None:
+        self.runtime = runtime
+
+    async def start(self) -> None:
+        """Gets ready to serve."""
+        await self.runtime.start()
+
+    async def drain(self, grace_s: float) -> None:
+        """Lets running calls end; the lifecycle bounds it."""
+        await self.runtime.drain()
+
+    async def stop(self) -> None:
+        """Drops what is left."""
+        await self.runtime.stop()
+
+
+async def build(config: ToolExecutorConfig, server: grpc.aio.Server) -> ToolExecutorService:
+    """Registers the servicer on a server that is not started yet."""
+    runtime = ToolRuntime(config)
+    pb_grpc.add_ToolExecutorServiceServicer_to_server(ToolExecutorServicer(runtime), server)
+    return ToolExecutorService(runtime)
