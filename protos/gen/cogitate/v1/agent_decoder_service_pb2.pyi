@@ -3,30 +3,30 @@
 isort:skip_file
 The agent-decoder runs gangs: agents that share one prefill and decode in one batch."""
 
-import builtins
-import cogitate.v1.common_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
-import google.protobuf.message
+from cogitate.v1 import common_pb2 as _common_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+import builtins as _builtins
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    import typing_extensions
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Capability:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _CapabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Capability.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     CAPABILITY_UNSPECIFIED: _Capability.ValueType  # 0
     """Never declared."""
     CAPABILITY_VISION: _Capability.ValueType  # 1
@@ -75,1258 +75,1388 @@ CAPABILITY_CONSTRAINT: Capability.ValueType  # 9
 """Follows JSON schemas and regular expressions."""
 CAPABILITY_BATCH_INVARIANT: Capability.ValueType  # 10
 """An agent's tokens do not depend on what else is in the batch."""
-global___Capability = Capability
+Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
-@typing.final
-class DecodeRequest(google.protobuf.message.Message):
+@_typing.final
+class DecodeRequest(_message.Message):
     """DecodeRequest is a command to the gang, applied in order between engine steps."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    OPEN_FIELD_NUMBER: builtins.int
-    ADD_AGENTS_FIELD_NUMBER: builtins.int
-    INJECT_FIELD_NUMBER: builtins.int
-    KILL_FIELD_NUMBER: builtins.int
-    FORK_FIELD_NUMBER: builtins.int
-    GRANT_FIELD_NUMBER: builtins.int
-    SET_CONFIDENCE_THRESHOLD_FIELD_NUMBER: builtins.int
-    REQUEST_RESUME_STATES_FIELD_NUMBER: builtins.int
-    PAUSE_FIELD_NUMBER: builtins.int
-    CLOSE_FIELD_NUMBER: builtins.int
-    @property
-    def open(self) -> global___OpenGang:
+    OPEN_FIELD_NUMBER: _builtins.int
+    ADD_AGENTS_FIELD_NUMBER: _builtins.int
+    INJECT_FIELD_NUMBER: _builtins.int
+    KILL_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    SET_CONFIDENCE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    REQUEST_RESUME_STATES_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open(self) -> Global___OpenGang:
         """Opens the gang. First, once."""
 
-    @property
-    def add_agents(self) -> global___AddAgents:
+    @_builtins.property
+    def add_agents(self) -> Global___AddAgents:
         """Adds agents on the same prefix."""
 
-    @property
-    def inject(self) -> global___InjectAgent:
+    @_builtins.property
+    def inject(self) -> Global___InjectAgent:
         """Gives a paused agent what it waits for."""
 
-    @property
-    def kill(self) -> global___KillAgents:
+    @_builtins.property
+    def kill(self) -> Global___KillAgents:
         """Stops agents."""
 
-    @property
-    def fork(self) -> global___ForkAgent:
+    @_builtins.property
+    def fork(self) -> Global___ForkAgent:
         """Copies an agent at a token."""
 
-    @property
-    def grant(self) -> global___GrantTokens:
+    @_builtins.property
+    def grant(self) -> Global___GrantTokens:
         """Raises agents' token grants."""
 
-    @property
-    def set_confidence_threshold(self) -> global___SetConfidenceThreshold:
+    @_builtins.property
+    def set_confidence_threshold(self) -> Global___SetConfidenceThreshold:
         """Sets the confidence under which agents are killed."""
 
-    @property
-    def request_resume_states(self) -> global___RequestResumeStates:
+    @_builtins.property
+    def request_resume_states(self) -> Global___RequestResumeStates:
         """Asks for agents' resume states."""
 
-    @property
-    def pause(self) -> global___PauseAgents:
+    @_builtins.property
+    def pause(self) -> Global___PauseAgents:
         """Pauses an agent at its next token, for steering."""
 
-    @property
-    def close(self) -> global___CloseGang:
+    @_builtins.property
+    def close(self) -> Global___CloseGang:
         """No more commands; running agents go on to their end."""
 
     def __init__(
         self,
         *,
-        open: global___OpenGang | None = ...,
-        add_agents: global___AddAgents | None = ...,
-        inject: global___InjectAgent | None = ...,
-        kill: global___KillAgents | None = ...,
-        fork: global___ForkAgent | None = ...,
-        grant: global___GrantTokens | None = ...,
-        set_confidence_threshold: global___SetConfidenceThreshold | None = ...,
-        request_resume_states: global___RequestResumeStates | None = ...,
-        pause: global___PauseAgents | None = ...,
-        close: global___CloseGang | None = ...,
+        open: Global___OpenGang | None = ...,
+        add_agents: Global___AddAgents | None = ...,
+        inject: Global___InjectAgent | None = ...,
+        kill: Global___KillAgents | None = ...,
+        fork: Global___ForkAgent | None = ...,
+        grant: Global___GrantTokens | None = ...,
+        set_confidence_threshold: Global___SetConfidenceThreshold | None = ...,
+        request_resume_states: Global___RequestResumeStates | None = ...,
+        pause: Global___PauseAgents | None = ...,
+        close: Global___CloseGang | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["add_agents", b"add_agents", "close", b"close", "command", b"command", "fork", b"fork", "grant", b"grant", "inject", b"inject", "kill", b"kill", "open", b"open", "pause", b"pause", "request_resume_states", b"request_resume_states", "set_confidence_threshold", b"set_confidence_threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["add_agents", b"add_agents", "close", b"close", "command", b"command", "fork", b"fork", "grant", b"grant", "inject", b"inject", "kill", b"kill", "open", b"open", "pause", b"pause", "request_resume_states", b"request_resume_states", "set_confidence_threshold", b"set_confidence_threshold"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["command", b"command"]) -> typing.Literal["open", "add_agents", "inject", "kill", "fork", "grant", "set_confidence_threshold", "request_resume_states", "pause", "close"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_agents", b"add_agents", "close", b"close", "command", b"command", "fork", b"fork", "grant", b"grant", "inject", b"inject", "kill", b"kill", "open", b"open", "pause", b"pause", "request_resume_states", b"request_resume_states", "set_confidence_threshold", b"set_confidence_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_agents", b"add_agents", "close", b"close", "command", b"command", "fork", b"fork", "grant", b"grant", "inject", b"inject", "kill", b"kill", "open", b"open", "pause", b"pause", "request_resume_states", b"request_resume_states", "set_confidence_threshold", b"set_confidence_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["open", "add_agents", "inject", "kill", "fork", "grant", "set_confidence_threshold", "request_resume_states", "pause", "close"]  # noqa: Y015
+    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
-global___DecodeRequest = DecodeRequest
+Global___DecodeRequest: _TypeAlias = DecodeRequest  # noqa: Y015
 
-@typing.final
-class OpenGang(google.protobuf.message.Message):
+@_typing.final
+class OpenGang(_message.Message):
     """OpenGang declares the gang. The conversation travels once."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    GANG_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    OWNER_EPOCH_FIELD_NUMBER: builtins.int
-    TENANT_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    CONVERSATION_FIELD_NUMBER: builtins.int
-    TOOLS_FIELD_NUMBER: builtins.int
-    EFFORT_FIELD_NUMBER: builtins.int
-    AGENTS_FIELD_NUMBER: builtins.int
-    ROLE_FIELD_NUMBER: builtins.int
-    VISION_ENCODER_ADDRESS_FIELD_NUMBER: builtins.int
-    PREFIX_DIGEST_FIELD_NUMBER: builtins.int
-    LEASE_ID_FIELD_NUMBER: builtins.int
-    PRIORITY_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    GANG_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OWNER_EPOCH_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    VISION_ENCODER_ADDRESS_FIELD_NUMBER: _builtins.int
+    PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The contemplation."""
-    gang_id: builtins.str
+    gang_id: _builtins.str
     """Unique within the contemplation."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Which try at placing this gang this is, from 1."""
-    owner_epoch: builtins.int
+    owner_epoch: _builtins.int
     """The owner's epoch; an endpoint refuses one older than it has seen for this contemplation."""
-    tenant: builtins.str
+    tenant: _builtins.str
     """The tenant; salts the prefix cache."""
-    model: builtins.str
+    model: _builtins.str
     """The model."""
-    effort: cogitate.v1.common_pb2.Effort.ValueType
+    effort: _common_pb2.Effort.ValueType
     """How much the agents think before they answer."""
-    role: builtins.str
+    role: _builtins.str
     """What the gang is for: "solver", "refiner", "verifier", "synthesiser"."""
-    vision_encoder_address: builtins.str
+    vision_encoder_address: _builtins.str
     """gRPC address of the vision-encoder that holds the images."""
-    prefix_digest: builtins.str
+    prefix_digest: _builtins.str
     """Digest of the common prefix, as declared to the router; empty if unknown."""
-    lease_id: builtins.str
+    lease_id: _builtins.str
     """The lease under which the gang was placed."""
-    priority: builtins.int
+    priority: _builtins.int
     """Scheduling class, higher first; within a class by deadline."""
-    @property
-    def conversation(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.Message]:
+    @_builtins.property
+    def conversation(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
         """The conversation so far. Image parts carry digests; the endpoint fetches embeddings it lacks."""
 
-    @property
-    def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.ToolSpec]:
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ToolSpec]:
         """Tools the agents may call."""
 
-    @property
-    def agents(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgentSpec]:
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentSpec]:
         """The agents."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        gang_id: builtins.str = ...,
-        attempt: builtins.int = ...,
-        owner_epoch: builtins.int = ...,
-        tenant: builtins.str = ...,
-        model: builtins.str = ...,
-        conversation: collections.abc.Iterable[cogitate.v1.common_pb2.Message] | None = ...,
-        tools: collections.abc.Iterable[cogitate.v1.common_pb2.ToolSpec] | None = ...,
-        effort: cogitate.v1.common_pb2.Effort.ValueType = ...,
-        agents: collections.abc.Iterable[global___AgentSpec] | None = ...,
-        role: builtins.str = ...,
-        vision_encoder_address: builtins.str = ...,
-        prefix_digest: builtins.str = ...,
-        lease_id: builtins.str = ...,
-        priority: builtins.int = ...,
+        contemplation_id: _builtins.str = ...,
+        gang_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        owner_epoch: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        conversation: _abc.Iterable[_common_pb2.Message] | None = ...,
+        tools: _abc.Iterable[_common_pb2.ToolSpec] | None = ...,
+        effort: _common_pb2.Effort.ValueType = ...,
+        agents: _abc.Iterable[Global___AgentSpec] | None = ...,
+        role: _builtins.str = ...,
+        vision_encoder_address: _builtins.str = ...,
+        prefix_digest: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agents", b"agents", "attempt", b"attempt", "contemplation_id", b"contemplation_id", "conversation", b"conversation", "effort", b"effort", "gang_id", b"gang_id", "lease_id", b"lease_id", "model", b"model", "owner_epoch", b"owner_epoch", "prefix_digest", b"prefix_digest", "priority", b"priority", "role", b"role", "tenant", b"tenant", "tools", b"tools", "vision_encoder_address", b"vision_encoder_address"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "attempt", b"attempt", "contemplation_id", b"contemplation_id", "conversation", b"conversation", "effort", b"effort", "gang_id", b"gang_id", "lease_id", b"lease_id", "model", b"model", "owner_epoch", b"owner_epoch", "prefix_digest", b"prefix_digest", "priority", b"priority", "role", b"role", "tenant", b"tenant", "tools", b"tools", "vision_encoder_address", b"vision_encoder_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___OpenGang = OpenGang
+Global___OpenGang: _TypeAlias = OpenGang  # noqa: Y015
 
-@typing.final
-class AgentSpec(google.protobuf.message.Message):
+@_typing.final
+class AgentSpec(_message.Message):
     """AgentSpec declares one agent."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    SAMPLING_PARAMS_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    HINT_FIELD_NUMBER: builtins.int
-    GRANTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    RESUME_STATE_FIELD_NUMBER: builtins.int
-    ASSISTANT_PREFIX_FIELD_NUMBER: builtins.int
-    TRACEPARENT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SAMPLING_PARAMS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    GRANTED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    RESUME_STATE_FIELD_NUMBER: _builtins.int
+    ASSISTANT_PREFIX_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """Unique within the contemplation, from 0."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Which try at running this agent this is, from 1. Later attempts win over earlier ones."""
-    seed: builtins.int
+    seed: _builtins.int
     """Its share of the seed: the draw depends on (seed, agent_id, sampled tokens) only."""
-    hint: builtins.str
+    hint: _builtins.str
     """A hint that opens its turn, from those the model was trained on; empty for none."""
-    granted_token_count: builtins.int
+    granted_token_count: _builtins.int
     """Tokens it may sample before it needs another grant. 0 means its sampling limit."""
-    assistant_prefix: builtins.str
+    assistant_prefix: _builtins.str
     """Text that opens its turn after the hint (drafts to refine, forced openings)."""
-    traceparent: builtins.str
+    traceparent: _builtins.str
     """W3C traceparent of the agent's span; the engine's spans of this agent hang under it."""
-    @property
-    def sampling_params(self) -> cogitate.v1.common_pb2.SamplingParams:
+    @_builtins.property
+    def sampling_params(self) -> _common_pb2.SamplingParams:
         """How it samples."""
 
-    @property
-    def resume_state(self) -> global___ResumeState:
+    @_builtins.property
+    def resume_state(self) -> Global___ResumeState:
         """Where to go on from; absent for a fresh agent."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        sampling_params: cogitate.v1.common_pb2.SamplingParams | None = ...,
-        seed: builtins.int = ...,
-        hint: builtins.str = ...,
-        granted_token_count: builtins.int = ...,
-        resume_state: global___ResumeState | None = ...,
-        assistant_prefix: builtins.str = ...,
-        traceparent: builtins.str = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        sampling_params: _common_pb2.SamplingParams | None = ...,
+        seed: _builtins.int = ...,
+        hint: _builtins.str = ...,
+        granted_token_count: _builtins.int = ...,
+        resume_state: Global___ResumeState | None = ...,
+        assistant_prefix: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["resume_state", b"resume_state", "sampling_params", b"sampling_params"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "assistant_prefix", b"assistant_prefix", "attempt", b"attempt", "granted_token_count", b"granted_token_count", "hint", b"hint", "resume_state", b"resume_state", "sampling_params", b"sampling_params", "seed", b"seed", "traceparent", b"traceparent"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resume_state", b"resume_state", "sampling_params", b"sampling_params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assistant_prefix", b"assistant_prefix", "attempt", b"attempt", "granted_token_count", b"granted_token_count", "hint", b"hint", "resume_state", b"resume_state", "sampling_params", b"sampling_params", "seed", b"seed", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentSpec = AgentSpec
+Global___AgentSpec: _TypeAlias = AgentSpec  # noqa: Y015
 
-@typing.final
-class Segment(google.protobuf.message.Message):
+@_typing.final
+class Segment(_message.Message):
     """Segment is a stretch of an agent's own sequence, in order."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SAMPLED_FIELD_NUMBER: builtins.int
-    INJECTED_FIELD_NUMBER: builtins.int
-    IMAGE_FIELD_NUMBER: builtins.int
-    TOOL_RESULT_FIELD_NUMBER: builtins.int
-    @property
-    def sampled(self) -> global___TokenIds:
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    INJECTED_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sampled(self) -> Global___TokenIds:
         """Tokens it sampled."""
 
-    @property
-    def injected(self) -> global___TokenIds:
+    @_builtins.property
+    def injected(self) -> Global___TokenIds:
         """Tokens that were injected."""
 
-    @property
-    def image(self) -> cogitate.v1.common_pb2.ImagePart:
+    @_builtins.property
+    def image(self) -> _common_pb2.ImagePart:
         """An image view whose embeddings were injected."""
 
-    @property
-    def tool_result(self) -> cogitate.v1.common_pb2.ToolResult:
+    @_builtins.property
+    def tool_result(self) -> _common_pb2.ToolResult:
         """A tool result that was injected, rendered by the model's template."""
 
     def __init__(
         self,
         *,
-        sampled: global___TokenIds | None = ...,
-        injected: global___TokenIds | None = ...,
-        image: cogitate.v1.common_pb2.ImagePart | None = ...,
-        tool_result: cogitate.v1.common_pb2.ToolResult | None = ...,
+        sampled: Global___TokenIds | None = ...,
+        injected: Global___TokenIds | None = ...,
+        image: _common_pb2.ImagePart | None = ...,
+        tool_result: _common_pb2.ToolResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image", "injected", b"injected", "sampled", b"sampled", "segment", b"segment", "tool_result", b"tool_result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "injected", b"injected", "sampled", b"sampled", "segment", b"segment", "tool_result", b"tool_result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["segment", b"segment"]) -> typing.Literal["sampled", "injected", "image", "tool_result"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "injected", b"injected", "sampled", b"sampled", "segment", b"segment", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "injected", b"injected", "sampled", b"sampled", "segment", b"segment", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_segment: _TypeAlias = _typing.Literal["sampled", "injected", "image", "tool_result"]  # noqa: Y015
+    _WhichOneofArgType_segment: _TypeAlias = _typing.Literal["segment", b"segment"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_segment) -> _WhichOneofReturnType_segment | None: ...
 
-global___Segment = Segment
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
 
-@typing.final
-class TokenIds(google.protobuf.message.Message):
+@_typing.final
+class TokenIds(_message.Message):
     """TokenIds is a list of token ids."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids in the model's vocabulary."""
 
     def __init__(
         self,
         *,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["token_ids", b"token_ids"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___TokenIds = TokenIds
+Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
-@typing.final
-class ResumeState(google.protobuf.message.Message):
+@_typing.final
+class ResumeState(_message.Message):
     """ResumeState is all an agent needs to go on elsewhere."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SEGMENTS_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    BUILD_DIGEST_FIELD_NUMBER: builtins.int
-    WITHHELD_TEXT_FIELD_NUMBER: builtins.int
-    PENDING_CALL_ID_FIELD_NUMBER: builtins.int
-    CONFIDENCE_FIELD_NUMBER: builtins.int
-    sampled_token_count: builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    BUILD_DIGEST_FIELD_NUMBER: _builtins.int
+    WITHHELD_TEXT_FIELD_NUMBER: _builtins.int
+    PENDING_CALL_ID_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    sampled_token_count: _builtins.int
     """Tokens it has sampled: the counter of its random stream."""
-    build_digest: builtins.str
+    build_digest: _builtins.str
     """Digest of the build that wrote the state. Another build refuses it with BUILD_MISMATCH."""
-    withheld_text: builtins.str
+    withheld_text: _builtins.str
     """Text of sampled tokens not yet shown (an unfinished character or a possible stop string)."""
-    pending_call_id: builtins.str
+    pending_call_id: _builtins.str
     """The call it waits for; empty if it runs."""
-    @property
-    def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Segment]:
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """What it wrote and was given since its start, in order."""
 
-    @property
-    def confidence(self) -> cogitate.v1.common_pb2.Confidence:
+    @_builtins.property
+    def confidence(self) -> _common_pb2.Confidence:
         """Confidence so far."""
 
     def __init__(
         self,
         *,
-        segments: collections.abc.Iterable[global___Segment] | None = ...,
-        sampled_token_count: builtins.int = ...,
-        build_digest: builtins.str = ...,
-        withheld_text: builtins.str = ...,
-        pending_call_id: builtins.str = ...,
-        confidence: cogitate.v1.common_pb2.Confidence | None = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        sampled_token_count: _builtins.int = ...,
+        build_digest: _builtins.str = ...,
+        withheld_text: _builtins.str = ...,
+        pending_call_id: _builtins.str = ...,
+        confidence: _common_pb2.Confidence | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["confidence", b"confidence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["build_digest", b"build_digest", "confidence", b"confidence", "pending_call_id", b"pending_call_id", "sampled_token_count", b"sampled_token_count", "segments", b"segments", "withheld_text", b"withheld_text"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_digest", b"build_digest", "confidence", b"confidence", "pending_call_id", b"pending_call_id", "sampled_token_count", b"sampled_token_count", "segments", b"segments", "withheld_text", b"withheld_text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ResumeState = ResumeState
+Global___ResumeState: _TypeAlias = ResumeState  # noqa: Y015
 
-@typing.final
-class AddAgents(google.protobuf.message.Message):
+@_typing.final
+class AddAgents(_message.Message):
     """AddAgents widens the gang."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENTS_FIELD_NUMBER: builtins.int
-    @property
-    def agents(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgentSpec]:
+    AGENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentSpec]:
         """The new agents."""
 
     def __init__(
         self,
         *,
-        agents: collections.abc.Iterable[global___AgentSpec] | None = ...,
+        agents: _abc.Iterable[Global___AgentSpec] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agents", b"agents"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AddAgents = AddAgents
+Global___AddAgents: _TypeAlias = AddAgents  # noqa: Y015
 
-@typing.final
-class InjectAgent(google.protobuf.message.Message):
+@_typing.final
+class InjectAgent(_message.Message):
     """InjectAgent gives content to a paused agent, which then goes on."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    CALL_ID_FIELD_NUMBER: builtins.int
-    TOOL_RESULT_FIELD_NUMBER: builtins.int
-    TOKENS_FIELD_NUMBER: builtins.int
-    TEXT_FIELD_NUMBER: builtins.int
-    EMBEDDING_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    call_id: builtins.str
+    call_id: _builtins.str
     """The call it answers; empty for steering."""
-    text: builtins.str
+    text: _builtins.str
     """Text, without control tokens."""
-    @property
-    def tool_result(self) -> cogitate.v1.common_pb2.ToolResult:
+    @_builtins.property
+    def tool_result(self) -> _common_pb2.ToolResult:
         """A tool's result, rendered by the model's own template."""
 
-    @property
-    def tokens(self) -> global___TokenIds:
+    @_builtins.property
+    def tokens(self) -> Global___TokenIds:
         """Raw tokens."""
 
-    @property
-    def embedding(self) -> cogitate.v1.common_pb2.Tensor:
+    @_builtins.property
+    def embedding(self) -> _common_pb2.Tensor:
         """Embeddings, (tokens, hidden)."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        call_id: builtins.str = ...,
-        tool_result: cogitate.v1.common_pb2.ToolResult | None = ...,
-        tokens: global___TokenIds | None = ...,
-        text: builtins.str = ...,
-        embedding: cogitate.v1.common_pb2.Tensor | None = ...,
+        agent_id: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        tool_result: _common_pb2.ToolResult | None = ...,
+        tokens: Global___TokenIds | None = ...,
+        text: _builtins.str = ...,
+        embedding: _common_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["content", b"content", "embedding", b"embedding", "text", b"text", "tokens", b"tokens", "tool_result", b"tool_result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "call_id", b"call_id", "content", b"content", "embedding", b"embedding", "text", b"text", "tokens", b"tokens", "tool_result", b"tool_result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["content", b"content"]) -> typing.Literal["tool_result", "tokens", "text", "embedding"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "embedding", b"embedding", "text", b"text", "tokens", b"tokens", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "call_id", b"call_id", "content", b"content", "embedding", b"embedding", "text", b"text", "tokens", b"tokens", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["tool_result", "tokens", "text", "embedding"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
-global___InjectAgent = InjectAgent
+Global___InjectAgent: _TypeAlias = InjectAgent  # noqa: Y015
 
-@typing.final
-class KillAgents(google.protobuf.message.Message):
+@_typing.final
+class KillAgents(_message.Message):
     """KillAgents stops agents. Acknowledged by AgentFinished with CANCELLED or the reason's own finish."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """Why, in UPPER_SNAKE_CASE."""
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents; empty means all."""
 
     def __init__(
         self,
         *,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        reason: builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___KillAgents = KillAgents
+Global___KillAgents: _TypeAlias = KillAgents  # noqa: Y015
 
-@typing.final
-class ForkAgent(google.protobuf.message.Message):
+@_typing.final
+class ForkAgent(_message.Message):
     """ForkAgent copies an agent; the copy shares its memory up to the token."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    TOKEN_OFFSET_FIELD_NUMBER: builtins.int
-    AGENT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent to copy."""
-    token_offset: builtins.int
+    token_offset: _builtins.int
     """How many of its sampled tokens the copy keeps; -1 means all."""
-    @property
-    def agent(self) -> global___AgentSpec:
+    @_builtins.property
+    def agent(self) -> Global___AgentSpec:
         """The copy."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        token_offset: builtins.int = ...,
-        agent: global___AgentSpec | None = ...,
+        agent_id: _builtins.int = ...,
+        token_offset: _builtins.int = ...,
+        agent: Global___AgentSpec | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["agent", b"agent"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "agent_id", b"agent_id", "token_offset", b"token_offset"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_id", b"agent_id", "token_offset", b"token_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ForkAgent = ForkAgent
+Global___ForkAgent: _TypeAlias = ForkAgent  # noqa: Y015
 
-@typing.final
-class GrantTokens(google.protobuf.message.Message):
+@_typing.final
+class GrantTokens(_message.Message):
     """GrantTokens raises token grants."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class GrantedTokenCountsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class GrantedTokenCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.int
-        value: builtins.int
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
         def __init__(
             self,
             *,
-            key: builtins.int = ...,
-            value: builtins.int = ...,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    GRANTED_TOKEN_COUNTS_FIELD_NUMBER: builtins.int
-    @property
-    def granted_token_counts(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
+    GRANTED_TOKEN_COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def granted_token_counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """Total tokens each agent may have sampled, by agent id. Never lowers a grant."""
 
     def __init__(
         self,
         *,
-        granted_token_counts: collections.abc.Mapping[builtins.int, builtins.int] | None = ...,
+        granted_token_counts: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["granted_token_counts", b"granted_token_counts"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted_token_counts", b"granted_token_counts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GrantTokens = GrantTokens
+Global___GrantTokens: _TypeAlias = GrantTokens  # noqa: Y015
 
-@typing.final
-class SetConfidenceThreshold(google.protobuf.message.Message):
+@_typing.final
+class SetConfidenceThreshold(_message.Message):
     """SetConfidenceThreshold sets the shared threshold (DeepConf)."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    GROUP_CONFIDENCE_FIELD_NUMBER: builtins.int
-    group_confidence: builtins.float
+    GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    group_confidence: _builtins.float
     """Agents whose group confidence falls under it are killed with reason CONFIDENCE."""
     def __init__(
         self,
         *,
-        group_confidence: builtins.float = ...,
+        group_confidence: _builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["group_confidence", b"group_confidence"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_confidence", b"group_confidence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___SetConfidenceThreshold = SetConfidenceThreshold
+Global___SetConfidenceThreshold: _TypeAlias = SetConfidenceThreshold  # noqa: Y015
 
-@typing.final
-class RequestResumeStates(google.protobuf.message.Message):
+@_typing.final
+class RequestResumeStates(_message.Message):
     """RequestResumeStates asks for states."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents; empty means all."""
 
     def __init__(
         self,
         *,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___RequestResumeStates = RequestResumeStates
+Global___RequestResumeStates: _TypeAlias = RequestResumeStates  # noqa: Y015
 
-@typing.final
-class PauseAgents(google.protobuf.message.Message):
+@_typing.final
+class PauseAgents(_message.Message):
     """PauseAgents pauses agents."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents; empty means all."""
 
     def __init__(
         self,
         *,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___PauseAgents = PauseAgents
+Global___PauseAgents: _TypeAlias = PauseAgents  # noqa: Y015
 
-@typing.final
-class CloseGang(google.protobuf.message.Message):
+@_typing.final
+class CloseGang(_message.Message):
     """CloseGang ends the commands."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___CloseGang = CloseGang
+Global___CloseGang: _TypeAlias = CloseGang  # noqa: Y015
 
-@typing.final
-class DecodeResponse(google.protobuf.message.Message):
+@_typing.final
+class DecodeResponse(_message.Message):
     """DecodeResponse is what happened, in order. Unknown events are skipped by receivers."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ADMITTED_FIELD_NUMBER: builtins.int
-    REFUSED_FIELD_NUMBER: builtins.int
-    PREFILLED_FIELD_NUMBER: builtins.int
-    STEP_FIELD_NUMBER: builtins.int
-    TOOL_CALL_FIELD_NUMBER: builtins.int
-    INJECTED_FIELD_NUMBER: builtins.int
-    FINISHED_FIELD_NUMBER: builtins.int
-    RETRACTED_FIELD_NUMBER: builtins.int
-    RESUME_STATE_FIELD_NUMBER: builtins.int
-    DRAINING_FIELD_NUMBER: builtins.int
-    AWAITING_GRANT_FIELD_NUMBER: builtins.int
-    GANG_FINISHED_FIELD_NUMBER: builtins.int
-    @property
-    def admitted(self) -> global___GangAdmitted:
+    ADMITTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    PREFILLED_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FIELD_NUMBER: _builtins.int
+    INJECTED_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    RETRACTED_FIELD_NUMBER: _builtins.int
+    RESUME_STATE_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    AWAITING_GRANT_FIELD_NUMBER: _builtins.int
+    GANG_FINISHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def admitted(self) -> Global___GangAdmitted:
         """The gang is in. First, unless refused."""
 
-    @property
-    def refused(self) -> global___GangRefused:
+    @_builtins.property
+    def refused(self) -> Global___GangRefused:
         """The gang is not in; the stream ends."""
 
-    @property
-    def prefilled(self) -> global___GangPrefilled:
+    @_builtins.property
+    def prefilled(self) -> Global___GangPrefilled:
         """The common prefix is computed."""
 
-    @property
-    def step(self) -> global___GangStep:
+    @_builtins.property
+    def step(self) -> Global___GangStep:
         """One engine step for the whole gang."""
 
-    @property
-    def tool_call(self) -> global___AgentToolCall:
+    @_builtins.property
+    def tool_call(self) -> Global___AgentToolCall:
         """An agent paused on a tool call."""
 
-    @property
-    def injected(self) -> global___AgentInjected:
+    @_builtins.property
+    def injected(self) -> Global___AgentInjected:
         """An injection took effect."""
 
-    @property
-    def finished(self) -> global___AgentFinished:
+    @_builtins.property
+    def finished(self) -> Global___AgentFinished:
         """An agent ended, by itself or killed. Exactly one for each agent and attempt."""
 
-    @property
-    def retracted(self) -> global___AgentRetracted:
+    @_builtins.property
+    def retracted(self) -> Global___AgentRetracted:
         """Text already shown is withdrawn."""
 
-    @property
-    def resume_state(self) -> global___AgentResumeState:
+    @_builtins.property
+    def resume_state(self) -> Global___AgentResumeState:
         """A resume state that was asked for."""
 
-    @property
-    def draining(self) -> global___GangDraining:
+    @_builtins.property
+    def draining(self) -> Global___GangDraining:
         """The endpoint will go away: move agents."""
 
-    @property
-    def awaiting_grant(self) -> global___AgentAwaitingGrant:
+    @_builtins.property
+    def awaiting_grant(self) -> Global___AgentAwaitingGrant:
         """An agent used up its grant and waits for another."""
 
-    @property
-    def gang_finished(self) -> global___GangFinished:
+    @_builtins.property
+    def gang_finished(self) -> Global___GangFinished:
         """Last event of a gang that ended in order: the endpoint's own count."""
 
     def __init__(
         self,
         *,
-        admitted: global___GangAdmitted | None = ...,
-        refused: global___GangRefused | None = ...,
-        prefilled: global___GangPrefilled | None = ...,
-        step: global___GangStep | None = ...,
-        tool_call: global___AgentToolCall | None = ...,
-        injected: global___AgentInjected | None = ...,
-        finished: global___AgentFinished | None = ...,
-        retracted: global___AgentRetracted | None = ...,
-        resume_state: global___AgentResumeState | None = ...,
-        draining: global___GangDraining | None = ...,
-        awaiting_grant: global___AgentAwaitingGrant | None = ...,
-        gang_finished: global___GangFinished | None = ...,
+        admitted: Global___GangAdmitted | None = ...,
+        refused: Global___GangRefused | None = ...,
+        prefilled: Global___GangPrefilled | None = ...,
+        step: Global___GangStep | None = ...,
+        tool_call: Global___AgentToolCall | None = ...,
+        injected: Global___AgentInjected | None = ...,
+        finished: Global___AgentFinished | None = ...,
+        retracted: Global___AgentRetracted | None = ...,
+        resume_state: Global___AgentResumeState | None = ...,
+        draining: Global___GangDraining | None = ...,
+        awaiting_grant: Global___AgentAwaitingGrant | None = ...,
+        gang_finished: Global___GangFinished | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["admitted", b"admitted", "awaiting_grant", b"awaiting_grant", "draining", b"draining", "event", b"event", "finished", b"finished", "gang_finished", b"gang_finished", "injected", b"injected", "prefilled", b"prefilled", "refused", b"refused", "resume_state", b"resume_state", "retracted", b"retracted", "step", b"step", "tool_call", b"tool_call"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["admitted", b"admitted", "awaiting_grant", b"awaiting_grant", "draining", b"draining", "event", b"event", "finished", b"finished", "gang_finished", b"gang_finished", "injected", b"injected", "prefilled", b"prefilled", "refused", b"refused", "resume_state", b"resume_state", "retracted", b"retracted", "step", b"step", "tool_call", b"tool_call"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["admitted", "refused", "prefilled", "step", "tool_call", "injected", "finished", "retracted", "resume_state", "draining", "awaiting_grant", "gang_finished"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "awaiting_grant", b"awaiting_grant", "draining", b"draining", "event", b"event", "finished", b"finished", "gang_finished", b"gang_finished", "injected", b"injected", "prefilled", b"prefilled", "refused", b"refused", "resume_state", b"resume_state", "retracted", b"retracted", "step", b"step", "tool_call", b"tool_call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "awaiting_grant", b"awaiting_grant", "draining", b"draining", "event", b"event", "finished", b"finished", "gang_finished", b"gang_finished", "injected", b"injected", "prefilled", b"prefilled", "refused", b"refused", "resume_state", b"resume_state", "retracted", b"retracted", "step", b"step", "tool_call", b"tool_call"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["admitted", "refused", "prefilled", "step", "tool_call", "injected", "finished", "retracted", "resume_state", "draining", "awaiting_grant", "gang_finished"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-global___DecodeResponse = DecodeResponse
+Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
 
-@typing.final
-class GangAdmitted(google.protobuf.message.Message):
+@_typing.final
+class GangAdmitted(_message.Message):
     """GangAdmitted says the gang is in."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    BUILD_DIGEST_FIELD_NUMBER: builtins.int
-    CAPABILITIES_FIELD_NUMBER: builtins.int
-    endpoint_id: builtins.str
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    BUILD_DIGEST_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
     """The endpoint."""
-    build_digest: builtins.str
+    build_digest: _builtins.str
     """Digest of code, weights, dtype, instruction set and thread count."""
-    @property
-    def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Capability.ValueType]:
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
         """What works here; the rest degrades visibly."""
 
     def __init__(
         self,
         *,
-        endpoint_id: builtins.str = ...,
-        build_digest: builtins.str = ...,
-        capabilities: collections.abc.Iterable[global___Capability.ValueType] | None = ...,
+        endpoint_id: _builtins.str = ...,
+        build_digest: _builtins.str = ...,
+        capabilities: _abc.Iterable[Global___Capability.ValueType] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangAdmitted = GangAdmitted
+Global___GangAdmitted: _TypeAlias = GangAdmitted  # noqa: Y015
 
-@typing.final
-class GangRefused(google.protobuf.message.Message):
+@_typing.final
+class GangRefused(_message.Message):
     """GangRefused says the gang is not in."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REASON_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    RETRY_DELAY_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """ErrorReason without its prefix."""
-    message: builtins.str
+    message: _builtins.str
     """A sentence for people."""
-    @property
-    def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
         """When to try again; absent if never."""
 
     def __init__(
         self,
         *,
-        reason: builtins.str = ...,
-        message: builtins.str = ...,
-        retry_delay: google.protobuf.duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["retry_delay", b"retry_delay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangRefused = GangRefused
+Global___GangRefused: _TypeAlias = GangRefused  # noqa: Y015
 
-@typing.final
-class GangPrefilled(google.protobuf.message.Message):
+@_typing.final
+class GangPrefilled(_message.Message):
     """GangPrefilled says the prefix is computed, once for all agents."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    CACHED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    PREFILL_DURATION_FIELD_NUMBER: builtins.int
-    QUEUE_DURATION_FIELD_NUMBER: builtins.int
-    prompt_token_count: builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PREFILL_DURATION_FIELD_NUMBER: _builtins.int
+    QUEUE_DURATION_FIELD_NUMBER: _builtins.int
+    prompt_token_count: _builtins.int
     """Positions in the common prefix."""
-    cached_token_count: builtins.int
+    cached_token_count: _builtins.int
     """Of these, found in the prefix cache."""
-    @property
-    def prefill_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def prefill_duration(self) -> _duration_pb2.Duration:
         """Time it took."""
 
-    @property
-    def queue_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def queue_duration(self) -> _duration_pb2.Duration:
         """Time in the queue before it."""
 
     def __init__(
         self,
         *,
-        prompt_token_count: builtins.int = ...,
-        cached_token_count: builtins.int = ...,
-        prefill_duration: google.protobuf.duration_pb2.Duration | None = ...,
-        queue_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        prompt_token_count: _builtins.int = ...,
+        cached_token_count: _builtins.int = ...,
+        prefill_duration: _duration_pb2.Duration | None = ...,
+        queue_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["prefill_duration", b"prefill_duration", "queue_duration", b"queue_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_token_count", b"cached_token_count", "prefill_duration", b"prefill_duration", "prompt_token_count", b"prompt_token_count", "queue_duration", b"queue_duration"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefill_duration", b"prefill_duration", "queue_duration", b"queue_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "prefill_duration", b"prefill_duration", "prompt_token_count", b"prompt_token_count", "queue_duration", b"queue_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangPrefilled = GangPrefilled
+Global___GangPrefilled: _TypeAlias = GangPrefilled  # noqa: Y015
 
-@typing.final
-class AgentDelta(google.protobuf.message.Message):
+@_typing.final
+class AgentDelta(_message.Message):
     """AgentDelta is what one agent produced in a step."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    TOKEN_OFFSET_FIELD_NUMBER: builtins.int
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    TEXT_FIELD_NUMBER: builtins.int
-    LOGPROBS_FIELD_NUMBER: builtins.int
-    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
-    GROUP_CONFIDENCE_FIELD_NUMBER: builtins.int
-    IS_ANSWER_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    IS_ANSWER_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Its attempt."""
-    token_offset: builtins.int
+    token_offset: _builtins.int
     """Index of the first of these tokens among its sampled tokens."""
-    text: builtins.str
+    text: _builtins.str
     """Their text, as far as it is complete."""
-    group_confidence: builtins.float
+    group_confidence: _builtins.float
     """Group confidence after these tokens, if a threshold is in use."""
-    is_answer: builtins.bool
+    is_answer: _builtins.bool
     """True while the agent writes its answer rather than its reasoning."""
-    @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The sampled tokens."""
 
-    @property
-    def logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Natural logarithm of each sampled token's probability."""
 
-    @property
-    def top_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TopLogprobs]:
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprobs]:
         """The likeliest tokens of each position, if asked for."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        token_offset: builtins.int = ...,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        text: builtins.str = ...,
-        logprobs: collections.abc.Iterable[builtins.float] | None = ...,
-        top_logprobs: collections.abc.Iterable[global___TopLogprobs] | None = ...,
-        group_confidence: builtins.float = ...,
-        is_answer: builtins.bool = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        token_offset: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text: _builtins.str = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        top_logprobs: _abc.Iterable[Global___TopLogprobs] | None = ...,
+        group_confidence: _builtins.float = ...,
+        is_answer: _builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "group_confidence", b"group_confidence", "is_answer", b"is_answer", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "top_logprobs", b"top_logprobs"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "group_confidence", b"group_confidence", "is_answer", b"is_answer", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentDelta = AgentDelta
+Global___AgentDelta: _TypeAlias = AgentDelta  # noqa: Y015
 
-@typing.final
-class TopLogprobs(google.protobuf.message.Message):
+@_typing.final
+class TopLogprobs(_message.Message):
     """TopLogprobs lists the likeliest tokens of one position."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TOKEN_IDS_FIELD_NUMBER: builtins.int
-    LOGPROBS_FIELD_NUMBER: builtins.int
-    @property
-    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids, likeliest first."""
 
-    @property
-    def logprobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Their log probabilities."""
 
     def __init__(
         self,
         *,
-        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        logprobs: collections.abc.Iterable[builtins.float] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___TopLogprobs = TopLogprobs
+Global___TopLogprobs: _TypeAlias = TopLogprobs  # noqa: Y015
 
-@typing.final
-class GangStep(google.protobuf.message.Message):
+@_typing.final
+class GangStep(_message.Message):
     """GangStep is one engine step."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    STEP_OFFSET_FIELD_NUMBER: builtins.int
-    DELTAS_FIELD_NUMBER: builtins.int
-    step_offset: builtins.int
+    STEP_OFFSET_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
+    step_offset: _builtins.int
     """Engine steps of this gang so far."""
-    @property
-    def deltas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgentDelta]:
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentDelta]:
         """One for each agent that produced something."""
 
     def __init__(
         self,
         *,
-        step_offset: builtins.int = ...,
-        deltas: collections.abc.Iterable[global___AgentDelta] | None = ...,
+        step_offset: _builtins.int = ...,
+        deltas: _abc.Iterable[Global___AgentDelta] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["deltas", b"deltas", "step_offset", b"step_offset"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "step_offset", b"step_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangStep = GangStep
+Global___GangStep: _TypeAlias = GangStep  # noqa: Y015
 
-@typing.final
-class AgentToolCall(google.protobuf.message.Message):
+@_typing.final
+class AgentToolCall(_message.Message):
     """AgentToolCall says an agent waits for a tool."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    CALL_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    RAW_TEXT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    RAW_TEXT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Its attempt."""
-    sampled_token_count: builtins.int
+    sampled_token_count: _builtins.int
     """Sampled tokens so far."""
-    raw_text: builtins.str
+    raw_text: _builtins.str
     """The call as the agent wrote it, without control tokens."""
-    @property
-    def call(self) -> cogitate.v1.common_pb2.ToolCall:
+    @_builtins.property
+    def call(self) -> _common_pb2.ToolCall:
         """The call, parsed from its text. A call that cannot be parsed has an empty name."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        call: cogitate.v1.common_pb2.ToolCall | None = ...,
-        sampled_token_count: builtins.int = ...,
-        raw_text: builtins.str = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        call: _common_pb2.ToolCall | None = ...,
+        sampled_token_count: _builtins.int = ...,
+        raw_text: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["call", b"call"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "call", b"call", "raw_text", b"raw_text", "sampled_token_count", b"sampled_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "call", b"call", "raw_text", b"raw_text", "sampled_token_count", b"sampled_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentToolCall = AgentToolCall
+Global___AgentToolCall: _TypeAlias = AgentToolCall  # noqa: Y015
 
-@typing.final
-class AgentInjected(google.protobuf.message.Message):
+@_typing.final
+class AgentInjected(_message.Message):
     """AgentInjected acknowledges an injection."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    CALL_ID_FIELD_NUMBER: builtins.int
-    INJECTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    INJECTED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    call_id: builtins.str
+    call_id: _builtins.str
     """The call."""
-    injected_token_count: builtins.int
+    injected_token_count: _builtins.int
     """Positions it took."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        call_id: builtins.str = ...,
-        injected_token_count: builtins.int = ...,
+        agent_id: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        injected_token_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "call_id", b"call_id", "injected_token_count", b"injected_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "call_id", b"call_id", "injected_token_count", b"injected_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentInjected = AgentInjected
+Global___AgentInjected: _TypeAlias = AgentInjected  # noqa: Y015
 
-@typing.final
-class AgentFinished(google.protobuf.message.Message):
+@_typing.final
+class AgentFinished(_message.Message):
     """AgentFinished is an agent's end."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    FINISH_REASON_FIELD_NUMBER: builtins.int
-    ANSWER_FIELD_NUMBER: builtins.int
-    USAGE_FIELD_NUMBER: builtins.int
-    CONFIDENCE_FIELD_NUMBER: builtins.int
-    KILL_REASON_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    KILL_REASON_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Its attempt."""
-    finish_reason: cogitate.v1.common_pb2.FinishReason.ValueType
+    finish_reason: _common_pb2.FinishReason.ValueType
     """Why."""
-    answer: builtins.str
+    answer: _builtins.str
     """The final answer, parsed from its text; empty if there is none."""
-    kill_reason: builtins.str
+    kill_reason: _builtins.str
     """The kill's reason, if it was killed."""
-    @property
-    def usage(self) -> cogitate.v1.common_pb2.Usage:
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage:
         """Its tokens."""
 
-    @property
-    def confidence(self) -> cogitate.v1.common_pb2.Confidence:
+    @_builtins.property
+    def confidence(self) -> _common_pb2.Confidence:
         """How sure it was."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        finish_reason: cogitate.v1.common_pb2.FinishReason.ValueType = ...,
-        answer: builtins.str = ...,
-        usage: cogitate.v1.common_pb2.Usage | None = ...,
-        confidence: cogitate.v1.common_pb2.Confidence | None = ...,
-        kill_reason: builtins.str = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        finish_reason: _common_pb2.FinishReason.ValueType = ...,
+        answer: _builtins.str = ...,
+        usage: _common_pb2.Usage | None = ...,
+        confidence: _common_pb2.Confidence | None = ...,
+        kill_reason: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["confidence", b"confidence", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "answer", b"answer", "attempt", b"attempt", "confidence", b"confidence", "finish_reason", b"finish_reason", "kill_reason", b"kill_reason", "usage", b"usage"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "answer", b"answer", "attempt", b"attempt", "confidence", b"confidence", "finish_reason", b"finish_reason", "kill_reason", b"kill_reason", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentFinished = AgentFinished
+Global___AgentFinished: _TypeAlias = AgentFinished  # noqa: Y015
 
-@typing.final
-class AgentRetracted(google.protobuf.message.Message):
+@_typing.final
+class AgentRetracted(_message.Message):
     """AgentRetracted withdraws text."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    TOKEN_OFFSET_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt whose text is withdrawn."""
-    token_offset: builtins.int
+    token_offset: _builtins.int
     """Sampled tokens from this offset on are withdrawn."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        token_offset: builtins.int = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        token_offset: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "token_offset", b"token_offset"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "token_offset", b"token_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentRetracted = AgentRetracted
+Global___AgentRetracted: _TypeAlias = AgentRetracted  # noqa: Y015
 
-@typing.final
-class AgentResumeState(google.protobuf.message.Message):
+@_typing.final
+class AgentResumeState(_message.Message):
     """AgentResumeState is a snapshot."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Its attempt."""
-    @property
-    def state(self) -> global___ResumeState:
+    @_builtins.property
+    def state(self) -> Global___ResumeState:
         """All it needs to go on elsewhere."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        state: global___ResumeState | None = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        state: Global___ResumeState | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["state", b"state"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "state", b"state"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentResumeState = AgentResumeState
+Global___AgentResumeState: _TypeAlias = AgentResumeState  # noqa: Y015
 
-@typing.final
-class GangDraining(google.protobuf.message.Message):
+@_typing.final
+class GangDraining(_message.Message):
     """GangDraining announces the endpoint's end."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REMAINING_DURATION_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """DRAIN, PREEMPTION or SHUTDOWN."""
-    @property
-    def remaining_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def remaining_duration(self) -> _duration_pb2.Duration:
         """How long it still runs."""
 
     def __init__(
         self,
         *,
-        remaining_duration: google.protobuf.duration_pb2.Duration | None = ...,
-        reason: builtins.str = ...,
+        remaining_duration: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["remaining_duration", b"remaining_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["reason", b"reason", "remaining_duration", b"remaining_duration"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining_duration", b"remaining_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "remaining_duration", b"remaining_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangDraining = GangDraining
+Global___GangDraining: _TypeAlias = GangDraining  # noqa: Y015
 
-@typing.final
-class AgentAwaitingGrant(google.protobuf.message.Message):
+@_typing.final
+class AgentAwaitingGrant(_message.Message):
     """AgentAwaitingGrant says an agent waits for tokens."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    sampled_token_count: builtins.int
+    sampled_token_count: _builtins.int
     """What it has sampled."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        sampled_token_count: builtins.int = ...,
+        agent_id: _builtins.int = ...,
+        sampled_token_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "sampled_token_count", b"sampled_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "sampled_token_count", b"sampled_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentAwaitingGrant = AgentAwaitingGrant
+Global___AgentAwaitingGrant: _TypeAlias = AgentAwaitingGrant  # noqa: Y015
 
-@typing.final
-class GangFinished(google.protobuf.message.Message):
+@_typing.final
+class GangFinished(_message.Message):
     """GangFinished closes the account."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    USAGE_FIELD_NUMBER: builtins.int
-    STEP_COUNT_FIELD_NUMBER: builtins.int
-    DECODE_DURATION_FIELD_NUMBER: builtins.int
-    step_count: builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    DECODE_DURATION_FIELD_NUMBER: _builtins.int
+    step_count: _builtins.int
     """Engine steps."""
-    @property
-    def usage(self) -> cogitate.v1.common_pb2.Usage:
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage:
         """Tokens of the whole gang on this endpoint."""
 
-    @property
-    def decode_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def decode_duration(self) -> _duration_pb2.Duration:
         """Time the engine worked on this gang's steps."""
 
     def __init__(
         self,
         *,
-        usage: cogitate.v1.common_pb2.Usage | None = ...,
-        step_count: builtins.int = ...,
-        decode_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        step_count: _builtins.int = ...,
+        decode_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["decode_duration", b"decode_duration", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["decode_duration", b"decode_duration", "step_count", b"step_count", "usage", b"usage"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode_duration", b"decode_duration", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_duration", b"decode_duration", "step_count", b"step_count", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangFinished = GangFinished
+Global___GangFinished: _TypeAlias = GangFinished  # noqa: Y015
 
-@typing.final
-class EndpointDescription(google.protobuf.message.Message):
+@_typing.final
+class EndpointDescription(_message.Message):
     """EndpointDescription is what an endpoint is; it does not change while it runs."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    ADDRESS_FIELD_NUMBER: builtins.int
-    PROVIDER_FIELD_NUMBER: builtins.int
-    REGION_FIELD_NUMBER: builtins.int
-    FAILURE_DOMAIN_FIELD_NUMBER: builtins.int
-    MODELS_FIELD_NUMBER: builtins.int
-    CAPABILITIES_FIELD_NUMBER: builtins.int
-    ENGINE_FIELD_NUMBER: builtins.int
-    HARDWARE_FIELD_NUMBER: builtins.int
-    PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: builtins.int
-    PRICE_PER_MILLION_TOKENS_MICRO_USD_FIELD_NUMBER: builtins.int
-    IS_SPOT_FIELD_NUMBER: builtins.int
-    TOTAL_BLOCK_COUNT_FIELD_NUMBER: builtins.int
-    BLOCK_SIZE_COUNT_FIELD_NUMBER: builtins.int
-    MAX_SEQUENCE_COUNT_FIELD_NUMBER: builtins.int
-    BUILD_DIGEST_FIELD_NUMBER: builtins.int
-    MAX_MODEL_LEN_FIELD_NUMBER: builtins.int
-    endpoint_id: builtins.str
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: _builtins.int
+    PRICE_PER_MILLION_TOKENS_MICRO_USD_FIELD_NUMBER: _builtins.int
+    IS_SPOT_FIELD_NUMBER: _builtins.int
+    TOTAL_BLOCK_COUNT_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    BUILD_DIGEST_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
     """Unique in the fleet, matching ^[A-Za-z0-9._-]{1,64}$."""
-    address: builtins.str
+    address: _builtins.str
     """gRPC address."""
-    provider: builtins.str
+    provider: _builtins.str
     """Who runs it."""
-    region: builtins.str
+    region: _builtins.str
     """Its region."""
-    failure_domain: builtins.str
+    failure_domain: _builtins.str
     """What fails together with it, such as a zone or a rack."""
-    engine: builtins.str
+    engine: _builtins.str
     """"torch", "vllm" or "adapter"."""
-    hardware: builtins.str
+    hardware: _builtins.str
     """What it runs on, such as "cpu-avx512-bf16" or "cuda-sm90"."""
-    price_per_hour_micro_usd: builtins.int
+    price_per_hour_micro_usd: _builtins.int
     """Price per hour, in millionths of a US dollar; 0 if priced per token."""
-    price_per_million_tokens_micro_usd: builtins.int
+    price_per_million_tokens_micro_usd: _builtins.int
     """Price per million sampled tokens, in millionths of a US dollar; 0 if priced per hour."""
-    is_spot: builtins.bool
+    is_spot: _builtins.bool
     """True if it may be taken away at short notice."""
-    total_block_count: builtins.int
+    total_block_count: _builtins.int
     """KV blocks in all."""
-    block_size_count: builtins.int
+    block_size_count: _builtins.int
     """Positions in a KV block."""
-    max_sequence_count: builtins.int
+    max_sequence_count: _builtins.int
     """The most sequences in one batch."""
-    build_digest: builtins.str
+    build_digest: _builtins.str
     """Build digest."""
-    max_model_len: builtins.int
+    max_model_len: _builtins.int
     """The longest sequence, in positions."""
-    @property
-    def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models it serves."""
 
-    @property
-    def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Capability.ValueType]:
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
         """What it can do."""
 
     def __init__(
         self,
         *,
-        endpoint_id: builtins.str = ...,
-        address: builtins.str = ...,
-        provider: builtins.str = ...,
-        region: builtins.str = ...,
-        failure_domain: builtins.str = ...,
-        models: collections.abc.Iterable[builtins.str] | None = ...,
-        capabilities: collections.abc.Iterable[global___Capability.ValueType] | None = ...,
-        engine: builtins.str = ...,
-        hardware: builtins.str = ...,
-        price_per_hour_micro_usd: builtins.int = ...,
-        price_per_million_tokens_micro_usd: builtins.int = ...,
-        is_spot: builtins.bool = ...,
-        total_block_count: builtins.int = ...,
-        block_size_count: builtins.int = ...,
-        max_sequence_count: builtins.int = ...,
-        build_digest: builtins.str = ...,
-        max_model_len: builtins.int = ...,
+        endpoint_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        region: _builtins.str = ...,
+        failure_domain: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _abc.Iterable[Global___Capability.ValueType] | None = ...,
+        engine: _builtins.str = ...,
+        hardware: _builtins.str = ...,
+        price_per_hour_micro_usd: _builtins.int = ...,
+        price_per_million_tokens_micro_usd: _builtins.int = ...,
+        is_spot: _builtins.bool = ...,
+        total_block_count: _builtins.int = ...,
+        block_size_count: _builtins.int = ...,
+        max_sequence_count: _builtins.int = ...,
+        build_digest: _builtins.str = ...,
+        max_model_len: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "block_size_count", b"block_size_count", "build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "engine", b"engine", "failure_domain", b"failure_domain", "hardware", b"hardware", "is_spot", b"is_spot", "max_model_len", b"max_model_len", "max_sequence_count", b"max_sequence_count", "models", b"models", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "region", b"region", "total_block_count", b"total_block_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size_count", b"block_size_count", "build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "engine", b"engine", "failure_domain", b"failure_domain", "hardware", b"hardware", "is_spot", b"is_spot", "max_model_len", b"max_model_len", "max_sequence_count", b"max_sequence_count", "models", b"models", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "region", b"region", "total_block_count", b"total_block_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EndpointDescription = EndpointDescription
+Global___EndpointDescription: _TypeAlias = EndpointDescription  # noqa: Y015
 
-@typing.final
-class EndpointLoad(google.protobuf.message.Message):
+@_typing.final
+class EndpointLoad(_message.Message):
     """EndpointLoad is what an endpoint is doing now."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    RUNNING_SEQUENCE_COUNT_FIELD_NUMBER: builtins.int
-    WAITING_SEQUENCE_COUNT_FIELD_NUMBER: builtins.int
-    PAUSED_SEQUENCE_COUNT_FIELD_NUMBER: builtins.int
-    FREE_BLOCK_COUNT_FIELD_NUMBER: builtins.int
-    PREFILL_TOKENS_PER_S_FIELD_NUMBER: builtins.int
-    STEP_DURATION_FIELD_NUMBER: builtins.int
-    STEP_BATCH_SIZE_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    COMPUTED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    DRAINING_FIELD_NUMBER: builtins.int
-    running_sequence_count: builtins.int
+    RUNNING_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    PAUSED_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    FREE_BLOCK_COUNT_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    STEP_DURATION_FIELD_NUMBER: _builtins.int
+    STEP_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    COMPUTED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    running_sequence_count: _builtins.int
     """Sequences decoding."""
-    waiting_sequence_count: builtins.int
+    waiting_sequence_count: _builtins.int
     """Sequences waiting for admission."""
-    paused_sequence_count: builtins.int
+    paused_sequence_count: _builtins.int
     """Sequences paused on tools."""
-    free_block_count: builtins.int
+    free_block_count: _builtins.int
     """KV blocks free."""
-    prefill_tokens_per_s: builtins.float
+    prefill_tokens_per_s: _builtins.float
     """Prefill speed lately, positions a second; 0 if unknown."""
-    step_batch_size: builtins.float
+    step_batch_size: _builtins.float
     """Batch size of those steps, on average."""
-    sampled_token_count: builtins.int
+    sampled_token_count: _builtins.int
     """Tokens sampled since start."""
-    computed_prompt_token_count: builtins.int
+    computed_prompt_token_count: _builtins.int
     """Prompt positions computed since start."""
-    cached_prompt_token_count: builtins.int
+    cached_prompt_token_count: _builtins.int
     """Prompt positions found cached since start."""
-    draining: builtins.bool
+    draining: _builtins.bool
     """True if it takes no new gangs."""
-    @property
-    def step_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def step_duration(self) -> _duration_pb2.Duration:
         """Time of a decode step lately."""
 
     def __init__(
         self,
         *,
-        running_sequence_count: builtins.int = ...,
-        waiting_sequence_count: builtins.int = ...,
-        paused_sequence_count: builtins.int = ...,
-        free_block_count: builtins.int = ...,
-        prefill_tokens_per_s: builtins.float = ...,
-        step_duration: google.protobuf.duration_pb2.Duration | None = ...,
-        step_batch_size: builtins.float = ...,
-        sampled_token_count: builtins.int = ...,
-        computed_prompt_token_count: builtins.int = ...,
-        cached_prompt_token_count: builtins.int = ...,
-        draining: builtins.bool = ...,
+        running_sequence_count: _builtins.int = ...,
+        waiting_sequence_count: _builtins.int = ...,
+        paused_sequence_count: _builtins.int = ...,
+        free_block_count: _builtins.int = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
+        step_duration: _duration_pb2.Duration | None = ...,
+        step_batch_size: _builtins.float = ...,
+        sampled_token_count: _builtins.int = ...,
+        computed_prompt_token_count: _builtins.int = ...,
+        cached_prompt_token_count: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["step_duration", b"step_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_prompt_token_count", b"cached_prompt_token_count", "computed_prompt_token_count", b"computed_prompt_token_count", "draining", b"draining", "free_block_count", b"free_block_count", "paused_sequence_count", b"paused_sequence_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_sequence_count", b"running_sequence_count", "sampled_token_count", b"sampled_token_count", "step_batch_size", b"step_batch_size", "step_duration", b"step_duration", "waiting_sequence_count", b"waiting_sequence_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_duration", b"step_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_token_count", b"cached_prompt_token_count", "computed_prompt_token_count", b"computed_prompt_token_count", "draining", b"draining", "free_block_count", b"free_block_count", "paused_sequence_count", b"paused_sequence_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_sequence_count", b"running_sequence_count", "sampled_token_count", b"sampled_token_count", "step_batch_size", b"step_batch_size", "step_duration", b"step_duration", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EndpointLoad = EndpointLoad
+Global___EndpointLoad: _TypeAlias = EndpointLoad  # noqa: Y015
 
-@typing.final
-class GetEndpointRequest(google.protobuf.message.Message):
+@_typing.final
+class GetEndpointRequest(_message.Message):
     """GetEndpointRequest asks for the endpoint."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetEndpointRequest = GetEndpointRequest
+Global___GetEndpointRequest: _TypeAlias = GetEndpointRequest  # noqa: Y015
 
-@typing.final
-class GetEndpointResponse(google.protobuf.message.Message):
+@_typing.final
+class GetEndpointResponse(_message.Message):
     """GetEndpointResponse describes the endpoint."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    LOAD_FIELD_NUMBER: builtins.int
-    @property
-    def description(self) -> global___EndpointDescription:
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def description(self) -> Global___EndpointDescription:
         """What it is."""
 
-    @property
-    def load(self) -> global___EndpointLoad:
+    @_builtins.property
+    def load(self) -> Global___EndpointLoad:
         """What it does now."""
 
     def __init__(
         self,
         *,
-        description: global___EndpointDescription | None = ...,
-        load: global___EndpointLoad | None = ...,
+        description: Global___EndpointDescription | None = ...,
+        load: Global___EndpointLoad | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["description", b"description", "load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "load", b"load"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "load", b"load"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetEndpointResponse = GetEndpointResponse
+Global___GetEndpointResponse: _TypeAlias = GetEndpointResponse  # noqa: Y015

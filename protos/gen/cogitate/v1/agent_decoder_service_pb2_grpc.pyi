@@ -3,77 +3,77 @@
 isort:skip_file
 The agent-decoder runs gangs: agents that share one prefill and decode in one batch."""
 
-import abc
-import cogitate.v1.agent_decoder_service_pb2
-import collections.abc
-import grpc
-import grpc.aio
-import typing
+from cogitate.v1 import agent_decoder_service_pb2 as _agent_decoder_service_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
-_T = typing.TypeVar("_T")
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+_T = _typing.TypeVar("_T")
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
+
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
 
 class AgentDecoderServiceStub:
     """AgentDecoderService runs gangs of agents."""
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Decode: grpc.StreamStreamMultiCallable[
-        cogitate.v1.agent_decoder_service_pb2.DecodeRequest,
-        cogitate.v1.agent_decoder_service_pb2.DecodeResponse,
-    ]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AgentDecoderServiceAsyncStub: ...
+    Decode: _grpc.StreamStreamMultiCallable[_agent_decoder_service_pb2.DecodeRequest, _agent_decoder_service_pb2.DecodeResponse]
     """Decode carries one gang: one stream for each gang and endpoint. The first message is Open; it is answered
     by Admitted or Refused. When the stream ends without Close, all agents are killed and their memory freed.
     FAILED_PRECONDITION with reason NOT_OWNER for a stale owner epoch.
     """
-
-    GetEndpoint: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.agent_decoder_service_pb2.GetEndpointRequest,
-        cogitate.v1.agent_decoder_service_pb2.GetEndpointResponse,
-    ]
+    GetEndpoint: _grpc.UnaryUnaryMultiCallable[_agent_decoder_service_pb2.GetEndpointRequest, _agent_decoder_service_pb2.GetEndpointResponse]
     """GetEndpoint says what this endpoint is, can do and is doing."""
 
-class AgentDecoderServiceAsyncStub:
+@_typing.type_check_only
+class AgentDecoderServiceAsyncStub(AgentDecoderServiceStub):
     """AgentDecoderService runs gangs of agents."""
 
-    Decode: grpc.aio.StreamStreamMultiCallable[
-        cogitate.v1.agent_decoder_service_pb2.DecodeRequest,
-        cogitate.v1.agent_decoder_service_pb2.DecodeResponse,
-    ]
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Decode: _aio.StreamStreamMultiCallable[_agent_decoder_service_pb2.DecodeRequest, _agent_decoder_service_pb2.DecodeResponse]  # type: ignore[assignment]
     """Decode carries one gang: one stream for each gang and endpoint. The first message is Open; it is answered
     by Admitted or Refused. When the stream ends without Close, all agents are killed and their memory freed.
     FAILED_PRECONDITION with reason NOT_OWNER for a stale owner epoch.
     """
-
-    GetEndpoint: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.agent_decoder_service_pb2.GetEndpointRequest,
-        cogitate.v1.agent_decoder_service_pb2.GetEndpointResponse,
-    ]
+    GetEndpoint: _aio.UnaryUnaryMultiCallable[_agent_decoder_service_pb2.GetEndpointRequest, _agent_decoder_service_pb2.GetEndpointResponse]  # type: ignore[assignment]
     """GetEndpoint says what this endpoint is, can do and is doing."""
 
-class AgentDecoderServiceServicer(metaclass=abc.ABCMeta):
+class AgentDecoderServiceServicer(metaclass=_abc_1.ABCMeta):
     """AgentDecoderService runs gangs of agents."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Decode(
         self,
-        request_iterator: _MaybeAsyncIterator[cogitate.v1.agent_decoder_service_pb2.DecodeRequest],
+        request_iterator: _MaybeAsyncIterator[_agent_decoder_service_pb2.DecodeRequest],
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.agent_decoder_service_pb2.DecodeResponse], collections.abc.AsyncIterator[cogitate.v1.agent_decoder_service_pb2.DecodeResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_agent_decoder_service_pb2.DecodeResponse], _abc.AsyncIterator[_agent_decoder_service_pb2.DecodeResponse]]:
         """Decode carries one gang: one stream for each gang and endpoint. The first message is Open; it is answered
         by Admitted or Refused. When the stream ends without Close, all agents are killed and their memory freed.
         FAILED_PRECONDITION with reason NOT_OWNER for a stale owner epoch.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetEndpoint(
         self,
-        request: cogitate.v1.agent_decoder_service_pb2.GetEndpointRequest,
+        request: _agent_decoder_service_pb2.GetEndpointRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.agent_decoder_service_pb2.GetEndpointResponse, collections.abc.Awaitable[cogitate.v1.agent_decoder_service_pb2.GetEndpointResponse]]:
+    ) -> _typing.Union[_agent_decoder_service_pb2.GetEndpointResponse, _abc.Awaitable[_agent_decoder_service_pb2.GetEndpointResponse]]:
         """GetEndpoint says what this endpoint is, can do and is doing."""
 
-def add_AgentDecoderServiceServicer_to_server(servicer: AgentDecoderServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_AgentDecoderServiceServicer_to_server(servicer: AgentDecoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,30 +3,30 @@
 isort:skip_file
 The nouns that several services share: content, conversations, agents, answers, usage."""
 
-import builtins
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
-import google.protobuf.message
-import google.protobuf.timestamp_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+import builtins as _builtins
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    import typing_extensions
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Role:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _RoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """Not said; refused with INVALID_ARGUMENT where a role is needed."""
     ROLE_SYSTEM: _Role.ValueType  # 1
@@ -51,14 +51,14 @@ ROLE_ASSISTANT: Role.ValueType  # 3
 """The model."""
 ROLE_TOOL: Role.ValueType  # 4
 """A tool's result. Always untrusted: its text never becomes control tokens."""
-global___Role = Role
+Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _Effort:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _EffortEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Effort.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _EffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effort.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     EFFORT_UNSPECIFIED: _Effort.ValueType  # 0
     """The server's default, which is contemplating."""
     EFFORT_INSTANT: _Effort.ValueType  # 1
@@ -79,14 +79,14 @@ EFFORT_THINKING: Effort.ValueType  # 2
 """One agent that reasons and uses tools first."""
 EFFORT_CONTEMPLATING: Effort.ValueType  # 3
 """N agents in parallel and a quorum over their ballots."""
-global___Effort = Effort
+Global___Effort: _TypeAlias = Effort  # noqa: Y015
 
 class _FinishReason:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Not ended, or not known."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
@@ -127,14 +127,14 @@ FINISH_REASON_CONFIDENCE: FinishReason.ValueType  # 7
 """Its confidence fell below the shared threshold."""
 FINISH_REASON_ERROR: FinishReason.ValueType  # 8
 """The engine failed; the agent may be resumed elsewhere."""
-global___FinishReason = FinishReason
+Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _DType:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _DTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DType.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _DTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     D_TYPE_UNSPECIFIED: _DType.ValueType  # 0
     """Not said; refused."""
     D_TYPE_FLOAT32: _DType.ValueType  # 1
@@ -155,845 +155,941 @@ D_TYPE_FLOAT16: DType.ValueType  # 2
 """IEEE 754 binary16."""
 D_TYPE_BFLOAT16: DType.ValueType  # 3
 """bfloat16."""
-global___DType = DType
+Global___DType: _TypeAlias = DType  # noqa: Y015
 
-@typing.final
-class Tensor(google.protobuf.message.Message):
+@_typing.final
+class Tensor(_message.Message):
     """Tensor is a dense array, little-endian, row-major."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DTYPE_FIELD_NUMBER: builtins.int
-    SHAPE_FIELD_NUMBER: builtins.int
-    DATA_FIELD_NUMBER: builtins.int
-    dtype: global___DType.ValueType
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    dtype: Global___DType.ValueType
     """The element type."""
-    data: builtins.bytes
+    data: _builtins.bytes
     """Exactly product(shape) elements. Receivers check the length and that all are finite."""
-    @property
-    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The extent of each dimension, outermost first."""
 
     def __init__(
         self,
         *,
-        dtype: global___DType.ValueType = ...,
-        shape: collections.abc.Iterable[builtins.int] | None = ...,
-        data: builtins.bytes = ...,
+        dtype: Global___DType.ValueType = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        data: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "dtype", b"dtype", "shape", b"shape"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dtype", b"dtype", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Tensor = Tensor
+Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
-@typing.final
-class Box(google.protobuf.message.Message):
+@_typing.final
+class Box(_message.Message):
     """Box is a rectangle on an image, in per mille of its width and height."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    X0_PERMILLE_FIELD_NUMBER: builtins.int
-    Y0_PERMILLE_FIELD_NUMBER: builtins.int
-    X1_PERMILLE_FIELD_NUMBER: builtins.int
-    Y1_PERMILLE_FIELD_NUMBER: builtins.int
-    x0_permille: builtins.int
+    X0_PERMILLE_FIELD_NUMBER: _builtins.int
+    Y0_PERMILLE_FIELD_NUMBER: _builtins.int
+    X1_PERMILLE_FIELD_NUMBER: _builtins.int
+    Y1_PERMILLE_FIELD_NUMBER: _builtins.int
+    x0_permille: _builtins.int
     """Left edge, 0 to 1000, inclusive."""
-    y0_permille: builtins.int
+    y0_permille: _builtins.int
     """Top edge, 0 to 1000, inclusive."""
-    x1_permille: builtins.int
+    x1_permille: _builtins.int
     """Right edge, exclusive, greater than x0_permille, at most 1000."""
-    y1_permille: builtins.int
+    y1_permille: _builtins.int
     """Bottom edge, exclusive, greater than y0_permille, at most 1000."""
     def __init__(
         self,
         *,
-        x0_permille: builtins.int = ...,
-        y0_permille: builtins.int = ...,
-        x1_permille: builtins.int = ...,
-        y1_permille: builtins.int = ...,
+        x0_permille: _builtins.int = ...,
+        y0_permille: _builtins.int = ...,
+        x1_permille: _builtins.int = ...,
+        y1_permille: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["x0_permille", b"x0_permille", "x1_permille", b"x1_permille", "y0_permille", b"y0_permille", "y1_permille", b"y1_permille"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["x0_permille", b"x0_permille", "x1_permille", b"x1_permille", "y0_permille", b"y0_permille", "y1_permille", b"y1_permille"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Box = Box
+Global___Box: _TypeAlias = Box  # noqa: Y015
 
-@typing.final
-class ImagePart(google.protobuf.message.Message):
+@_typing.final
+class ImagePart(_message.Message):
     """ImagePart is an image by content."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DIGEST_FIELD_NUMBER: builtins.int
-    DATA_FIELD_NUMBER: builtins.int
-    BOX_FIELD_NUMBER: builtins.int
-    WIDTH_PX_FIELD_NUMBER: builtins.int
-    HEIGHT_PX_FIELD_NUMBER: builtins.int
-    digest: builtins.str
+    DIGEST_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
     """"sha256:" and 64 hex digits of the blob's bytes. Empty if `data` is set."""
-    data: builtins.bytes
+    data: _builtins.bytes
     """The encoded file (PNG, JPEG, WebP or GIF). The gateway replaces it by its digest."""
-    width_px: builtins.int
+    width_px: _builtins.int
     """The image's width, known once it was stored."""
-    height_px: builtins.int
+    height_px: _builtins.int
     """The image's height, known once it was stored."""
-    @property
-    def box(self) -> global___Box:
+    @_builtins.property
+    def box(self) -> Global___Box:
         """The view shown to the model; absent means the whole image."""
 
     def __init__(
         self,
         *,
-        digest: builtins.str = ...,
-        data: builtins.bytes = ...,
-        box: global___Box | None = ...,
-        width_px: builtins.int = ...,
-        height_px: builtins.int = ...,
+        digest: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        box: Global___Box | None = ...,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["box", b"box"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["box", b"box", "data", b"data", "digest", b"digest", "height_px", b"height_px", "width_px", b"width_px"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "digest", b"digest", "height_px", b"height_px", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ImagePart = ImagePart
+Global___ImagePart: _TypeAlias = ImagePart  # noqa: Y015
 
-@typing.final
-class Part(google.protobuf.message.Message):
+@_typing.final
+class Part(_message.Message):
     """Part is one piece of a message, in reading order."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TEXT_FIELD_NUMBER: builtins.int
-    IMAGE_FIELD_NUMBER: builtins.int
-    TOOL_CALL_FIELD_NUMBER: builtins.int
-    TOOL_RESULT_FIELD_NUMBER: builtins.int
-    text: builtins.str
+    TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
     """Plain text. Control tokens in it are text."""
-    @property
-    def image(self) -> global___ImagePart:
+    @_builtins.property
+    def image(self) -> Global___ImagePart:
         """An image."""
 
-    @property
-    def tool_call(self) -> global___ToolCall:
+    @_builtins.property
+    def tool_call(self) -> Global___ToolCall:
         """A tool call an assistant message made."""
 
-    @property
-    def tool_result(self) -> global___ToolResult:
+    @_builtins.property
+    def tool_result(self) -> Global___ToolResult:
         """The result a tool message carries."""
 
     def __init__(
         self,
         *,
-        text: builtins.str = ...,
-        image: global___ImagePart | None = ...,
-        tool_call: global___ToolCall | None = ...,
-        tool_result: global___ToolResult | None = ...,
+        text: _builtins.str = ...,
+        image: Global___ImagePart | None = ...,
+        tool_call: Global___ToolCall | None = ...,
+        tool_result: Global___ToolResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["text", "image", "tool_call", "tool_result"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image", "tool_call", "tool_result"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
-global___Part = Part
+Global___Part: _TypeAlias = Part  # noqa: Y015
 
-@typing.final
-class Message(google.protobuf.message.Message):
+@_typing.final
+class Message(_message.Message):
     """Message is one turn's content by one speaker."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ROLE_FIELD_NUMBER: builtins.int
-    PARTS_FIELD_NUMBER: builtins.int
-    role: global___Role.ValueType
+    ROLE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    role: Global___Role.ValueType
     """Who speaks."""
-    @property
-    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Part]:
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """The content, in order."""
 
     def __init__(
         self,
         *,
-        role: global___Role.ValueType = ...,
-        parts: collections.abc.Iterable[global___Part] | None = ...,
+        role: Global___Role.ValueType = ...,
+        parts: _abc.Iterable[Global___Part] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["parts", b"parts", "role", b"role"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Message = Message
+Global___Message: _TypeAlias = Message  # noqa: Y015
 
-@typing.final
-class ToolSpec(google.protobuf.message.Message):
+@_typing.final
+class ToolSpec(_message.Message):
     """ToolSpec declares a tool that agents may call."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: builtins.int
-    CLIENT_SIDE_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    CLIENT_SIDE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """Name, matching ^[A-Za-z0-9._-]{1,64}$."""
-    description: builtins.str
+    description: _builtins.str
     """What it does, for the model."""
-    parameters_json_schema: builtins.str
+    parameters_json_schema: _builtins.str
     """JSON Schema of its arguments. Empty for built-in tools, whose schema is known."""
-    client_side: builtins.bool
+    client_side: _builtins.bool
     """True if the client itself runs it: agents wait in AWAITING_CLIENT for SubmitToolResult."""
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        parameters_json_schema: builtins.str = ...,
-        client_side: builtins.bool = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_json_schema: _builtins.str = ...,
+        client_side: _builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["client_side", b"client_side", "description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_side", b"client_side", "description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ToolSpec = ToolSpec
+Global___ToolSpec: _TypeAlias = ToolSpec  # noqa: Y015
 
-@typing.final
-class ToolCall(google.protobuf.message.Message):
+@_typing.final
+class ToolCall(_message.Message):
     """ToolCall is an agent's wish to run a tool."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CALL_ID_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    ARGUMENTS_JSON_FIELD_NUMBER: builtins.int
-    call_id: builtins.str
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
     """Unique within the contemplation; the idempotency key of the execution."""
-    name: builtins.str
+    name: _builtins.str
     """The tool's name."""
-    arguments_json: builtins.str
+    arguments_json: _builtins.str
     """The arguments as one JSON object."""
     def __init__(
         self,
         *,
-        call_id: builtins.str = ...,
-        name: builtins.str = ...,
-        arguments_json: builtins.str = ...,
+        call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "name", b"name"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ToolCall = ToolCall
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
-@typing.final
-class Proof(google.protobuf.message.Message):
+@_typing.final
+class Proof(_message.Message):
     """Proof is a tool's statement that an answer holds."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ANSWER_FIELD_NUMBER: builtins.int
-    TOOL_NAME_FIELD_NUMBER: builtins.int
-    answer: builtins.str
+    ANSWER_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    answer: _builtins.str
     """The answer that was proved, in the form an agent would give it."""
-    tool_name: builtins.str
+    tool_name: _builtins.str
     """The tool that proved it."""
     def __init__(
         self,
         *,
-        answer: builtins.str = ...,
-        tool_name: builtins.str = ...,
+        answer: _builtins.str = ...,
+        tool_name: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["answer", b"answer", "tool_name", b"tool_name"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "tool_name", b"tool_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Proof = Proof
+Global___Proof: _TypeAlias = Proof  # noqa: Y015
 
-@typing.final
-class ToolResult(google.protobuf.message.Message):
+@_typing.final
+class ToolResult(_message.Message):
     """ToolResult is what a tool returned. Always untrusted."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CALL_ID_FIELD_NUMBER: builtins.int
-    PARTS_FIELD_NUMBER: builtins.int
-    IS_ERROR_FIELD_NUMBER: builtins.int
-    PROOF_FIELD_NUMBER: builtins.int
-    TRUNCATED_FIELD_NUMBER: builtins.int
-    call_id: builtins.str
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
     """The call it answers."""
-    is_error: builtins.bool
+    is_error: _builtins.bool
     """True if the tool refused or failed; the text says why, for the model."""
-    truncated: builtins.bool
+    truncated: _builtins.bool
     """True if the content was cut at the output limit."""
-    @property
-    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Part]:
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """The content, in order: text and images (crops by digest and box)."""
 
-    @property
-    def proof(self) -> global___Proof:
+    @_builtins.property
+    def proof(self) -> Global___Proof:
         """Set if the tool proved an answer."""
 
     def __init__(
         self,
         *,
-        call_id: builtins.str = ...,
-        parts: collections.abc.Iterable[global___Part] | None = ...,
-        is_error: builtins.bool = ...,
-        proof: global___Proof | None = ...,
-        truncated: builtins.bool = ...,
+        call_id: _builtins.str = ...,
+        parts: _abc.Iterable[Global___Part] | None = ...,
+        is_error: _builtins.bool = ...,
+        proof: Global___Proof | None = ...,
+        truncated: _builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["proof", b"proof"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["call_id", b"call_id", "is_error", b"is_error", "parts", b"parts", "proof", b"proof", "truncated", b"truncated"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "is_error", b"is_error", "parts", b"parts", "proof", b"proof", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ToolResult = ToolResult
+Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
 
-@typing.final
-class SamplingParams(google.protobuf.message.Message):
+@_typing.final
+class SamplingParams(_message.Message):
     """SamplingParams steers sampling. Names follow vllm_engine.proto where they mean the same."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LogitBiasEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.int
-        value: builtins.float
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
         def __init__(
             self,
             *,
-            key: builtins.int = ...,
-            value: builtins.float = ...,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    TEMPERATURE_FIELD_NUMBER: builtins.int
-    TOP_P_FIELD_NUMBER: builtins.int
-    TOP_K_FIELD_NUMBER: builtins.int
-    MIN_P_FIELD_NUMBER: builtins.int
-    FREQUENCY_PENALTY_FIELD_NUMBER: builtins.int
-    PRESENCE_PENALTY_FIELD_NUMBER: builtins.int
-    REPETITION_PENALTY_FIELD_NUMBER: builtins.int
-    MAX_TOKENS_FIELD_NUMBER: builtins.int
-    MIN_TOKENS_FIELD_NUMBER: builtins.int
-    STOP_FIELD_NUMBER: builtins.int
-    STOP_TOKEN_IDS_FIELD_NUMBER: builtins.int
-    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
-    IGNORE_EOS_FIELD_NUMBER: builtins.int
-    LOGPROBS_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    LOGIT_BIAS_FIELD_NUMBER: builtins.int
-    JSON_SCHEMA_FIELD_NUMBER: builtins.int
-    REGEX_FIELD_NUMBER: builtins.int
-    temperature: builtins.float
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
     """Softmax temperature, 0 (greedy) to 2. Absent means the model's own default."""
-    top_p: builtins.float
+    top_p: _builtins.float
     """Nucleus mass in (0, 1]. Absent means 1."""
-    top_k: builtins.int
+    top_k: _builtins.int
     """Keep the k most likely tokens; 0 means all."""
-    min_p: builtins.float
+    min_p: _builtins.float
     """Drop tokens less likely than min_p times the likeliest, in [0, 1]."""
-    frequency_penalty: builtins.float
+    frequency_penalty: _builtins.float
     """Subtracted per earlier occurrence, -2 to 2."""
-    presence_penalty: builtins.float
+    presence_penalty: _builtins.float
     """Subtracted once if a token occurred, -2 to 2."""
-    repetition_penalty: builtins.float
+    repetition_penalty: _builtins.float
     """Divides logits of tokens that occurred; 0 means 1 (off)."""
-    max_tokens: builtins.int
+    max_tokens: _builtins.int
     """The most tokens the sequence may sample; absent means the model's default limit."""
-    min_tokens: builtins.int
+    min_tokens: _builtins.int
     """The fewest tokens before a stop counts."""
-    skip_special_tokens: builtins.bool
+    skip_special_tokens: _builtins.bool
     """True keeps special tokens out of the text."""
-    ignore_eos: builtins.bool
+    ignore_eos: _builtins.bool
     """True goes on past the end-of-turn token (benchmarks)."""
-    logprobs: builtins.int
+    logprobs: _builtins.int
     """How many most likely tokens to report per step; absent means none."""
-    seed: builtins.int
+    seed: _builtins.int
     """The contemplation's seed; each agent's stream is keyed by (seed, agent). Absent: chosen and told."""
-    json_schema: builtins.str
+    json_schema: _builtins.str
     """A JSON Schema."""
-    regex: builtins.str
+    regex: _builtins.str
     """A regular expression (RE2 syntax)."""
-    @property
-    def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strings that end the sequence; at most 16 of at most 128 bytes."""
 
-    @property
-    def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end the sequence."""
 
-    @property
-    def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Added to the logits of these token ids, -100 to 100; at most 300 entries."""
 
     def __init__(
         self,
         *,
-        temperature: builtins.float | None = ...,
-        top_p: builtins.float | None = ...,
-        top_k: builtins.int = ...,
-        min_p: builtins.float = ...,
-        frequency_penalty: builtins.float = ...,
-        presence_penalty: builtins.float = ...,
-        repetition_penalty: builtins.float = ...,
-        max_tokens: builtins.int | None = ...,
-        min_tokens: builtins.int = ...,
-        stop: collections.abc.Iterable[builtins.str] | None = ...,
-        stop_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        skip_special_tokens: builtins.bool = ...,
-        ignore_eos: builtins.bool = ...,
-        logprobs: builtins.int | None = ...,
-        seed: builtins.int | None = ...,
-        logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
-        json_schema: builtins.str = ...,
-        regex: builtins.str = ...,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
+        top_k: _builtins.int = ...,
+        min_p: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
+        presence_penalty: _builtins.float = ...,
+        repetition_penalty: _builtins.float = ...,
+        max_tokens: _builtins.int | None = ...,
+        min_tokens: _builtins.int = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        skip_special_tokens: _builtins.bool = ...,
+        ignore_eos: _builtins.bool = ...,
+        logprobs: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "constraint", b"constraint", "json_schema", b"json_schema", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "regex", b"regex", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "constraint", b"constraint", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_logprobs", b"_logprobs"]) -> typing.Literal["logprobs"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["constraint", b"constraint"]) -> typing.Literal["json_schema", "regex"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "constraint", b"constraint", "json_schema", b"json_schema", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "regex", b"regex", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "constraint", b"constraint", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "regex"]  # noqa: Y015
+    _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_constraint) -> _WhichOneofReturnType_constraint | None: ...
 
-global___SamplingParams = SamplingParams
+Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
-@typing.final
-class Usage(google.protobuf.message.Message):
+@_typing.final
+class Usage(_message.Message):
     """Usage counts tokens. A contemplation's ledger adds them up."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    CACHED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    INJECTED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    prompt_token_count: builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    INJECTED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    prompt_token_count: _builtins.int
     """Tokens of prompts that were computed or found cached."""
-    cached_token_count: builtins.int
+    cached_token_count: _builtins.int
     """Of these, tokens whose KV was already there."""
-    sampled_token_count: builtins.int
+    sampled_token_count: _builtins.int
     """Tokens sampled by agents."""
-    injected_token_count: builtins.int
+    injected_token_count: _builtins.int
     """Tokens injected: tool results, images, steering."""
     def __init__(
         self,
         *,
-        prompt_token_count: builtins.int = ...,
-        cached_token_count: builtins.int = ...,
-        sampled_token_count: builtins.int = ...,
-        injected_token_count: builtins.int = ...,
+        prompt_token_count: _builtins.int = ...,
+        cached_token_count: _builtins.int = ...,
+        sampled_token_count: _builtins.int = ...,
+        injected_token_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_token_count", b"cached_token_count", "injected_token_count", b"injected_token_count", "prompt_token_count", b"prompt_token_count", "sampled_token_count", b"sampled_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "injected_token_count", b"injected_token_count", "prompt_token_count", b"prompt_token_count", "sampled_token_count", b"sampled_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Usage = Usage
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
-@typing.final
-class Ledger(google.protobuf.message.Message):
+@_typing.final
+class Ledger(_message.Message):
     """Ledger splits the sampled tokens of a contemplation by what became of them.
     generated = used + killed + lost, equal to the engines' own counters.
     """
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    GENERATED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    USED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    KILLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    LOST_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    COST_MICRO_USD_FIELD_NUMBER: builtins.int
-    TOOL_CALL_COUNT_FIELD_NUMBER: builtins.int
-    TOOL_EXECUTION_COUNT_FIELD_NUMBER: builtins.int
-    generated_token_count: builtins.int
+    GENERATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    USED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    KILLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    LOST_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_COUNT_FIELD_NUMBER: _builtins.int
+    TOOL_EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
+    generated_token_count: _builtins.int
     """All tokens the engines sampled."""
-    used_token_count: builtins.int
+    used_token_count: _builtins.int
     """Sampled by agents that ended by themselves."""
-    killed_token_count: builtins.int
+    killed_token_count: _builtins.int
     """Sampled by agents that were killed before their end."""
-    lost_token_count: builtins.int
+    lost_token_count: _builtins.int
     """Sampled by attempts that were lost with their endpoint."""
-    cost_micro_usd: builtins.int
+    cost_micro_usd: _builtins.int
     """Estimated money, in millionths of a US dollar."""
-    tool_call_count: builtins.int
+    tool_call_count: _builtins.int
     """Tool calls the agents asked for."""
-    tool_execution_count: builtins.int
+    tool_execution_count: _builtins.int
     """Tool calls that really ran; siblings' identical calls run once."""
     def __init__(
         self,
         *,
-        generated_token_count: builtins.int = ...,
-        used_token_count: builtins.int = ...,
-        killed_token_count: builtins.int = ...,
-        lost_token_count: builtins.int = ...,
-        cost_micro_usd: builtins.int = ...,
-        tool_call_count: builtins.int = ...,
-        tool_execution_count: builtins.int = ...,
+        generated_token_count: _builtins.int = ...,
+        used_token_count: _builtins.int = ...,
+        killed_token_count: _builtins.int = ...,
+        lost_token_count: _builtins.int = ...,
+        cost_micro_usd: _builtins.int = ...,
+        tool_call_count: _builtins.int = ...,
+        tool_execution_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cost_micro_usd", b"cost_micro_usd", "generated_token_count", b"generated_token_count", "killed_token_count", b"killed_token_count", "lost_token_count", b"lost_token_count", "tool_call_count", b"tool_call_count", "tool_execution_count", b"tool_execution_count", "used_token_count", b"used_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro_usd", b"cost_micro_usd", "generated_token_count", b"generated_token_count", "killed_token_count", b"killed_token_count", "lost_token_count", b"lost_token_count", "tool_call_count", b"tool_call_count", "tool_execution_count", b"tool_execution_count", "used_token_count", b"used_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Ledger = Ledger
+Global___Ledger: _TypeAlias = Ledger  # noqa: Y015
 
-@typing.final
-class Budget(google.protobuf.message.Message):
+@_typing.final
+class Budget(_message.Message):
     """Budget bounds a contemplation. Zero or absent means the server's limit."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MAX_TOKENS_FIELD_NUMBER: builtins.int
-    MAX_COST_MICRO_USD_FIELD_NUMBER: builtins.int
-    DEADLINE_TIME_FIELD_NUMBER: builtins.int
-    max_tokens: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    max_tokens: _builtins.int
     """The most tokens all agents together may sample."""
-    max_cost_micro_usd: builtins.int
+    max_cost_micro_usd: _builtins.int
     """The most money, in millionths of a US dollar."""
-    @property
-    def deadline_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
         """When the answer must be there."""
 
     def __init__(
         self,
         *,
-        max_tokens: builtins.int = ...,
-        max_cost_micro_usd: builtins.int = ...,
-        deadline_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        max_tokens: _builtins.int = ...,
+        max_cost_micro_usd: _builtins.int = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["deadline_time", b"deadline_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["deadline_time", b"deadline_time", "max_cost_micro_usd", b"max_cost_micro_usd", "max_tokens", b"max_tokens"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "max_cost_micro_usd", b"max_cost_micro_usd", "max_tokens", b"max_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Budget = Budget
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
-@typing.final
-class Confidence(google.protobuf.message.Message):
+@_typing.final
+class Confidence(_message.Message):
     """Confidence summarises how sure a sequence is of its tokens."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MEAN_LOGPROB_FIELD_NUMBER: builtins.int
-    LOWEST_GROUP_CONFIDENCE_FIELD_NUMBER: builtins.int
-    GROUP_CONFIDENCE_FIELD_NUMBER: builtins.int
-    mean_logprob: builtins.float
+    MEAN_LOGPROB_FIELD_NUMBER: _builtins.int
+    LOWEST_GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    mean_logprob: _builtins.float
     """Mean log probability of the sampled tokens, natural logarithm, at most 0."""
-    lowest_group_confidence: builtins.float
+    lowest_group_confidence: _builtins.float
     """Lowest group confidence so far (DeepConf, arXiv 2508.15260): the mean over a sliding window of the mean
     negative log probability of the likeliest tokens.
     """
-    group_confidence: builtins.float
+    group_confidence: _builtins.float
     """Confidence of the last full window."""
     def __init__(
         self,
         *,
-        mean_logprob: builtins.float = ...,
-        lowest_group_confidence: builtins.float = ...,
-        group_confidence: builtins.float = ...,
+        mean_logprob: _builtins.float = ...,
+        lowest_group_confidence: _builtins.float = ...,
+        group_confidence: _builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["group_confidence", b"group_confidence", "lowest_group_confidence", b"lowest_group_confidence", "mean_logprob", b"mean_logprob"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_confidence", b"group_confidence", "lowest_group_confidence", b"lowest_group_confidence", "mean_logprob", b"mean_logprob"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Confidence = Confidence
+Global___Confidence: _TypeAlias = Confidence  # noqa: Y015
 
-@typing.final
-class Ballot(google.protobuf.message.Message):
+@_typing.final
+class Ballot(_message.Message):
     """Ballot is an agent's parsed answer."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    ANSWER_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    ABSTAINED_FIELD_NUMBER: builtins.int
-    PROVED_FIELD_NUMBER: builtins.int
-    CONFIDENCE_FIELD_NUMBER: builtins.int
-    WEIGHT_FIELD_NUMBER: builtins.int
-    FINISH_REASON_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ABSTAINED_FIELD_NUMBER: _builtins.int
+    PROVED_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt that cast it."""
-    answer: builtins.str
+    answer: _builtins.str
     """The answer as the agent wrote it. Empty if it abstained."""
-    key: builtins.str
+    key: _builtins.str
     """The normal form by which answers are compared. Empty if it abstained."""
-    abstained: builtins.bool
+    abstained: _builtins.bool
     """True if the agent gave no usable answer."""
-    proved: builtins.bool
+    proved: _builtins.bool
     """True if a tool proved this answer."""
-    weight: builtins.float
+    weight: _builtins.float
     """Weight in the vote; 1 unless the strategy weights ballots."""
-    finish_reason: global___FinishReason.ValueType
+    finish_reason: Global___FinishReason.ValueType
     """Why the sequence ended."""
-    sampled_token_count: builtins.int
+    sampled_token_count: _builtins.int
     """Tokens the agent sampled."""
-    @property
-    def confidence(self) -> global___Confidence:
+    @_builtins.property
+    def confidence(self) -> Global___Confidence:
         """How sure it was."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        answer: builtins.str = ...,
-        key: builtins.str = ...,
-        abstained: builtins.bool = ...,
-        proved: builtins.bool = ...,
-        confidence: global___Confidence | None = ...,
-        weight: builtins.float = ...,
-        finish_reason: global___FinishReason.ValueType = ...,
-        sampled_token_count: builtins.int = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        answer: _builtins.str = ...,
+        key: _builtins.str = ...,
+        abstained: _builtins.bool = ...,
+        proved: _builtins.bool = ...,
+        confidence: Global___Confidence | None = ...,
+        weight: _builtins.float = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        sampled_token_count: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["confidence", b"confidence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["abstained", b"abstained", "agent_id", b"agent_id", "answer", b"answer", "attempt", b"attempt", "confidence", b"confidence", "finish_reason", b"finish_reason", "key", b"key", "proved", b"proved", "sampled_token_count", b"sampled_token_count", "weight", b"weight"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "agent_id", b"agent_id", "answer", b"answer", "attempt", b"attempt", "confidence", b"confidence", "finish_reason", b"finish_reason", "key", b"key", "proved", b"proved", "sampled_token_count", b"sampled_token_count", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Ballot = Ballot
+Global___Ballot: _TypeAlias = Ballot  # noqa: Y015
 
-@typing.final
-class Evidence(google.protobuf.message.Message):
+@_typing.final
+class Evidence(_message.Message):
     """Evidence is something the verdict rests on."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    IMAGE_FIELD_NUMBER: builtins.int
-    TOOL_RESULT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent that used it."""
-    @property
-    def image(self) -> global___ImagePart:
+    @_builtins.property
+    def image(self) -> Global___ImagePart:
         """A region of an image an agent looked at."""
 
-    @property
-    def tool_result(self) -> global___ToolResult:
+    @_builtins.property
+    def tool_result(self) -> Global___ToolResult:
         """A tool's result."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        image: global___ImagePart | None = ...,
-        tool_result: global___ToolResult | None = ...,
+        agent_id: _builtins.int = ...,
+        image: Global___ImagePart | None = ...,
+        tool_result: Global___ToolResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["evidence", b"evidence", "image", b"image", "tool_result", b"tool_result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "evidence", b"evidence", "image", b"image", "tool_result", b"tool_result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["evidence", b"evidence"]) -> typing.Literal["image", "tool_result"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "image", b"image", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "evidence", b"evidence", "image", b"image", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["image", "tool_result"]  # noqa: Y015
+    _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_evidence) -> _WhichOneofReturnType_evidence | None: ...
 
-global___Evidence = Evidence
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
-@typing.final
-class KilledAgent(google.protobuf.message.Message):
+@_typing.final
+class KilledAgent(_message.Message):
     """KilledAgent says which agent was stopped and why."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    reason: builtins.str
+    reason: _builtins.str
     """Why, in UPPER_SNAKE_CASE: DECIDED, CONFIDENCE, BUDGET, DEADLINE, CANCELLED, LOST."""
-    sampled_token_count: builtins.int
+    sampled_token_count: _builtins.int
     """Tokens it had sampled when the kill was acknowledged."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        reason: builtins.str = ...,
-        sampled_token_count: builtins.int = ...,
+        agent_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        sampled_token_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "reason", b"reason", "sampled_token_count", b"sampled_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "reason", b"reason", "sampled_token_count", b"sampled_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___KilledAgent = KilledAgent
+Global___KilledAgent: _TypeAlias = KilledAgent  # noqa: Y015
 
-@typing.final
-class PlacedAgents(google.protobuf.message.Message):
+@_typing.final
+class PlacedAgents(_message.Message):
     """PlacedAgents says where agents ran."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    PROVIDER_FIELD_NUMBER: builtins.int
-    REGION_FIELD_NUMBER: builtins.int
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    endpoint_id: builtins.str
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
     """The endpoint."""
-    provider: builtins.str
+    provider: _builtins.str
     """Who runs it."""
-    region: builtins.str
+    region: _builtins.str
     """Its region."""
-    reason: builtins.str
+    reason: _builtins.str
     """Why, in a sentence."""
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents placed there."""
 
     def __init__(
         self,
         *,
-        endpoint_id: builtins.str = ...,
-        provider: builtins.str = ...,
-        region: builtins.str = ...,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        reason: builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        region: _builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids", "endpoint_id", b"endpoint_id", "provider", b"provider", "reason", b"reason", "region", b"region"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "endpoint_id", b"endpoint_id", "provider", b"provider", "reason", b"reason", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___PlacedAgents = PlacedAgents
+Global___PlacedAgents: _TypeAlias = PlacedAgents  # noqa: Y015
 
-@typing.final
-class Certificate(google.protobuf.message.Message):
+@_typing.final
+class Certificate(_message.Message):
     """Certificate is the verdict's account of itself."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class BuildDigestsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class BuildDigestsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    STRATEGY_FIELD_NUMBER: builtins.int
-    QUORUM_FIELD_NUMBER: builtins.int
-    DECISION_FIELD_NUMBER: builtins.int
-    BALLOTS_FIELD_NUMBER: builtins.int
-    KILLED_AGENTS_FIELD_NUMBER: builtins.int
-    PLACEMENTS_FIELD_NUMBER: builtins.int
-    EVIDENCE_FIELD_NUMBER: builtins.int
-    LEDGER_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    BUILD_DIGESTS_FIELD_NUMBER: builtins.int
-    strategy: builtins.str
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    BALLOTS_FIELD_NUMBER: _builtins.int
+    KILLED_AGENTS_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BUILD_DIGESTS_FIELD_NUMBER: _builtins.int
+    strategy: _builtins.str
     """The strategy that ran."""
-    quorum: builtins.str
+    quorum: _builtins.str
     """The quorum rule that decided."""
-    decision: builtins.str
+    decision: _builtins.str
     """Why the outcome was decided, in a sentence."""
-    seed: builtins.int
+    seed: _builtins.int
     """The seed, with which the contemplation can be run again."""
-    model: builtins.str
+    model: _builtins.str
     """The model."""
-    @property
-    def ballots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Ballot]:
+    @_builtins.property
+    def ballots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ballot]:
         """Every ballot, in journalled order."""
 
-    @property
-    def killed_agents(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KilledAgent]:
+    @_builtins.property
+    def killed_agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___KilledAgent]:
         """Every agent that was stopped."""
 
-    @property
-    def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlacedAgents]:
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedAgents]:
         """Where every agent ran."""
 
-    @property
-    def evidence(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Evidence]:
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
         """What the answer rests on."""
 
-    @property
-    def ledger(self) -> global___Ledger:
+    @_builtins.property
+    def ledger(self) -> Global___Ledger:
         """What it cost."""
 
-    @property
-    def build_digests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def build_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Digest of code, weights, dtype, instruction set and threads of each endpoint used."""
 
     def __init__(
         self,
         *,
-        strategy: builtins.str = ...,
-        quorum: builtins.str = ...,
-        decision: builtins.str = ...,
-        ballots: collections.abc.Iterable[global___Ballot] | None = ...,
-        killed_agents: collections.abc.Iterable[global___KilledAgent] | None = ...,
-        placements: collections.abc.Iterable[global___PlacedAgents] | None = ...,
-        evidence: collections.abc.Iterable[global___Evidence] | None = ...,
-        ledger: global___Ledger | None = ...,
-        seed: builtins.int = ...,
-        model: builtins.str = ...,
-        build_digests: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        strategy: _builtins.str = ...,
+        quorum: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        ballots: _abc.Iterable[Global___Ballot] | None = ...,
+        killed_agents: _abc.Iterable[Global___KilledAgent] | None = ...,
+        placements: _abc.Iterable[Global___PlacedAgents] | None = ...,
+        evidence: _abc.Iterable[Global___Evidence] | None = ...,
+        ledger: Global___Ledger | None = ...,
+        seed: _builtins.int = ...,
+        model: _builtins.str = ...,
+        build_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ledger", b"ledger"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ballots", b"ballots", "build_digests", b"build_digests", "decision", b"decision", "evidence", b"evidence", "killed_agents", b"killed_agents", "ledger", b"ledger", "model", b"model", "placements", b"placements", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "build_digests", b"build_digests", "decision", b"decision", "evidence", b"evidence", "killed_agents", b"killed_agents", "ledger", b"ledger", "model", b"model", "placements", b"placements", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Certificate = Certificate
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
-@typing.final
-class Verdict(google.protobuf.message.Message):
+@_typing.final
+class Verdict(_message.Message):
     """Verdict is the answer of a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ANSWER_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    DEGRADED_FIELD_NUMBER: builtins.int
-    DEGRADED_REASONS_FIELD_NUMBER: builtins.int
-    PROVED_FIELD_NUMBER: builtins.int
-    ABSTAINED_FIELD_NUMBER: builtins.int
-    CERTIFICATE_FIELD_NUMBER: builtins.int
-    USAGE_FIELD_NUMBER: builtins.int
-    DURATION_FIELD_NUMBER: builtins.int
-    answer: builtins.str
+    ANSWER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    DEGRADED_REASONS_FIELD_NUMBER: _builtins.int
+    PROVED_FIELD_NUMBER: _builtins.int
+    ABSTAINED_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    answer: _builtins.str
     """The answer, in the winning agents' words."""
-    key: builtins.str
+    key: _builtins.str
     """Its normal form."""
-    degraded: builtins.bool
+    degraded: _builtins.bool
     """True if fewer agents than asked for took part, or the budget or deadline ended first."""
-    proved: builtins.bool
+    proved: _builtins.bool
     """True if a tool proved the answer."""
-    abstained: builtins.bool
+    abstained: _builtins.bool
     """True if no agent could answer; `answer` is then the agents' refusal."""
-    @property
-    def degraded_reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def degraded_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why it is degraded, in UPPER_SNAKE_CASE: BUDGET, DEADLINE, AGENTS_LOST, NO_BALLOT. Empty if it is not."""
 
-    @property
-    def certificate(self) -> global___Certificate:
+    @_builtins.property
+    def certificate(self) -> Global___Certificate:
         """The account of how it came about."""
 
-    @property
-    def usage(self) -> global___Usage:
+    @_builtins.property
+    def usage(self) -> Global___Usage:
         """Token counts over all agents."""
 
-    @property
-    def duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
         """From acceptance to verdict."""
 
     def __init__(
         self,
         *,
-        answer: builtins.str = ...,
-        key: builtins.str = ...,
-        degraded: builtins.bool = ...,
-        degraded_reasons: collections.abc.Iterable[builtins.str] | None = ...,
-        proved: builtins.bool = ...,
-        abstained: builtins.bool = ...,
-        certificate: global___Certificate | None = ...,
-        usage: global___Usage | None = ...,
-        duration: google.protobuf.duration_pb2.Duration | None = ...,
+        answer: _builtins.str = ...,
+        key: _builtins.str = ...,
+        degraded: _builtins.bool = ...,
+        degraded_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        proved: _builtins.bool = ...,
+        abstained: _builtins.bool = ...,
+        certificate: Global___Certificate | None = ...,
+        usage: Global___Usage | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["certificate", b"certificate", "duration", b"duration", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["abstained", b"abstained", "answer", b"answer", "certificate", b"certificate", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "duration", b"duration", "key", b"key", "proved", b"proved", "usage", b"usage"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "duration", b"duration", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "answer", b"answer", "certificate", b"certificate", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "duration", b"duration", "key", b"key", "proved", b"proved", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Verdict = Verdict
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
-@typing.final
-class TraceRef(google.protobuf.message.Message):
+@_typing.final
+class TraceRef(_message.Message):
     """TraceRef names a trace."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TRACE_ID_FIELD_NUMBER: builtins.int
-    trace_id: builtins.str
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.str
     """32 hex digits."""
     def __init__(
         self,
         *,
-        trace_id: builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["trace_id", b"trace_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___TraceRef = TraceRef
+Global___TraceRef: _TypeAlias = TraceRef  # noqa: Y015

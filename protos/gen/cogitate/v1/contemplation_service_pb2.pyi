@@ -3,32 +3,32 @@
 isort:skip_file
 A contemplation: one question, many agents, one stream of numbered events, one ending."""
 
-import builtins
-import cogitate.v1.common_pb2
-import cogitate.v1.router_service_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
-import google.protobuf.message
-import google.protobuf.timestamp_pb2
+from cogitate.v1 import common_pb2 as _common_pb2
+from cogitate.v1 import router_service_pb2 as _router_service_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+import builtins as _builtins
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    import typing_extensions
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: _descriptor.FileDescriptor
 
 class _OnDisconnect:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _OnDisconnectEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OnDisconnect.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _OnDisconnectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnDisconnect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     ON_DISCONNECT_UNSPECIFIED: _OnDisconnect.ValueType  # 0
     """CANCEL."""
     ON_DISCONNECT_CANCEL: _OnDisconnect.ValueType  # 1
@@ -45,1047 +45,1149 @@ ON_DISCONNECT_CANCEL: OnDisconnect.ValueType  # 1
 """All agents and tools are stopped within 100 ms."""
 ON_DISCONNECT_CONTINUE: OnDisconnect.ValueType  # 2
 """It runs on; Attach gets the rest."""
-global___OnDisconnect = OnDisconnect
+Global___OnDisconnect: _TypeAlias = OnDisconnect  # noqa: Y015
 
-@typing.final
-class ContemplationSpec(google.protobuf.message.Message):
+@_typing.final
+class ContemplationSpec(_message.Message):
     """ContemplationSpec says what is asked and how."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    CONVERSATION_FIELD_NUMBER: builtins.int
-    EFFORT_FIELD_NUMBER: builtins.int
-    AGENT_COUNT_FIELD_NUMBER: builtins.int
-    STRATEGY_FIELD_NUMBER: builtins.int
-    QUORUM_FIELD_NUMBER: builtins.int
-    SAMPLING_PARAMS_FIELD_NUMBER: builtins.int
-    BUDGET_FIELD_NUMBER: builtins.int
-    ALLOWED_TOOLS_FIELD_NUMBER: builtins.int
-    CLIENT_TOOLS_FIELD_NUMBER: builtins.int
-    CONSTRAINTS_FIELD_NUMBER: builtins.int
-    ON_DISCONNECT_FIELD_NUMBER: builtins.int
-    PARENT_CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    RESPONSE_JSON_SCHEMA_FIELD_NUMBER: builtins.int
-    EQUIVALENCE_FIELD_NUMBER: builtins.int
-    INITIAL_AGENT_COUNT_FIELD_NUMBER: builtins.int
-    MAX_ROUND_COUNT_FIELD_NUMBER: builtins.int
-    PRIORITY_FIELD_NUMBER: builtins.int
-    request_id: builtins.str
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    SAMPLING_PARAMS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
+    CLIENT_TOOLS_FIELD_NUMBER: _builtins.int
+    CONSTRAINTS_FIELD_NUMBER: _builtins.int
+    ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    PARENT_CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    EQUIVALENCE_FIELD_NUMBER: _builtins.int
+    INITIAL_AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_ROUND_COUNT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
     """Client-chosen UUID; makes Contemplate idempotent. Absent: the server chooses."""
-    model: builtins.str
+    model: _builtins.str
     """The model; empty means the server's default."""
-    effort: cogitate.v1.common_pb2.Effort.ValueType
+    effort: _common_pb2.Effort.ValueType
     """How much thinking."""
-    agent_count: builtins.int
+    agent_count: _builtins.int
     """How many agents, 1 to the server's limit; absent means the effort's default."""
-    strategy: builtins.str
+    strategy: _builtins.str
     """Strategy by name, such as "vote"; empty means the default."""
-    quorum: builtins.str
+    quorum: _builtins.str
     """Quorum rule by name, such as "all", "unbeatable" or "verified"; empty means the default."""
-    on_disconnect: global___OnDisconnect.ValueType
+    on_disconnect: Global___OnDisconnect.ValueType
     """What happens when the client's stream breaks."""
-    parent_contemplation_id: builtins.str
+    parent_contemplation_id: _builtins.str
     """Links a follow-up or a nested use to its parent."""
-    response_json_schema: builtins.str
+    response_json_schema: _builtins.str
     """JSON Schema of the answer; empty for free text."""
-    equivalence: builtins.str
+    equivalence: _builtins.str
     """How answers are compared: "auto", "number", "choice", "text" or "json"; empty means auto."""
-    initial_agent_count: builtins.int
+    initial_agent_count: _builtins.int
     """Start with this many agents and widen to agent_count while there is dissent; 0 means all at once."""
-    max_round_count: builtins.int
+    max_round_count: _builtins.int
     """Rounds a strategy may use; 0 means its default."""
-    priority: builtins.int
+    priority: _builtins.int
     """Scheduling class, higher first."""
-    @property
-    def conversation(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.Message]:
+    @_builtins.property
+    def conversation(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
         """The conversation; its last message is the question. At least one non-empty text part."""
 
-    @property
-    def sampling_params(self) -> cogitate.v1.common_pb2.SamplingParams:
+    @_builtins.property
+    def sampling_params(self) -> _common_pb2.SamplingParams:
         """How agents sample."""
 
-    @property
-    def budget(self) -> cogitate.v1.common_pb2.Budget:
+    @_builtins.property
+    def budget(self) -> _common_pb2.Budget:
         """Bounds."""
 
-    @property
-    def allowed_tools(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def allowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tools agents may use by name; empty means the model's own. A single "none" means no tools."""
 
-    @property
-    def client_tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.ToolSpec]:
+    @_builtins.property
+    def client_tools(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ToolSpec]:
         """Tools that live in the client."""
 
-    @property
-    def constraints(self) -> cogitate.v1.router_service_pb2.PlacementConstraints:
+    @_builtins.property
+    def constraints(self) -> _router_service_pb2.PlacementConstraints:
         """Where agents may run."""
 
     def __init__(
         self,
         *,
-        request_id: builtins.str = ...,
-        model: builtins.str = ...,
-        conversation: collections.abc.Iterable[cogitate.v1.common_pb2.Message] | None = ...,
-        effort: cogitate.v1.common_pb2.Effort.ValueType = ...,
-        agent_count: builtins.int | None = ...,
-        strategy: builtins.str = ...,
-        quorum: builtins.str = ...,
-        sampling_params: cogitate.v1.common_pb2.SamplingParams | None = ...,
-        budget: cogitate.v1.common_pb2.Budget | None = ...,
-        allowed_tools: collections.abc.Iterable[builtins.str] | None = ...,
-        client_tools: collections.abc.Iterable[cogitate.v1.common_pb2.ToolSpec] | None = ...,
-        constraints: cogitate.v1.router_service_pb2.PlacementConstraints | None = ...,
-        on_disconnect: global___OnDisconnect.ValueType = ...,
-        parent_contemplation_id: builtins.str = ...,
-        response_json_schema: builtins.str = ...,
-        equivalence: builtins.str = ...,
-        initial_agent_count: builtins.int = ...,
-        max_round_count: builtins.int = ...,
-        priority: builtins.int = ...,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        conversation: _abc.Iterable[_common_pb2.Message] | None = ...,
+        effort: _common_pb2.Effort.ValueType = ...,
+        agent_count: _builtins.int | None = ...,
+        strategy: _builtins.str = ...,
+        quorum: _builtins.str = ...,
+        sampling_params: _common_pb2.SamplingParams | None = ...,
+        budget: _common_pb2.Budget | None = ...,
+        allowed_tools: _abc.Iterable[_builtins.str] | None = ...,
+        client_tools: _abc.Iterable[_common_pb2.ToolSpec] | None = ...,
+        constraints: _router_service_pb2.PlacementConstraints | None = ...,
+        on_disconnect: Global___OnDisconnect.ValueType = ...,
+        parent_contemplation_id: _builtins.str = ...,
+        response_json_schema: _builtins.str = ...,
+        equivalence: _builtins.str = ...,
+        initial_agent_count: _builtins.int = ...,
+        max_round_count: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "budget", b"budget", "constraints", b"constraints", "sampling_params", b"sampling_params"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "allowed_tools", b"allowed_tools", "budget", b"budget", "client_tools", b"client_tools", "constraints", b"constraints", "conversation", b"conversation", "effort", b"effort", "equivalence", b"equivalence", "initial_agent_count", b"initial_agent_count", "max_round_count", b"max_round_count", "model", b"model", "on_disconnect", b"on_disconnect", "parent_contemplation_id", b"parent_contemplation_id", "priority", b"priority", "quorum", b"quorum", "request_id", b"request_id", "response_json_schema", b"response_json_schema", "sampling_params", b"sampling_params", "strategy", b"strategy"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_agent_count", b"_agent_count"]) -> typing.Literal["agent_count"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "budget", b"budget", "constraints", b"constraints", "sampling_params", b"sampling_params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "allowed_tools", b"allowed_tools", "budget", b"budget", "client_tools", b"client_tools", "constraints", b"constraints", "conversation", b"conversation", "effort", b"effort", "equivalence", b"equivalence", "initial_agent_count", b"initial_agent_count", "max_round_count", b"max_round_count", "model", b"model", "on_disconnect", b"on_disconnect", "parent_contemplation_id", b"parent_contemplation_id", "priority", b"priority", "quorum", b"quorum", "request_id", b"request_id", "response_json_schema", b"response_json_schema", "sampling_params", b"sampling_params", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agent_count: _TypeAlias = _typing.Literal["agent_count"]  # noqa: Y015
+    _WhichOneofArgType__agent_count: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent_count) -> _WhichOneofReturnType__agent_count | None: ...
 
-global___ContemplationSpec = ContemplationSpec
+Global___ContemplationSpec: _TypeAlias = ContemplationSpec  # noqa: Y015
 
-@typing.final
-class EventFilter(google.protobuf.message.Message):
+@_typing.final
+class EventFilter(_message.Message):
     """EventFilter chooses events. Event numbers stay as they are."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EXCLUDED_EVENTS_FIELD_NUMBER: builtins.int
-    @property
-    def excluded_events(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    EXCLUDED_EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def excluded_events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Field names of ContemplationEvent.event to leave out, such as "deltas". Endings are never left out."""
 
     def __init__(
         self,
         *,
-        excluded_events: collections.abc.Iterable[builtins.str] | None = ...,
+        excluded_events: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["excluded_events", b"excluded_events"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_events", b"excluded_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EventFilter = EventFilter
+Global___EventFilter: _TypeAlias = EventFilter  # noqa: Y015
 
-@typing.final
-class ContemplateRequest(google.protobuf.message.Message):
+@_typing.final
+class ContemplateRequest(_message.Message):
     """ContemplateRequest starts a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SPEC_FIELD_NUMBER: builtins.int
-    FILTER_FIELD_NUMBER: builtins.int
-    @property
-    def spec(self) -> global___ContemplationSpec:
+    SPEC_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> Global___ContemplationSpec:
         """What is asked and how."""
 
-    @property
-    def filter(self) -> global___EventFilter:
+    @_builtins.property
+    def filter(self) -> Global___EventFilter:
         """Which events to send."""
 
     def __init__(
         self,
         *,
-        spec: global___ContemplationSpec | None = ...,
-        filter: global___EventFilter | None = ...,
+        spec: Global___ContemplationSpec | None = ...,
+        filter: Global___EventFilter | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["filter", b"filter", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["filter", b"filter", "spec", b"spec"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ContemplateRequest = ContemplateRequest
+Global___ContemplateRequest: _TypeAlias = ContemplateRequest  # noqa: Y015
 
-@typing.final
-class ContemplateResponse(google.protobuf.message.Message):
+@_typing.final
+class ContemplateResponse(_message.Message):
     """ContemplateResponse carries an event. Same bytes as AttachResponse."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_FIELD_NUMBER: builtins.int
-    @property
-    def event(self) -> global___ContemplationEvent:
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___ContemplationEvent:
         """The event."""
 
     def __init__(
         self,
         *,
-        event: global___ContemplationEvent | None = ...,
+        event: Global___ContemplationEvent | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ContemplateResponse = ContemplateResponse
+Global___ContemplateResponse: _TypeAlias = ContemplateResponse  # noqa: Y015
 
-@typing.final
-class AttachRequest(google.protobuf.message.Message):
+@_typing.final
+class AttachRequest(_message.Message):
     """AttachRequest joins a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    AFTER_EVENT_NUMBER_FIELD_NUMBER: builtins.int
-    FILTER_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    AFTER_EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which."""
-    after_event_number: builtins.int
+    after_event_number: _builtins.int
     """The last event number the client has; 0 for all."""
-    @property
-    def filter(self) -> global___EventFilter:
+    @_builtins.property
+    def filter(self) -> Global___EventFilter:
         """Which events to send."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        after_event_number: builtins.int = ...,
-        filter: global___EventFilter | None = ...,
+        contemplation_id: _builtins.str = ...,
+        after_event_number: _builtins.int = ...,
+        filter: Global___EventFilter | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["after_event_number", b"after_event_number", "contemplation_id", b"contemplation_id", "filter", b"filter"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event_number", b"after_event_number", "contemplation_id", b"contemplation_id", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AttachRequest = AttachRequest
+Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
 
-@typing.final
-class AttachResponse(google.protobuf.message.Message):
+@_typing.final
+class AttachResponse(_message.Message):
     """AttachResponse carries an event."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_FIELD_NUMBER: builtins.int
-    @property
-    def event(self) -> global___ContemplationEvent:
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___ContemplationEvent:
         """The event."""
 
     def __init__(
         self,
         *,
-        event: global___ContemplationEvent | None = ...,
+        event: Global___ContemplationEvent | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AttachResponse = AttachResponse
+Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
 
-@typing.final
-class ContemplationEvent(google.protobuf.message.Message):
+@_typing.final
+class ContemplationEvent(_message.Message):
     """ContemplationEvent is one numbered event. A message may cover a range when deltas were coalesced.
     The first is Accepted, the last exactly one of verdict, failed and cancelled. Clients skip events they do
     not know.
     """
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_NUMBER_FIELD_NUMBER: builtins.int
-    FIRST_EVENT_NUMBER_FIELD_NUMBER: builtins.int
-    EVENT_TIME_FIELD_NUMBER: builtins.int
-    ACCEPTED_FIELD_NUMBER: builtins.int
-    PLACED_FIELD_NUMBER: builtins.int
-    PREFILLED_FIELD_NUMBER: builtins.int
-    ROUND_STARTED_FIELD_NUMBER: builtins.int
-    AGENT_STARTED_FIELD_NUMBER: builtins.int
-    DELTAS_FIELD_NUMBER: builtins.int
-    TOOL_CALL_STARTED_FIELD_NUMBER: builtins.int
-    TOOL_CALL_FINISHED_FIELD_NUMBER: builtins.int
-    AWAITING_CLIENT_FIELD_NUMBER: builtins.int
-    BALLOT_CAST_FIELD_NUMBER: builtins.int
-    DECIDED_FIELD_NUMBER: builtins.int
-    AGENT_KILLED_FIELD_NUMBER: builtins.int
-    AGENT_LOST_FIELD_NUMBER: builtins.int
-    TEXT_RETRACTED_FIELD_NUMBER: builtins.int
-    FEATURE_DEGRADED_FIELD_NUMBER: builtins.int
-    STEERED_FIELD_NUMBER: builtins.int
-    VERDICT_DELTA_FIELD_NUMBER: builtins.int
-    VERDICT_FIELD_NUMBER: builtins.int
-    FAILED_FIELD_NUMBER: builtins.int
-    CANCELLED_FIELD_NUMBER: builtins.int
-    event_number: builtins.int
+    EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    FIRST_EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    PREFILLED_FIELD_NUMBER: _builtins.int
+    ROUND_STARTED_FIELD_NUMBER: _builtins.int
+    AGENT_STARTED_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_STARTED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FINISHED_FIELD_NUMBER: _builtins.int
+    AWAITING_CLIENT_FIELD_NUMBER: _builtins.int
+    BALLOT_CAST_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    AGENT_KILLED_FIELD_NUMBER: _builtins.int
+    AGENT_LOST_FIELD_NUMBER: _builtins.int
+    TEXT_RETRACTED_FIELD_NUMBER: _builtins.int
+    FEATURE_DEGRADED_FIELD_NUMBER: _builtins.int
+    STEERED_FIELD_NUMBER: _builtins.int
+    VERDICT_DELTA_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    event_number: _builtins.int
     """Number of the last event covered, from 1, without gaps."""
-    first_event_number: builtins.int
+    first_event_number: _builtins.int
     """Number of the first event covered; equal to event_number for a single event."""
-    @property
-    def event_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was journalled."""
 
-    @property
-    def accepted(self) -> global___Accepted:
+    @_builtins.property
+    def accepted(self) -> Global___Accepted:
         """It is journalled and will end with exactly one ending."""
 
-    @property
-    def placed(self) -> global___Placed:
+    @_builtins.property
+    def placed(self) -> Global___Placed:
         """The gangs have their places."""
 
-    @property
-    def prefilled(self) -> global___Prefilled:
+    @_builtins.property
+    def prefilled(self) -> Global___Prefilled:
         """A gang's prompt is computed, once for all its agents."""
 
-    @property
-    def round_started(self) -> global___RoundStarted:
+    @_builtins.property
+    def round_started(self) -> Global___RoundStarted:
         """A round begins."""
 
-    @property
-    def agent_started(self) -> global___AgentStarted:
+    @_builtins.property
+    def agent_started(self) -> Global___AgentStarted:
         """An agent begins or goes on elsewhere."""
 
-    @property
-    def deltas(self) -> global___AgentDeltas:
+    @_builtins.property
+    def deltas(self) -> Global___AgentDeltas:
         """Agents wrote text."""
 
-    @property
-    def tool_call_started(self) -> global___ToolCallStarted:
+    @_builtins.property
+    def tool_call_started(self) -> Global___ToolCallStarted:
         """An agent called a tool."""
 
-    @property
-    def tool_call_finished(self) -> global___ToolCallFinished:
+    @_builtins.property
+    def tool_call_finished(self) -> Global___ToolCallFinished:
         """A tool call has its result."""
 
-    @property
-    def awaiting_client(self) -> global___AwaitingClient:
+    @_builtins.property
+    def awaiting_client(self) -> Global___AwaitingClient:
         """Agents wait for a tool in the client."""
 
-    @property
-    def ballot_cast(self) -> global___BallotCast:
+    @_builtins.property
+    def ballot_cast(self) -> Global___BallotCast:
         """An agent voted."""
 
-    @property
-    def decided(self) -> global___Decided:
+    @_builtins.property
+    def decided(self) -> Global___Decided:
         """The quorum is there."""
 
-    @property
-    def agent_killed(self) -> global___AgentKilled:
+    @_builtins.property
+    def agent_killed(self) -> Global___AgentKilled:
         """An agent was stopped."""
 
-    @property
-    def agent_lost(self) -> global___AgentLost:
+    @_builtins.property
+    def agent_lost(self) -> Global___AgentLost:
         """An agent's endpoint was lost."""
 
-    @property
-    def text_retracted(self) -> global___TextRetracted:
+    @_builtins.property
+    def text_retracted(self) -> Global___TextRetracted:
         """Text already shown is withdrawn."""
 
-    @property
-    def feature_degraded(self) -> global___FeatureDegraded:
+    @_builtins.property
+    def feature_degraded(self) -> Global___FeatureDegraded:
         """Something asked for is not there and was left out."""
 
-    @property
-    def steered(self) -> global___Steered:
+    @_builtins.property
+    def steered(self) -> Global___Steered:
         """The user steered."""
 
-    @property
-    def verdict_delta(self) -> global___VerdictDelta:
+    @_builtins.property
+    def verdict_delta(self) -> Global___VerdictDelta:
         """Text of the verdict while it is written (synthesising strategies)."""
 
-    @property
-    def verdict(self) -> cogitate.v1.common_pb2.Verdict:
+    @_builtins.property
+    def verdict(self) -> _common_pb2.Verdict:
         """Ending: the answer."""
 
-    @property
-    def failed(self) -> global___Failed:
+    @_builtins.property
+    def failed(self) -> Global___Failed:
         """Ending: no answer was possible."""
 
-    @property
-    def cancelled(self) -> global___ContemplationCancelled:
+    @_builtins.property
+    def cancelled(self) -> Global___ContemplationCancelled:
         """Ending: the client cancelled."""
 
     def __init__(
         self,
         *,
-        event_number: builtins.int = ...,
-        first_event_number: builtins.int = ...,
-        event_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        accepted: global___Accepted | None = ...,
-        placed: global___Placed | None = ...,
-        prefilled: global___Prefilled | None = ...,
-        round_started: global___RoundStarted | None = ...,
-        agent_started: global___AgentStarted | None = ...,
-        deltas: global___AgentDeltas | None = ...,
-        tool_call_started: global___ToolCallStarted | None = ...,
-        tool_call_finished: global___ToolCallFinished | None = ...,
-        awaiting_client: global___AwaitingClient | None = ...,
-        ballot_cast: global___BallotCast | None = ...,
-        decided: global___Decided | None = ...,
-        agent_killed: global___AgentKilled | None = ...,
-        agent_lost: global___AgentLost | None = ...,
-        text_retracted: global___TextRetracted | None = ...,
-        feature_degraded: global___FeatureDegraded | None = ...,
-        steered: global___Steered | None = ...,
-        verdict_delta: global___VerdictDelta | None = ...,
-        verdict: cogitate.v1.common_pb2.Verdict | None = ...,
-        failed: global___Failed | None = ...,
-        cancelled: global___ContemplationCancelled | None = ...,
+        event_number: _builtins.int = ...,
+        first_event_number: _builtins.int = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        accepted: Global___Accepted | None = ...,
+        placed: Global___Placed | None = ...,
+        prefilled: Global___Prefilled | None = ...,
+        round_started: Global___RoundStarted | None = ...,
+        agent_started: Global___AgentStarted | None = ...,
+        deltas: Global___AgentDeltas | None = ...,
+        tool_call_started: Global___ToolCallStarted | None = ...,
+        tool_call_finished: Global___ToolCallFinished | None = ...,
+        awaiting_client: Global___AwaitingClient | None = ...,
+        ballot_cast: Global___BallotCast | None = ...,
+        decided: Global___Decided | None = ...,
+        agent_killed: Global___AgentKilled | None = ...,
+        agent_lost: Global___AgentLost | None = ...,
+        text_retracted: Global___TextRetracted | None = ...,
+        feature_degraded: Global___FeatureDegraded | None = ...,
+        steered: Global___Steered | None = ...,
+        verdict_delta: Global___VerdictDelta | None = ...,
+        verdict: _common_pb2.Verdict | None = ...,
+        failed: Global___Failed | None = ...,
+        cancelled: Global___ContemplationCancelled | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_number", b"event_number", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "first_event_number", b"first_event_number", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "placed", "prefilled", "round_started", "agent_started", "deltas", "tool_call_started", "tool_call_finished", "awaiting_client", "ballot_cast", "decided", "agent_killed", "agent_lost", "text_retracted", "feature_degraded", "steered", "verdict_delta", "verdict", "failed", "cancelled"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_number", b"event_number", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "first_event_number", b"first_event_number", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "placed", "prefilled", "round_started", "agent_started", "deltas", "tool_call_started", "tool_call_finished", "awaiting_client", "ballot_cast", "decided", "agent_killed", "agent_lost", "text_retracted", "feature_degraded", "steered", "verdict_delta", "verdict", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-global___ContemplationEvent = ContemplationEvent
+Global___ContemplationEvent: _TypeAlias = ContemplationEvent  # noqa: Y015
 
-@typing.final
-class Accepted(google.protobuf.message.Message):
+@_typing.final
+class Accepted(_message.Message):
     """Accepted opens the stream."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    STRATEGY_FIELD_NUMBER: builtins.int
-    QUORUM_FIELD_NUMBER: builtins.int
-    AGENT_COUNT_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    TRACE_FIELD_NUMBER: builtins.int
-    EFFORT_FIELD_NUMBER: builtins.int
-    IMAGES_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The contemplation's id."""
-    model: builtins.str
+    model: _builtins.str
     """The model."""
-    strategy: builtins.str
+    strategy: _builtins.str
     """The strategy."""
-    quorum: builtins.str
+    quorum: _builtins.str
     """The quorum rule."""
-    agent_count: builtins.int
+    agent_count: _builtins.int
     """How many agents."""
-    seed: builtins.int
+    seed: _builtins.int
     """The seed used."""
-    effort: cogitate.v1.common_pb2.Effort.ValueType
+    effort: _common_pb2.Effort.ValueType
     """The effort."""
-    @property
-    def trace(self) -> cogitate.v1.common_pb2.TraceRef:
+    @_builtins.property
+    def trace(self) -> _common_pb2.TraceRef:
         """The trace of the whole."""
 
-    @property
-    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.ImagePart]:
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ImagePart]:
         """The images of the question, stored."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        model: builtins.str = ...,
-        strategy: builtins.str = ...,
-        quorum: builtins.str = ...,
-        agent_count: builtins.int = ...,
-        seed: builtins.int = ...,
-        trace: cogitate.v1.common_pb2.TraceRef | None = ...,
-        effort: cogitate.v1.common_pb2.Effort.ValueType = ...,
-        images: collections.abc.Iterable[cogitate.v1.common_pb2.ImagePart] | None = ...,
+        contemplation_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        quorum: _builtins.str = ...,
+        agent_count: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        trace: _common_pb2.TraceRef | None = ...,
+        effort: _common_pb2.Effort.ValueType = ...,
+        images: _abc.Iterable[_common_pb2.ImagePart] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["trace", b"trace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_count", b"agent_count", "contemplation_id", b"contemplation_id", "effort", b"effort", "images", b"images", "model", b"model", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy", "trace", b"trace"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_count", b"agent_count", "contemplation_id", b"contemplation_id", "effort", b"effort", "images", b"images", "model", b"model", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy", "trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Accepted = Accepted
+Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
-@typing.final
-class Placed(google.protobuf.message.Message):
+@_typing.final
+class Placed(_message.Message):
     """Placed says where agents run and why."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PLACEMENTS_FIELD_NUMBER: builtins.int
-    REJECTED_FIELD_NUMBER: builtins.int
-    POLICY_FIELD_NUMBER: builtins.int
-    policy: builtins.str
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
     """The policy that decided."""
-    @property
-    def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.PlacedAgents]:
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PlacedAgents]:
         """By endpoint."""
 
-    @property
-    def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.router_service_pb2.RejectedEndpoint]:
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[_router_service_pb2.RejectedEndpoint]:
         """Endpoints that were not used."""
 
     def __init__(
         self,
         *,
-        placements: collections.abc.Iterable[cogitate.v1.common_pb2.PlacedAgents] | None = ...,
-        rejected: collections.abc.Iterable[cogitate.v1.router_service_pb2.RejectedEndpoint] | None = ...,
-        policy: builtins.str = ...,
+        placements: _abc.Iterable[_common_pb2.PlacedAgents] | None = ...,
+        rejected: _abc.Iterable[_router_service_pb2.RejectedEndpoint] | None = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["placements", b"placements", "policy", b"policy", "rejected", b"rejected"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["placements", b"placements", "policy", b"policy", "rejected", b"rejected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Placed = Placed
+Global___Placed: _TypeAlias = Placed  # noqa: Y015
 
-@typing.final
-class Prefilled(google.protobuf.message.Message):
+@_typing.final
+class Prefilled(_message.Message):
     """Prefilled says a gang's prompt is computed."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    GANG_ID_FIELD_NUMBER: builtins.int
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    PROMPT_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    CACHED_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    PREFILL_DURATION_FIELD_NUMBER: builtins.int
-    gang_id: builtins.str
+    GANG_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PREFILL_DURATION_FIELD_NUMBER: _builtins.int
+    gang_id: _builtins.str
     """The gang."""
-    endpoint_id: builtins.str
+    endpoint_id: _builtins.str
     """The endpoint."""
-    prompt_token_count: builtins.int
+    prompt_token_count: _builtins.int
     """Positions of the prompt."""
-    cached_token_count: builtins.int
+    cached_token_count: _builtins.int
     """Of these, found cached."""
-    @property
-    def prefill_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def prefill_duration(self) -> _duration_pb2.Duration:
         """Time it took."""
 
     def __init__(
         self,
         *,
-        gang_id: builtins.str = ...,
-        endpoint_id: builtins.str = ...,
-        prompt_token_count: builtins.int = ...,
-        cached_token_count: builtins.int = ...,
-        prefill_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        gang_id: _builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        prompt_token_count: _builtins.int = ...,
+        cached_token_count: _builtins.int = ...,
+        prefill_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["prefill_duration", b"prefill_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_token_count", b"cached_token_count", "endpoint_id", b"endpoint_id", "gang_id", b"gang_id", "prefill_duration", b"prefill_duration", "prompt_token_count", b"prompt_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefill_duration", b"prefill_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "endpoint_id", b"endpoint_id", "gang_id", b"gang_id", "prefill_duration", b"prefill_duration", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Prefilled = Prefilled
+Global___Prefilled: _TypeAlias = Prefilled  # noqa: Y015
 
-@typing.final
-class RoundStarted(google.protobuf.message.Message):
+@_typing.final
+class RoundStarted(_message.Message):
     """RoundStarted begins a round."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ROUND_NUMBER_FIELD_NUMBER: builtins.int
-    ROLE_FIELD_NUMBER: builtins.int
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    round_number: builtins.int
+    ROUND_NUMBER_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    round_number: _builtins.int
     """From 1."""
-    role: builtins.str
+    role: _builtins.str
     """What the round is for."""
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its agents."""
 
     def __init__(
         self,
         *,
-        round_number: builtins.int = ...,
-        role: builtins.str = ...,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        round_number: _builtins.int = ...,
+        role: _builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids", "role", b"role", "round_number", b"round_number"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "role", b"role", "round_number", b"round_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___RoundStarted = RoundStarted
+Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
 
-@typing.final
-class AgentStarted(google.protobuf.message.Message):
+@_typing.final
+class AgentStarted(_message.Message):
     """AgentStarted begins an agent."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    PROVIDER_FIELD_NUMBER: builtins.int
-    HINT_FIELD_NUMBER: builtins.int
-    ROLE_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Its attempt."""
-    endpoint_id: builtins.str
+    endpoint_id: _builtins.str
     """Where it runs."""
-    provider: builtins.str
+    provider: _builtins.str
     """Who runs it."""
-    hint: builtins.str
+    hint: _builtins.str
     """The hint it got."""
-    role: builtins.str
+    role: _builtins.str
     """What it is for."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        endpoint_id: builtins.str = ...,
-        provider: builtins.str = ...,
-        hint: builtins.str = ...,
-        role: builtins.str = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        endpoint_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        hint: _builtins.str = ...,
+        role: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "endpoint_id", b"endpoint_id", "hint", b"hint", "provider", b"provider", "role", b"role"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "endpoint_id", b"endpoint_id", "hint", b"hint", "provider", b"provider", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentStarted = AgentStarted
+Global___AgentStarted: _TypeAlias = AgentStarted  # noqa: Y015
 
-@typing.final
-class AgentDeltas(google.protobuf.message.Message):
+@_typing.final
+class AgentDeltas(_message.Message):
     """AgentDeltas is what several agents wrote since the last one."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DELTAS_FIELD_NUMBER: builtins.int
-    @property
-    def deltas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgentTextDelta]:
+    DELTAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentTextDelta]:
         """One for each agent that wrote."""
 
     def __init__(
         self,
         *,
-        deltas: collections.abc.Iterable[global___AgentTextDelta] | None = ...,
+        deltas: _abc.Iterable[Global___AgentTextDelta] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["deltas", b"deltas"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentDeltas = AgentDeltas
+Global___AgentDeltas: _TypeAlias = AgentDeltas  # noqa: Y015
 
-@typing.final
-class AgentTextDelta(google.protobuf.message.Message):
+@_typing.final
+class AgentTextDelta(_message.Message):
     """AgentTextDelta is what one agent wrote."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    TOKEN_OFFSET_FIELD_NUMBER: builtins.int
-    TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    TEXT_FIELD_NUMBER: builtins.int
-    IS_ANSWER_FIELD_NUMBER: builtins.int
-    LOGPROB_SUM_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    IS_ANSWER_FIELD_NUMBER: _builtins.int
+    LOGPROB_SUM_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Its attempt."""
-    token_offset: builtins.int
+    token_offset: _builtins.int
     """Index of the first token among the agent's sampled tokens."""
-    token_count: builtins.int
+    token_count: _builtins.int
     """How many tokens."""
-    text: builtins.str
+    text: _builtins.str
     """Their text."""
-    is_answer: builtins.bool
+    is_answer: _builtins.bool
     """True if the text belongs to the answer."""
-    logprob_sum: builtins.float
+    logprob_sum: _builtins.float
     """Sum of the tokens' log probabilities."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        token_offset: builtins.int = ...,
-        token_count: builtins.int = ...,
-        text: builtins.str = ...,
-        is_answer: builtins.bool = ...,
-        logprob_sum: builtins.float = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        token_offset: _builtins.int = ...,
+        token_count: _builtins.int = ...,
+        text: _builtins.str = ...,
+        is_answer: _builtins.bool = ...,
+        logprob_sum: _builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "is_answer", b"is_answer", "logprob_sum", b"logprob_sum", "text", b"text", "token_count", b"token_count", "token_offset", b"token_offset"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "is_answer", b"is_answer", "logprob_sum", b"logprob_sum", "text", b"text", "token_count", b"token_count", "token_offset", b"token_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentTextDelta = AgentTextDelta
+Global___AgentTextDelta: _TypeAlias = AgentTextDelta  # noqa: Y015
 
-@typing.final
-class ToolCallStarted(google.protobuf.message.Message):
+@_typing.final
+class ToolCallStarted(_message.Message):
     """ToolCallStarted says a tool call is being run."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    CALL_FIELD_NUMBER: builtins.int
-    SHARED_CALL_ID_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    SHARED_CALL_ID_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    shared_call_id: builtins.str
+    shared_call_id: _builtins.str
     """The sibling's call whose result it shares; empty if it runs itself."""
-    @property
-    def call(self) -> cogitate.v1.common_pb2.ToolCall:
+    @_builtins.property
+    def call(self) -> _common_pb2.ToolCall:
         """The call."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        call: cogitate.v1.common_pb2.ToolCall | None = ...,
-        shared_call_id: builtins.str = ...,
+        agent_id: _builtins.int = ...,
+        call: _common_pb2.ToolCall | None = ...,
+        shared_call_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["call", b"call"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "call", b"call", "shared_call_id", b"shared_call_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "call", b"call", "shared_call_id", b"shared_call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ToolCallStarted = ToolCallStarted
+Global___ToolCallStarted: _TypeAlias = ToolCallStarted  # noqa: Y015
 
-@typing.final
-class ToolCallFinished(google.protobuf.message.Message):
+@_typing.final
+class ToolCallFinished(_message.Message):
     """ToolCallFinished says a tool call has its result."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    CALL_ID_FIELD_NUMBER: builtins.int
-    RESULT_FIELD_NUMBER: builtins.int
-    DURATION_FIELD_NUMBER: builtins.int
-    SHARED_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    call_id: builtins.str
+    call_id: _builtins.str
     """The call."""
-    shared: builtins.bool
+    shared: _builtins.bool
     """True if a sibling's identical call was run for it."""
-    @property
-    def result(self) -> cogitate.v1.common_pb2.ToolResult:
+    @_builtins.property
+    def result(self) -> _common_pb2.ToolResult:
         """The result."""
 
-    @property
-    def duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
         """Time from call to result."""
 
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        call_id: builtins.str = ...,
-        result: cogitate.v1.common_pb2.ToolResult | None = ...,
-        duration: google.protobuf.duration_pb2.Duration | None = ...,
-        shared: builtins.bool = ...,
+        agent_id: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        result: _common_pb2.ToolResult | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["duration", b"duration", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "call_id", b"call_id", "duration", b"duration", "result", b"result", "shared", b"shared"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "call_id", b"call_id", "duration", b"duration", "result", b"result", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ToolCallFinished = ToolCallFinished
+Global___ToolCallFinished: _TypeAlias = ToolCallFinished  # noqa: Y015
 
-@typing.final
-class AwaitingClient(google.protobuf.message.Message):
+@_typing.final
+class AwaitingClient(_message.Message):
     """AwaitingClient says agents wait for the client."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    CALL_FIELD_NUMBER: builtins.int
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents."""
 
-    @property
-    def call(self) -> cogitate.v1.common_pb2.ToolCall:
+    @_builtins.property
+    def call(self) -> _common_pb2.ToolCall:
         """The call to answer with SubmitToolResult."""
 
     def __init__(
         self,
         *,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        call: cogitate.v1.common_pb2.ToolCall | None = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        call: _common_pb2.ToolCall | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["call", b"call"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids", "call", b"call"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "call", b"call"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AwaitingClient = AwaitingClient
+Global___AwaitingClient: _TypeAlias = AwaitingClient  # noqa: Y015
 
-@typing.final
-class BallotCast(google.protobuf.message.Message):
+@_typing.final
+class BallotCast(_message.Message):
     """BallotCast says an agent voted."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    BALLOT_FIELD_NUMBER: builtins.int
-    LEADER_KEY_FIELD_NUMBER: builtins.int
-    LEADER_COUNT_FIELD_NUMBER: builtins.int
-    BALLOT_COUNT_FIELD_NUMBER: builtins.int
-    leader_key: builtins.str
+    BALLOT_FIELD_NUMBER: _builtins.int
+    LEADER_KEY_FIELD_NUMBER: _builtins.int
+    LEADER_COUNT_FIELD_NUMBER: _builtins.int
+    BALLOT_COUNT_FIELD_NUMBER: _builtins.int
+    leader_key: _builtins.str
     """The leading answer now, and how many ballots it has."""
-    leader_count: builtins.int
+    leader_count: _builtins.int
     """Ballots for the leader."""
-    ballot_count: builtins.int
+    ballot_count: _builtins.int
     """Ballots cast."""
-    @property
-    def ballot(self) -> cogitate.v1.common_pb2.Ballot:
+    @_builtins.property
+    def ballot(self) -> _common_pb2.Ballot:
         """The ballot."""
 
     def __init__(
         self,
         *,
-        ballot: cogitate.v1.common_pb2.Ballot | None = ...,
-        leader_key: builtins.str = ...,
-        leader_count: builtins.int = ...,
-        ballot_count: builtins.int = ...,
+        ballot: _common_pb2.Ballot | None = ...,
+        leader_key: _builtins.str = ...,
+        leader_count: _builtins.int = ...,
+        ballot_count: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ballot", b"ballot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ballot", b"ballot", "ballot_count", b"ballot_count", "leader_count", b"leader_count", "leader_key", b"leader_key"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "ballot_count", b"ballot_count", "leader_count", b"leader_count", "leader_key", b"leader_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___BallotCast = BallotCast
+Global___BallotCast: _TypeAlias = BallotCast  # noqa: Y015
 
-@typing.final
-class Decided(google.protobuf.message.Message):
+@_typing.final
+class Decided(_message.Message):
     """Decided says the outcome cannot change any more, or may stand as it is."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    QUORUM_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    quorum: builtins.str
+    QUORUM_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    quorum: _builtins.str
     """The quorum rule."""
-    key: builtins.str
+    key: _builtins.str
     """The winning answer's normal form."""
-    reason: builtins.str
+    reason: _builtins.str
     """Why, in a sentence."""
     def __init__(
         self,
         *,
-        quorum: builtins.str = ...,
-        key: builtins.str = ...,
-        reason: builtins.str = ...,
+        quorum: _builtins.str = ...,
+        key: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "quorum", b"quorum", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "quorum", b"quorum", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Decided = Decided
+Global___Decided: _TypeAlias = Decided  # noqa: Y015
 
-@typing.final
-class AgentKilled(google.protobuf.message.Message):
+@_typing.final
+class AgentKilled(_message.Message):
     """AgentKilled says an agent was stopped."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_FIELD_NUMBER: builtins.int
-    @property
-    def agent(self) -> cogitate.v1.common_pb2.KilledAgent:
+    AGENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent(self) -> _common_pb2.KilledAgent:
         """Which and why."""
 
     def __init__(
         self,
         *,
-        agent: cogitate.v1.common_pb2.KilledAgent | None = ...,
+        agent: _common_pb2.KilledAgent | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["agent", b"agent"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentKilled = AgentKilled
+Global___AgentKilled: _TypeAlias = AgentKilled  # noqa: Y015
 
-@typing.final
-class AgentLost(google.protobuf.message.Message):
+@_typing.final
+class AgentLost(_message.Message):
     """AgentLost says an agent's endpoint was lost."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    RESUMED_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt that was lost."""
-    endpoint_id: builtins.str
+    endpoint_id: _builtins.str
     """The endpoint."""
-    reason: builtins.str
+    reason: _builtins.str
     """ErrorReason without its prefix."""
-    resumed: builtins.bool
+    resumed: _builtins.bool
     """True if it goes on elsewhere."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        endpoint_id: builtins.str = ...,
-        reason: builtins.str = ...,
-        resumed: builtins.bool = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        endpoint_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        resumed: _builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "endpoint_id", b"endpoint_id", "reason", b"reason", "resumed", b"resumed"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "endpoint_id", b"endpoint_id", "reason", b"reason", "resumed", b"resumed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___AgentLost = AgentLost
+Global___AgentLost: _TypeAlias = AgentLost  # noqa: Y015
 
-@typing.final
-class TextRetracted(google.protobuf.message.Message):
+@_typing.final
+class TextRetracted(_message.Message):
     """TextRetracted withdraws shown text."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    TOKEN_OFFSET_FIELD_NUMBER: builtins.int
-    agent_id: builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
     """The agent."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt whose text is withdrawn."""
-    token_offset: builtins.int
+    token_offset: _builtins.int
     """Tokens from this offset on are withdrawn."""
     def __init__(
         self,
         *,
-        agent_id: builtins.int = ...,
-        attempt: builtins.int = ...,
-        token_offset: builtins.int = ...,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        token_offset: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "token_offset", b"token_offset"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "token_offset", b"token_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___TextRetracted = TextRetracted
+Global___TextRetracted: _TypeAlias = TextRetracted  # noqa: Y015
 
-@typing.final
-class FeatureDegraded(google.protobuf.message.Message):
+@_typing.final
+class FeatureDegraded(_message.Message):
     """FeatureDegraded says what is left out."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    FEATURE_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    feature: builtins.str
+    FEATURE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
     """The capability that is missing, or another feature in UPPER_SNAKE_CASE."""
-    message: builtins.str
+    message: _builtins.str
     """A sentence."""
-    endpoint_id: builtins.str
+    endpoint_id: _builtins.str
     """Where; empty means everywhere."""
     def __init__(
         self,
         *,
-        feature: builtins.str = ...,
-        message: builtins.str = ...,
-        endpoint_id: builtins.str = ...,
+        feature: _builtins.str = ...,
+        message: _builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["endpoint_id", b"endpoint_id", "feature", b"feature", "message", b"message"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "feature", b"feature", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___FeatureDegraded = FeatureDegraded
+Global___FeatureDegraded: _TypeAlias = FeatureDegraded  # noqa: Y015
 
-@typing.final
-class Steered(google.protobuf.message.Message):
+@_typing.final
+class Steered(_message.Message):
     """Steered says the user added a message."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MESSAGE_FIELD_NUMBER: builtins.int
-    @property
-    def message(self) -> cogitate.v1.common_pb2.Message:
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def message(self) -> _common_pb2.Message:
         """The message."""
 
     def __init__(
         self,
         *,
-        message: cogitate.v1.common_pb2.Message | None = ...,
+        message: _common_pb2.Message | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["message", b"message"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["message", b"message"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Steered = Steered
+Global___Steered: _TypeAlias = Steered  # noqa: Y015
 
-@typing.final
-class VerdictDelta(google.protobuf.message.Message):
+@_typing.final
+class VerdictDelta(_message.Message):
     """VerdictDelta is text of the verdict."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TEXT_FIELD_NUMBER: builtins.int
-    text: builtins.str
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
     """The text."""
     def __init__(
         self,
         *,
-        text: builtins.str = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___VerdictDelta = VerdictDelta
+Global___VerdictDelta: _TypeAlias = VerdictDelta  # noqa: Y015
 
-@typing.final
-class Failed(google.protobuf.message.Message):
+@_typing.final
+class Failed(_message.Message):
     """Failed is the ending without an answer."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class MetadataEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    CODE_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    RETRYABLE_FIELD_NUMBER: builtins.int
-    LEDGER_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    code: builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRYABLE_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
     """gRPC status code number."""
-    reason: builtins.str
+    reason: _builtins.str
     """ErrorReason without its prefix."""
-    message: builtins.str
+    message: _builtins.str
     """A sentence for people."""
-    retryable: builtins.bool
+    retryable: _builtins.bool
     """True if trying again may help."""
-    @property
-    def ledger(self) -> cogitate.v1.common_pb2.Ledger:
+    @_builtins.property
+    def ledger(self) -> _common_pb2.Ledger:
         """What it cost."""
 
-    @property
-    def metadata(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Variable parts of the message."""
 
     def __init__(
         self,
         *,
-        code: builtins.int = ...,
-        reason: builtins.str = ...,
-        message: builtins.str = ...,
-        retryable: builtins.bool = ...,
-        ledger: cogitate.v1.common_pb2.Ledger | None = ...,
-        metadata: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        code: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retryable: _builtins.bool = ...,
+        ledger: _common_pb2.Ledger | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ledger", b"ledger"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "ledger", b"ledger", "message", b"message", "metadata", b"metadata", "reason", b"reason", "retryable", b"retryable"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "ledger", b"ledger", "message", b"message", "metadata", b"metadata", "reason", b"reason", "retryable", b"retryable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Failed = Failed
+Global___Failed: _TypeAlias = Failed  # noqa: Y015
 
-@typing.final
-class ContemplationCancelled(google.protobuf.message.Message):
+@_typing.final
+class ContemplationCancelled(_message.Message):
     """ContemplationCancelled is the ending by the client's wish."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    LEDGER_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    LEDGER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """DISCONNECTED or REQUESTED."""
-    @property
-    def ledger(self) -> cogitate.v1.common_pb2.Ledger:
+    @_builtins.property
+    def ledger(self) -> _common_pb2.Ledger:
         """What it cost."""
 
     def __init__(
         self,
         *,
-        ledger: cogitate.v1.common_pb2.Ledger | None = ...,
-        reason: builtins.str = ...,
+        ledger: _common_pb2.Ledger | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ledger", b"ledger"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ledger", b"ledger", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ContemplationCancelled = ContemplationCancelled
+Global___ContemplationCancelled: _TypeAlias = ContemplationCancelled  # noqa: Y015
 
-@typing.final
-class GetContemplationRequest(google.protobuf.message.Message):
+@_typing.final
+class GetContemplationRequest(_message.Message):
     """GetContemplationRequest names a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which."""
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
+        contemplation_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_id", b"contemplation_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetContemplationRequest = GetContemplationRequest
+Global___GetContemplationRequest: _TypeAlias = GetContemplationRequest  # noqa: Y015
 
-@typing.final
-class ContemplationSummary(google.protobuf.message.Message):
+@_typing.final
+class ContemplationSummary(_message.Message):
     """ContemplationSummary is a contemplation's state."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     class _State:
-        ValueType = typing.NewType("ValueType", builtins.int)
-        V: typing_extensions.TypeAlias = ValueType
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ContemplationSummary._State.ValueType], builtins.type):
-        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ContemplationSummary._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: ContemplationSummary._State.ValueType  # 0
         """Not said."""
         STATE_RUNNING: ContemplationSummary._State.ValueType  # 1
@@ -1115,265 +1217,311 @@ class ContemplationSummary(google.protobuf.message.Message):
     STATE_CANCELLED: ContemplationSummary.State.ValueType  # 5
     """It was cancelled."""
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    ACCEPT_TIME_FIELD_NUMBER: builtins.int
-    END_TIME_FIELD_NUMBER: builtins.int
-    LAST_EVENT_NUMBER_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    AGENT_COUNT_FIELD_NUMBER: builtins.int
-    TRACE_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ACCEPT_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which."""
-    state: global___ContemplationSummary.State.ValueType
+    state: Global___ContemplationSummary.State.ValueType
     """Its state."""
-    last_event_number: builtins.int
+    last_event_number: _builtins.int
     """Number of its last event."""
-    model: builtins.str
+    model: _builtins.str
     """The model."""
-    agent_count: builtins.int
+    agent_count: _builtins.int
     """How many agents."""
-    @property
-    def accept_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def accept_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
 
-    @property
-    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended; absent while it runs."""
 
-    @property
-    def trace(self) -> cogitate.v1.common_pb2.TraceRef:
+    @_builtins.property
+    def trace(self) -> _common_pb2.TraceRef:
         """The trace."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        state: global___ContemplationSummary.State.ValueType = ...,
-        accept_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        last_event_number: builtins.int = ...,
-        model: builtins.str = ...,
-        agent_count: builtins.int = ...,
-        trace: cogitate.v1.common_pb2.TraceRef | None = ...,
+        contemplation_id: _builtins.str = ...,
+        state: Global___ContemplationSummary.State.ValueType = ...,
+        accept_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        last_event_number: _builtins.int = ...,
+        model: _builtins.str = ...,
+        agent_count: _builtins.int = ...,
+        trace: _common_pb2.TraceRef | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accept_time", b"accept_time", "end_time", b"end_time", "trace", b"trace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accept_time", b"accept_time", "agent_count", b"agent_count", "contemplation_id", b"contemplation_id", "end_time", b"end_time", "last_event_number", b"last_event_number", "model", b"model", "state", b"state", "trace", b"trace"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "end_time", b"end_time", "trace", b"trace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "agent_count", b"agent_count", "contemplation_id", b"contemplation_id", "end_time", b"end_time", "last_event_number", b"last_event_number", "model", b"model", "state", b"state", "trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ContemplationSummary = ContemplationSummary
+Global___ContemplationSummary: _TypeAlias = ContemplationSummary  # noqa: Y015
 
-@typing.final
-class GetContemplationResponse(google.protobuf.message.Message):
+@_typing.final
+class GetContemplationResponse(_message.Message):
     """GetContemplationResponse returns a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SUMMARY_FIELD_NUMBER: builtins.int
-    ENDING_FIELD_NUMBER: builtins.int
-    @property
-    def summary(self) -> global___ContemplationSummary:
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def summary(self) -> Global___ContemplationSummary:
         """Its state."""
 
-    @property
-    def ending(self) -> global___ContemplationEvent:
+    @_builtins.property
+    def ending(self) -> Global___ContemplationEvent:
         """Its ending, if it ended."""
 
     def __init__(
         self,
         *,
-        summary: global___ContemplationSummary | None = ...,
-        ending: global___ContemplationEvent | None = ...,
+        summary: Global___ContemplationSummary | None = ...,
+        ending: Global___ContemplationEvent | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ending", b"ending", "summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ending", b"ending", "summary", b"summary"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetContemplationResponse = GetContemplationResponse
+Global___GetContemplationResponse: _TypeAlias = GetContemplationResponse  # noqa: Y015
 
-@typing.final
-class ListContemplationsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListContemplationsRequest(_message.Message):
     """ListContemplationsRequest asks for a page."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
     """At most this many, 1 to 1000; 0 means 50."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """From the last response; empty for the first page."""
     def __init__(
         self,
         *,
-        page_size: builtins.int = ...,
-        page_token: builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ListContemplationsRequest = ListContemplationsRequest
+Global___ListContemplationsRequest: _TypeAlias = ListContemplationsRequest  # noqa: Y015
 
-@typing.final
-class ListContemplationsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListContemplationsResponse(_message.Message):
     """ListContemplationsResponse is a page."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATIONS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    CONTEMPLATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """For the next page; empty at the end."""
-    @property
-    def contemplations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ContemplationSummary]:
+    @_builtins.property
+    def contemplations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContemplationSummary]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        contemplations: collections.abc.Iterable[global___ContemplationSummary] | None = ...,
-        next_page_token: builtins.str = ...,
+        contemplations: _abc.Iterable[Global___ContemplationSummary] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contemplations", b"contemplations", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplations", b"contemplations", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ListContemplationsResponse = ListContemplationsResponse
+Global___ListContemplationsResponse: _TypeAlias = ListContemplationsResponse  # noqa: Y015
 
-@typing.final
-class CancelContemplationRequest(google.protobuf.message.Message):
+@_typing.final
+class CancelContemplationRequest(_message.Message):
     """CancelContemplationRequest names a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which."""
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
+        contemplation_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_id", b"contemplation_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___CancelContemplationRequest = CancelContemplationRequest
+Global___CancelContemplationRequest: _TypeAlias = CancelContemplationRequest  # noqa: Y015
 
-@typing.final
-class CancelContemplationResponse(google.protobuf.message.Message):
+@_typing.final
+class CancelContemplationResponse(_message.Message):
     """CancelContemplationResponse says what it found."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SUMMARY_FIELD_NUMBER: builtins.int
-    @property
-    def summary(self) -> global___ContemplationSummary:
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def summary(self) -> Global___ContemplationSummary:
         """The state before the cancel."""
 
     def __init__(
         self,
         *,
-        summary: global___ContemplationSummary | None = ...,
+        summary: Global___ContemplationSummary | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["summary", b"summary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["summary", b"summary"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___CancelContemplationResponse = CancelContemplationResponse
+Global___CancelContemplationResponse: _TypeAlias = CancelContemplationResponse  # noqa: Y015
 
-@typing.final
-class DeleteContemplationRequest(google.protobuf.message.Message):
+@_typing.final
+class DeleteContemplationRequest(_message.Message):
     """DeleteContemplationRequest names a contemplation."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which."""
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
+        contemplation_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_id", b"contemplation_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DeleteContemplationRequest = DeleteContemplationRequest
+Global___DeleteContemplationRequest: _TypeAlias = DeleteContemplationRequest  # noqa: Y015
 
-@typing.final
-class DeleteContemplationResponse(google.protobuf.message.Message):
+@_typing.final
+class DeleteContemplationResponse(_message.Message):
     """DeleteContemplationResponse is empty."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DeleteContemplationResponse = DeleteContemplationResponse
+Global___DeleteContemplationResponse: _TypeAlias = DeleteContemplationResponse  # noqa: Y015
 
-@typing.final
-class SubmitToolResultRequest(google.protobuf.message.Message):
+@_typing.final
+class SubmitToolResultRequest(_message.Message):
     """SubmitToolResultRequest answers a client-side tool call."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    RESULT_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which contemplation."""
-    @property
-    def result(self) -> cogitate.v1.common_pb2.ToolResult:
+    @_builtins.property
+    def result(self) -> _common_pb2.ToolResult:
         """The result; its call_id names the call."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        result: cogitate.v1.common_pb2.ToolResult | None = ...,
+        contemplation_id: _builtins.str = ...,
+        result: _common_pb2.ToolResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_id", b"contemplation_id", "result", b"result"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___SubmitToolResultRequest = SubmitToolResultRequest
+Global___SubmitToolResultRequest: _TypeAlias = SubmitToolResultRequest  # noqa: Y015
 
-@typing.final
-class SubmitToolResultResponse(google.protobuf.message.Message):
+@_typing.final
+class SubmitToolResultResponse(_message.Message):
     """SubmitToolResultResponse is empty."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___SubmitToolResultResponse = SubmitToolResultResponse
+Global___SubmitToolResultResponse: _TypeAlias = SubmitToolResultResponse  # noqa: Y015
 
-@typing.final
-class SteerContemplationRequest(google.protobuf.message.Message):
+@_typing.final
+class SteerContemplationRequest(_message.Message):
     """SteerContemplationRequest adds a message."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """Which contemplation."""
-    @property
-    def message(self) -> cogitate.v1.common_pb2.Message:
+    @_builtins.property
+    def message(self) -> _common_pb2.Message:
         """The message; its role is user."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        message: cogitate.v1.common_pb2.Message | None = ...,
+        contemplation_id: _builtins.str = ...,
+        message: _common_pb2.Message | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["message", b"message"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_id", b"contemplation_id", "message", b"message"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___SteerContemplationRequest = SteerContemplationRequest
+Global___SteerContemplationRequest: _TypeAlias = SteerContemplationRequest  # noqa: Y015
 
-@typing.final
-class SteerContemplationResponse(google.protobuf.message.Message):
+@_typing.final
+class SteerContemplationResponse(_message.Message):
     """SteerContemplationResponse is empty."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___SteerContemplationResponse = SteerContemplationResponse
+Global___SteerContemplationResponse: _TypeAlias = SteerContemplationResponse  # noqa: Y015

@@ -3,212 +3,164 @@
 isort:skip_file
 A contemplation: one question, many agents, one stream of numbered events, one ending."""
 
-import abc
-import cogitate.v1.contemplation_service_pb2
-import collections.abc
-import grpc
-import grpc.aio
-import typing
+from cogitate.v1 import contemplation_service_pb2 as _contemplation_service_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
-_T = typing.TypeVar("_T")
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+_T = _typing.TypeVar("_T")
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
+
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
 
 class ContemplationServiceStub:
     """ContemplationService runs contemplations. The aggregator implements it; the gateway offers the same service
     to clients, after it authenticated them, and forwards.
     """
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Contemplate: grpc.UnaryStreamMultiCallable[
-        cogitate.v1.contemplation_service_pb2.ContemplateRequest,
-        cogitate.v1.contemplation_service_pb2.ContemplateResponse,
-    ]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ContemplationServiceAsyncStub: ...
+    Contemplate: _grpc.UnaryStreamMultiCallable[_contemplation_service_pb2.ContemplateRequest, _contemplation_service_pb2.ContemplateResponse]
     """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
     RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
     The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
     ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
     """
-
-    Attach: grpc.UnaryStreamMultiCallable[
-        cogitate.v1.contemplation_service_pb2.AttachRequest,
-        cogitate.v1.contemplation_service_pb2.AttachResponse,
-    ]
+    Attach: _grpc.UnaryStreamMultiCallable[_contemplation_service_pb2.AttachRequest, _contemplation_service_pb2.AttachResponse]
     """Attach streams the events after a number, then goes on live. NOT_FOUND for an unknown id, OUT_OF_RANGE
     for a number beyond the last event.
     """
-
-    GetContemplation: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.GetContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.GetContemplationResponse,
-    ]
+    GetContemplation: _grpc.UnaryUnaryMultiCallable[_contemplation_service_pb2.GetContemplationRequest, _contemplation_service_pb2.GetContemplationResponse]
     """GetContemplation returns a contemplation's state and, if it ended, its ending."""
-
-    ListContemplations: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.ListContemplationsRequest,
-        cogitate.v1.contemplation_service_pb2.ListContemplationsResponse,
-    ]
+    ListContemplations: _grpc.UnaryUnaryMultiCallable[_contemplation_service_pb2.ListContemplationsRequest, _contemplation_service_pb2.ListContemplationsResponse]
     """ListContemplations lists the tenant's contemplations, newest first."""
-
-    CancelContemplation: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.CancelContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.CancelContemplationResponse,
-    ]
+    CancelContemplation: _grpc.UnaryUnaryMultiCallable[_contemplation_service_pb2.CancelContemplationRequest, _contemplation_service_pb2.CancelContemplationResponse]
     """CancelContemplation stops all agents and tools. Idempotent."""
-
-    DeleteContemplation: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.DeleteContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.DeleteContemplationResponse,
-    ]
+    DeleteContemplation: _grpc.UnaryUnaryMultiCallable[_contemplation_service_pb2.DeleteContemplationRequest, _contemplation_service_pb2.DeleteContemplationResponse]
     """DeleteContemplation removes an ended contemplation from the journal."""
-
-    SubmitToolResult: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.SubmitToolResultRequest,
-        cogitate.v1.contemplation_service_pb2.SubmitToolResultResponse,
-    ]
+    SubmitToolResult: _grpc.UnaryUnaryMultiCallable[_contemplation_service_pb2.SubmitToolResultRequest, _contemplation_service_pb2.SubmitToolResultResponse]
     """SubmitToolResult answers a call of a client-side tool. FAILED_PRECONDITION if no agent waits for it."""
-
-    SteerContemplation: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.SteerContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.SteerContemplationResponse,
-    ]
+    SteerContemplation: _grpc.UnaryUnaryMultiCallable[_contemplation_service_pb2.SteerContemplationRequest, _contemplation_service_pb2.SteerContemplationResponse]
     """SteerContemplation adds a user message to a running contemplation."""
 
-class ContemplationServiceAsyncStub:
+@_typing.type_check_only
+class ContemplationServiceAsyncStub(ContemplationServiceStub):
     """ContemplationService runs contemplations. The aggregator implements it; the gateway offers the same service
     to clients, after it authenticated them, and forwards.
     """
 
-    Contemplate: grpc.aio.UnaryStreamMultiCallable[
-        cogitate.v1.contemplation_service_pb2.ContemplateRequest,
-        cogitate.v1.contemplation_service_pb2.ContemplateResponse,
-    ]
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Contemplate: _aio.UnaryStreamMultiCallable[_contemplation_service_pb2.ContemplateRequest, _contemplation_service_pb2.ContemplateResponse]  # type: ignore[assignment]
     """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
     RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
     The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
     ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
     """
-
-    Attach: grpc.aio.UnaryStreamMultiCallable[
-        cogitate.v1.contemplation_service_pb2.AttachRequest,
-        cogitate.v1.contemplation_service_pb2.AttachResponse,
-    ]
+    Attach: _aio.UnaryStreamMultiCallable[_contemplation_service_pb2.AttachRequest, _contemplation_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Attach streams the events after a number, then goes on live. NOT_FOUND for an unknown id, OUT_OF_RANGE
     for a number beyond the last event.
     """
-
-    GetContemplation: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.GetContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.GetContemplationResponse,
-    ]
+    GetContemplation: _aio.UnaryUnaryMultiCallable[_contemplation_service_pb2.GetContemplationRequest, _contemplation_service_pb2.GetContemplationResponse]  # type: ignore[assignment]
     """GetContemplation returns a contemplation's state and, if it ended, its ending."""
-
-    ListContemplations: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.ListContemplationsRequest,
-        cogitate.v1.contemplation_service_pb2.ListContemplationsResponse,
-    ]
+    ListContemplations: _aio.UnaryUnaryMultiCallable[_contemplation_service_pb2.ListContemplationsRequest, _contemplation_service_pb2.ListContemplationsResponse]  # type: ignore[assignment]
     """ListContemplations lists the tenant's contemplations, newest first."""
-
-    CancelContemplation: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.CancelContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.CancelContemplationResponse,
-    ]
+    CancelContemplation: _aio.UnaryUnaryMultiCallable[_contemplation_service_pb2.CancelContemplationRequest, _contemplation_service_pb2.CancelContemplationResponse]  # type: ignore[assignment]
     """CancelContemplation stops all agents and tools. Idempotent."""
-
-    DeleteContemplation: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.DeleteContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.DeleteContemplationResponse,
-    ]
+    DeleteContemplation: _aio.UnaryUnaryMultiCallable[_contemplation_service_pb2.DeleteContemplationRequest, _contemplation_service_pb2.DeleteContemplationResponse]  # type: ignore[assignment]
     """DeleteContemplation removes an ended contemplation from the journal."""
-
-    SubmitToolResult: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.SubmitToolResultRequest,
-        cogitate.v1.contemplation_service_pb2.SubmitToolResultResponse,
-    ]
+    SubmitToolResult: _aio.UnaryUnaryMultiCallable[_contemplation_service_pb2.SubmitToolResultRequest, _contemplation_service_pb2.SubmitToolResultResponse]  # type: ignore[assignment]
     """SubmitToolResult answers a call of a client-side tool. FAILED_PRECONDITION if no agent waits for it."""
-
-    SteerContemplation: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.contemplation_service_pb2.SteerContemplationRequest,
-        cogitate.v1.contemplation_service_pb2.SteerContemplationResponse,
-    ]
+    SteerContemplation: _aio.UnaryUnaryMultiCallable[_contemplation_service_pb2.SteerContemplationRequest, _contemplation_service_pb2.SteerContemplationResponse]  # type: ignore[assignment]
     """SteerContemplation adds a user message to a running contemplation."""
 
-class ContemplationServiceServicer(metaclass=abc.ABCMeta):
+class ContemplationServiceServicer(metaclass=_abc_1.ABCMeta):
     """ContemplationService runs contemplations. The aggregator implements it; the gateway offers the same service
     to clients, after it authenticated them, and forwards.
     """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Contemplate(
         self,
-        request: cogitate.v1.contemplation_service_pb2.ContemplateRequest,
+        request: _contemplation_service_pb2.ContemplateRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.contemplation_service_pb2.ContemplateResponse], collections.abc.AsyncIterator[cogitate.v1.contemplation_service_pb2.ContemplateResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_contemplation_service_pb2.ContemplateResponse], _abc.AsyncIterator[_contemplation_service_pb2.ContemplateResponse]]:
         """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
         RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
         The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
         ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Attach(
         self,
-        request: cogitate.v1.contemplation_service_pb2.AttachRequest,
+        request: _contemplation_service_pb2.AttachRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.contemplation_service_pb2.AttachResponse], collections.abc.AsyncIterator[cogitate.v1.contemplation_service_pb2.AttachResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_contemplation_service_pb2.AttachResponse], _abc.AsyncIterator[_contemplation_service_pb2.AttachResponse]]:
         """Attach streams the events after a number, then goes on live. NOT_FOUND for an unknown id, OUT_OF_RANGE
         for a number beyond the last event.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetContemplation(
         self,
-        request: cogitate.v1.contemplation_service_pb2.GetContemplationRequest,
+        request: _contemplation_service_pb2.GetContemplationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.contemplation_service_pb2.GetContemplationResponse, collections.abc.Awaitable[cogitate.v1.contemplation_service_pb2.GetContemplationResponse]]:
+    ) -> _typing.Union[_contemplation_service_pb2.GetContemplationResponse, _abc.Awaitable[_contemplation_service_pb2.GetContemplationResponse]]:
         """GetContemplation returns a contemplation's state and, if it ended, its ending."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListContemplations(
         self,
-        request: cogitate.v1.contemplation_service_pb2.ListContemplationsRequest,
+        request: _contemplation_service_pb2.ListContemplationsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.contemplation_service_pb2.ListContemplationsResponse, collections.abc.Awaitable[cogitate.v1.contemplation_service_pb2.ListContemplationsResponse]]:
+    ) -> _typing.Union[_contemplation_service_pb2.ListContemplationsResponse, _abc.Awaitable[_contemplation_service_pb2.ListContemplationsResponse]]:
         """ListContemplations lists the tenant's contemplations, newest first."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def CancelContemplation(
         self,
-        request: cogitate.v1.contemplation_service_pb2.CancelContemplationRequest,
+        request: _contemplation_service_pb2.CancelContemplationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.contemplation_service_pb2.CancelContemplationResponse, collections.abc.Awaitable[cogitate.v1.contemplation_service_pb2.CancelContemplationResponse]]:
+    ) -> _typing.Union[_contemplation_service_pb2.CancelContemplationResponse, _abc.Awaitable[_contemplation_service_pb2.CancelContemplationResponse]]:
         """CancelContemplation stops all agents and tools. Idempotent."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def DeleteContemplation(
         self,
-        request: cogitate.v1.contemplation_service_pb2.DeleteContemplationRequest,
+        request: _contemplation_service_pb2.DeleteContemplationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.contemplation_service_pb2.DeleteContemplationResponse, collections.abc.Awaitable[cogitate.v1.contemplation_service_pb2.DeleteContemplationResponse]]:
+    ) -> _typing.Union[_contemplation_service_pb2.DeleteContemplationResponse, _abc.Awaitable[_contemplation_service_pb2.DeleteContemplationResponse]]:
         """DeleteContemplation removes an ended contemplation from the journal."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def SubmitToolResult(
         self,
-        request: cogitate.v1.contemplation_service_pb2.SubmitToolResultRequest,
+        request: _contemplation_service_pb2.SubmitToolResultRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.contemplation_service_pb2.SubmitToolResultResponse, collections.abc.Awaitable[cogitate.v1.contemplation_service_pb2.SubmitToolResultResponse]]:
+    ) -> _typing.Union[_contemplation_service_pb2.SubmitToolResultResponse, _abc.Awaitable[_contemplation_service_pb2.SubmitToolResultResponse]]:
         """SubmitToolResult answers a call of a client-side tool. FAILED_PRECONDITION if no agent waits for it."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def SteerContemplation(
         self,
-        request: cogitate.v1.contemplation_service_pb2.SteerContemplationRequest,
+        request: _contemplation_service_pb2.SteerContemplationRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.contemplation_service_pb2.SteerContemplationResponse, collections.abc.Awaitable[cogitate.v1.contemplation_service_pb2.SteerContemplationResponse]]:
+    ) -> _typing.Union[_contemplation_service_pb2.SteerContemplationResponse, _abc.Awaitable[_contemplation_service_pb2.SteerContemplationResponse]]:
         """SteerContemplation adds a user message to a running contemplation."""
 
-def add_ContemplationServiceServicer_to_server(servicer: ContemplationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_ContemplationServiceServicer_to_server(servicer: ContemplationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,303 +3,356 @@
 isort:skip_file
 What the gateway offers beside ContemplationService: blobs, models, the fleet, traces."""
 
-import builtins
-import cogitate.v1.common_pb2
-import cogitate.v1.router_service_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.message
-import google.protobuf.timestamp_pb2
-import typing
+from cogitate.v1 import common_pb2 as _common_pb2
+from cogitate.v1 import router_service_pb2 as _router_service_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+import builtins as _builtins
+import sys
+import typing as _typing
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-@typing.final
-class UploadBlobRequest(google.protobuf.message.Message):
+DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class UploadBlobRequest(_message.Message):
     """UploadBlobRequest is one chunk."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CHUNK_FIELD_NUMBER: builtins.int
-    chunk: builtins.bytes
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
     """The next bytes, at most 1 MiB."""
     def __init__(
         self,
         *,
-        chunk: builtins.bytes = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___UploadBlobRequest = UploadBlobRequest
+Global___UploadBlobRequest: _TypeAlias = UploadBlobRequest  # noqa: Y015
 
-@typing.final
-class UploadBlobResponse(google.protobuf.message.Message):
+@_typing.final
+class UploadBlobResponse(_message.Message):
     """UploadBlobResponse names the stored image."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    IMAGE_FIELD_NUMBER: builtins.int
-    @property
-    def image(self) -> cogitate.v1.common_pb2.ImagePart:
+    IMAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def image(self) -> _common_pb2.ImagePart:
         """The image by digest, with its size."""
 
     def __init__(
         self,
         *,
-        image: cogitate.v1.common_pb2.ImagePart | None = ...,
+        image: _common_pb2.ImagePart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___UploadBlobResponse = UploadBlobResponse
+Global___UploadBlobResponse: _TypeAlias = UploadBlobResponse  # noqa: Y015
 
-@typing.final
-class DownloadBlobRequest(google.protobuf.message.Message):
+@_typing.final
+class DownloadBlobRequest(_message.Message):
     """DownloadBlobRequest names an image or a crop."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    IMAGE_FIELD_NUMBER: builtins.int
-    @property
-    def image(self) -> cogitate.v1.common_pb2.ImagePart:
+    IMAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def image(self) -> _common_pb2.ImagePart:
         """By digest; with a box, the crop as a PNG."""
 
     def __init__(
         self,
         *,
-        image: cogitate.v1.common_pb2.ImagePart | None = ...,
+        image: _common_pb2.ImagePart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DownloadBlobRequest = DownloadBlobRequest
+Global___DownloadBlobRequest: _TypeAlias = DownloadBlobRequest  # noqa: Y015
 
-@typing.final
-class DownloadBlobResponse(google.protobuf.message.Message):
+@_typing.final
+class DownloadBlobResponse(_message.Message):
     """DownloadBlobResponse is one chunk."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CHUNK_FIELD_NUMBER: builtins.int
-    MEDIA_TYPE_FIELD_NUMBER: builtins.int
-    chunk: builtins.bytes
+    CHUNK_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
     """The next bytes."""
-    media_type: builtins.str
+    media_type: _builtins.str
     """First message only: the media type."""
     def __init__(
         self,
         *,
-        chunk: builtins.bytes = ...,
-        media_type: builtins.str = ...,
+        chunk: _builtins.bytes = ...,
+        media_type: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "media_type", b"media_type"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "media_type", b"media_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DownloadBlobResponse = DownloadBlobResponse
+Global___DownloadBlobResponse: _TypeAlias = DownloadBlobResponse  # noqa: Y015
 
-@typing.final
-class ListModelsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListModelsRequest(_message.Message):
     """ListModelsRequest asks for the models."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ListModelsRequest = ListModelsRequest
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
-@typing.final
-class ModelDescription(google.protobuf.message.Message):
+@_typing.final
+class ModelDescription(_message.Message):
     """ModelDescription is a model that can be asked."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: builtins.int
-    VISION_FIELD_NUMBER: builtins.int
-    ENDPOINT_COUNT_FIELD_NUMBER: builtins.int
-    MAX_SEQUENCE_COUNT_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    VISION_FIELD_NUMBER: _builtins.int
+    ENDPOINT_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """Its name."""
-    vision: builtins.bool
+    vision: _builtins.bool
     """True if it takes images."""
-    endpoint_count: builtins.int
+    endpoint_count: _builtins.int
     """Endpoints that serve it now."""
-    max_sequence_count: builtins.int
+    max_sequence_count: _builtins.int
     """Sequences it could run at once."""
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        vision: builtins.bool = ...,
-        endpoint_count: builtins.int = ...,
-        max_sequence_count: builtins.int = ...,
+        name: _builtins.str = ...,
+        vision: _builtins.bool = ...,
+        endpoint_count: _builtins.int = ...,
+        max_sequence_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["endpoint_count", b"endpoint_count", "max_sequence_count", b"max_sequence_count", "name", b"name", "vision", b"vision"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "max_sequence_count", b"max_sequence_count", "name", b"name", "vision", b"vision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ModelDescription = ModelDescription
+Global___ModelDescription: _TypeAlias = ModelDescription  # noqa: Y015
 
-@typing.final
-class ListModelsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListModelsResponse(_message.Message):
     """ListModelsResponse lists models."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MODELS_FIELD_NUMBER: builtins.int
-    @property
-    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelDescription]:
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDescription]:
         """By name."""
 
     def __init__(
         self,
         *,
-        models: collections.abc.Iterable[global___ModelDescription] | None = ...,
+        models: _abc.Iterable[Global___ModelDescription] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ListModelsResponse = ListModelsResponse
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
-@typing.final
-class DescribeFleetRequest(google.protobuf.message.Message):
+@_typing.final
+class DescribeFleetRequest(_message.Message):
     """DescribeFleetRequest asks for the fleet."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DescribeFleetRequest = DescribeFleetRequest
+Global___DescribeFleetRequest: _TypeAlias = DescribeFleetRequest  # noqa: Y015
 
-@typing.final
-class DescribeFleetResponse(google.protobuf.message.Message):
+@_typing.final
+class DescribeFleetResponse(_message.Message):
     """DescribeFleetResponse is the fleet."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINTS_FIELD_NUMBER: builtins.int
-    LEASE_COUNT_FIELD_NUMBER: builtins.int
-    lease_count: builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    LEASE_COUNT_FIELD_NUMBER: _builtins.int
+    lease_count: _builtins.int
     """Contemplations with a lease now."""
-    @property
-    def endpoints(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.router_service_pb2.FleetEndpoint]:
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[_router_service_pb2.FleetEndpoint]:
         """By endpoint id."""
 
     def __init__(
         self,
         *,
-        endpoints: collections.abc.Iterable[cogitate.v1.router_service_pb2.FleetEndpoint] | None = ...,
-        lease_count: builtins.int = ...,
+        endpoints: _abc.Iterable[_router_service_pb2.FleetEndpoint] | None = ...,
+        lease_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DescribeFleetResponse = DescribeFleetResponse
+Global___DescribeFleetResponse: _TypeAlias = DescribeFleetResponse  # noqa: Y015
 
-@typing.final
-class GetServerInfoRequest(google.protobuf.message.Message):
+@_typing.final
+class GetServerInfoRequest(_message.Message):
     """GetServerInfoRequest asks for the server's description."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetServerInfoRequest = GetServerInfoRequest
+Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
-@typing.final
-class Limits(google.protobuf.message.Message):
+@_typing.final
+class Limits(_message.Message):
     """Limits are what a request may be at most. Each is configurable."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MAX_AGENT_COUNT_FIELD_NUMBER: builtins.int
-    MAX_IMAGE_COUNT_FIELD_NUMBER: builtins.int
-    MAX_IMAGE_BYTES_FIELD_NUMBER: builtins.int
-    MAX_IMAGE_PIXEL_COUNT_FIELD_NUMBER: builtins.int
-    MAX_TEXT_LENGTH_FIELD_NUMBER: builtins.int
-    MAX_MESSAGE_COUNT_FIELD_NUMBER: builtins.int
-    MAX_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    MAX_DURATION_FIELD_NUMBER: builtins.int
-    max_agent_count: builtins.int
+    MAX_AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_PIXEL_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_TEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
+    max_agent_count: _builtins.int
     """Agents in a contemplation."""
-    max_image_count: builtins.int
+    max_image_count: _builtins.int
     """Images in a conversation."""
-    max_image_bytes: builtins.int
+    max_image_bytes: _builtins.int
     """Bytes of one image."""
-    max_image_pixel_count: builtins.int
+    max_image_pixel_count: _builtins.int
     """Pixels of one image."""
-    max_text_length: builtins.int
+    max_text_length: _builtins.int
     """Characters of all text together."""
-    max_message_count: builtins.int
+    max_message_count: _builtins.int
     """Messages in a conversation."""
-    max_token_count: builtins.int
+    max_token_count: _builtins.int
     """Tokens all agents may sample together."""
-    @property
-    def max_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
         """Time of a contemplation."""
 
     def __init__(
         self,
         *,
-        max_agent_count: builtins.int = ...,
-        max_image_count: builtins.int = ...,
-        max_image_bytes: builtins.int = ...,
-        max_image_pixel_count: builtins.int = ...,
-        max_text_length: builtins.int = ...,
-        max_message_count: builtins.int = ...,
-        max_token_count: builtins.int = ...,
-        max_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        max_agent_count: _builtins.int = ...,
+        max_image_count: _builtins.int = ...,
+        max_image_bytes: _builtins.int = ...,
+        max_image_pixel_count: _builtins.int = ...,
+        max_text_length: _builtins.int = ...,
+        max_message_count: _builtins.int = ...,
+        max_token_count: _builtins.int = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["max_duration", b"max_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["max_agent_count", b"max_agent_count", "max_duration", b"max_duration", "max_image_bytes", b"max_image_bytes", "max_image_count", b"max_image_count", "max_image_pixel_count", b"max_image_pixel_count", "max_message_count", b"max_message_count", "max_text_length", b"max_text_length", "max_token_count", b"max_token_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_agent_count", b"max_agent_count", "max_duration", b"max_duration", "max_image_bytes", b"max_image_bytes", "max_image_count", b"max_image_count", "max_image_pixel_count", b"max_image_pixel_count", "max_message_count", b"max_message_count", "max_text_length", b"max_text_length", "max_token_count", b"max_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Limits = Limits
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
-@typing.final
-class GetServerInfoResponse(google.protobuf.message.Message):
+@_typing.final
+class GetServerInfoResponse(_message.Message):
     """GetServerInfoResponse describes the server."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    VERSION_FIELD_NUMBER: builtins.int
-    LIMITS_FIELD_NUMBER: builtins.int
-    START_TIME_FIELD_NUMBER: builtins.int
-    DEFAULT_MODEL_FIELD_NUMBER: builtins.int
-    STRATEGIES_FIELD_NUMBER: builtins.int
-    QUORUMS_FIELD_NUMBER: builtins.int
-    version: builtins.str
+    VERSION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
+    STRATEGIES_FIELD_NUMBER: _builtins.int
+    QUORUMS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
     """Version of the software."""
-    default_model: builtins.str
+    default_model: _builtins.str
     """Default model."""
-    @property
-    def limits(self) -> global___Limits:
+    @_builtins.property
+    def limits(self) -> Global___Limits:
         """Limits."""
 
-    @property
-    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
 
-    @property
-    def strategies(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def strategies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strategies by name."""
 
-    @property
-    def quorums(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def quorums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Quorum rules by name."""
 
     def __init__(
         self,
         *,
-        version: builtins.str = ...,
-        limits: global___Limits | None = ...,
-        start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        default_model: builtins.str = ...,
-        strategies: collections.abc.Iterable[builtins.str] | None = ...,
-        quorums: collections.abc.Iterable[builtins.str] | None = ...,
+        version: _builtins.str = ...,
+        limits: Global___Limits | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        default_model: _builtins.str = ...,
+        strategies: _abc.Iterable[_builtins.str] | None = ...,
+        quorums: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["limits", b"limits", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_model", b"default_model", "limits", b"limits", "quorums", b"quorums", "start_time", b"start_time", "strategies", b"strategies", "version", b"version"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_model", b"default_model", "limits", b"limits", "quorums", b"quorums", "start_time", b"start_time", "strategies", b"strategies", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetServerInfoResponse = GetServerInfoResponse
+Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015

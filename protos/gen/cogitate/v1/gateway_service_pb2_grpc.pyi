@@ -3,128 +3,104 @@
 isort:skip_file
 What the gateway offers beside ContemplationService: blobs, models, the fleet, traces."""
 
-import abc
-import cogitate.v1.gateway_service_pb2
-import collections.abc
-import grpc
-import grpc.aio
-import typing
+from cogitate.v1 import gateway_service_pb2 as _gateway_service_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
-_T = typing.TypeVar("_T")
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+_T = _typing.TypeVar("_T")
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
+
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
 
 class GatewayServiceStub:
     """GatewayService is the front door's own service."""
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    UploadBlob: grpc.StreamUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.UploadBlobRequest,
-        cogitate.v1.gateway_service_pb2.UploadBlobResponse,
-    ]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> GatewayServiceAsyncStub: ...
+    UploadBlob: _grpc.StreamUnaryMultiCallable[_gateway_service_pb2.UploadBlobRequest, _gateway_service_pb2.UploadBlobResponse]
     """UploadBlob stores an image of the tenant and returns its digest, for use in many questions."""
-
-    DownloadBlob: grpc.UnaryStreamMultiCallable[
-        cogitate.v1.gateway_service_pb2.DownloadBlobRequest,
-        cogitate.v1.gateway_service_pb2.DownloadBlobResponse,
-    ]
+    DownloadBlob: _grpc.UnaryStreamMultiCallable[_gateway_service_pb2.DownloadBlobRequest, _gateway_service_pb2.DownloadBlobResponse]
     """DownloadBlob streams an image or a crop of it."""
-
-    ListModels: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.ListModelsRequest,
-        cogitate.v1.gateway_service_pb2.ListModelsResponse,
-    ]
+    ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListModelsRequest, _gateway_service_pb2.ListModelsResponse]
     """ListModels lists the models that can be asked now."""
-
-    DescribeFleet: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.DescribeFleetRequest,
-        cogitate.v1.gateway_service_pb2.DescribeFleetResponse,
-    ]
+    DescribeFleet: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.DescribeFleetRequest, _gateway_service_pb2.DescribeFleetResponse]
     """DescribeFleet lists the endpoints, as the router sees them."""
-
-    GetServerInfo: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.GetServerInfoRequest,
-        cogitate.v1.gateway_service_pb2.GetServerInfoResponse,
-    ]
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.GetServerInfoRequest, _gateway_service_pb2.GetServerInfoResponse]
     """GetServerInfo says version and limits."""
 
-class GatewayServiceAsyncStub:
+@_typing.type_check_only
+class GatewayServiceAsyncStub(GatewayServiceStub):
     """GatewayService is the front door's own service."""
 
-    UploadBlob: grpc.aio.StreamUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.UploadBlobRequest,
-        cogitate.v1.gateway_service_pb2.UploadBlobResponse,
-    ]
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    UploadBlob: _aio.StreamUnaryMultiCallable[_gateway_service_pb2.UploadBlobRequest, _gateway_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """UploadBlob stores an image of the tenant and returns its digest, for use in many questions."""
-
-    DownloadBlob: grpc.aio.UnaryStreamMultiCallable[
-        cogitate.v1.gateway_service_pb2.DownloadBlobRequest,
-        cogitate.v1.gateway_service_pb2.DownloadBlobResponse,
-    ]
+    DownloadBlob: _aio.UnaryStreamMultiCallable[_gateway_service_pb2.DownloadBlobRequest, _gateway_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """DownloadBlob streams an image or a crop of it."""
-
-    ListModels: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.ListModelsRequest,
-        cogitate.v1.gateway_service_pb2.ListModelsResponse,
-    ]
+    ListModels: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListModelsRequest, _gateway_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels lists the models that can be asked now."""
-
-    DescribeFleet: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.DescribeFleetRequest,
-        cogitate.v1.gateway_service_pb2.DescribeFleetResponse,
-    ]
+    DescribeFleet: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.DescribeFleetRequest, _gateway_service_pb2.DescribeFleetResponse]  # type: ignore[assignment]
     """DescribeFleet lists the endpoints, as the router sees them."""
-
-    GetServerInfo: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.gateway_service_pb2.GetServerInfoRequest,
-        cogitate.v1.gateway_service_pb2.GetServerInfoResponse,
-    ]
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.GetServerInfoRequest, _gateway_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo says version and limits."""
 
-class GatewayServiceServicer(metaclass=abc.ABCMeta):
+class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """GatewayService is the front door's own service."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def UploadBlob(
         self,
-        request_iterator: _MaybeAsyncIterator[cogitate.v1.gateway_service_pb2.UploadBlobRequest],
+        request_iterator: _MaybeAsyncIterator[_gateway_service_pb2.UploadBlobRequest],
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.gateway_service_pb2.UploadBlobResponse, collections.abc.Awaitable[cogitate.v1.gateway_service_pb2.UploadBlobResponse]]:
+    ) -> _typing.Union[_gateway_service_pb2.UploadBlobResponse, _abc.Awaitable[_gateway_service_pb2.UploadBlobResponse]]:
         """UploadBlob stores an image of the tenant and returns its digest, for use in many questions."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def DownloadBlob(
         self,
-        request: cogitate.v1.gateway_service_pb2.DownloadBlobRequest,
+        request: _gateway_service_pb2.DownloadBlobRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.gateway_service_pb2.DownloadBlobResponse], collections.abc.AsyncIterator[cogitate.v1.gateway_service_pb2.DownloadBlobResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_gateway_service_pb2.DownloadBlobResponse], _abc.AsyncIterator[_gateway_service_pb2.DownloadBlobResponse]]:
         """DownloadBlob streams an image or a crop of it."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListModels(
         self,
-        request: cogitate.v1.gateway_service_pb2.ListModelsRequest,
+        request: _gateway_service_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.gateway_service_pb2.ListModelsResponse, collections.abc.Awaitable[cogitate.v1.gateway_service_pb2.ListModelsResponse]]:
+    ) -> _typing.Union[_gateway_service_pb2.ListModelsResponse, _abc.Awaitable[_gateway_service_pb2.ListModelsResponse]]:
         """ListModels lists the models that can be asked now."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def DescribeFleet(
         self,
-        request: cogitate.v1.gateway_service_pb2.DescribeFleetRequest,
+        request: _gateway_service_pb2.DescribeFleetRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.gateway_service_pb2.DescribeFleetResponse, collections.abc.Awaitable[cogitate.v1.gateway_service_pb2.DescribeFleetResponse]]:
+    ) -> _typing.Union[_gateway_service_pb2.DescribeFleetResponse, _abc.Awaitable[_gateway_service_pb2.DescribeFleetResponse]]:
         """DescribeFleet lists the endpoints, as the router sees them."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetServerInfo(
         self,
-        request: cogitate.v1.gateway_service_pb2.GetServerInfoRequest,
+        request: _gateway_service_pb2.GetServerInfoRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.gateway_service_pb2.GetServerInfoResponse, collections.abc.Awaitable[cogitate.v1.gateway_service_pb2.GetServerInfoResponse]]:
+    ) -> _typing.Union[_gateway_service_pb2.GetServerInfoResponse, _abc.Awaitable[_gateway_service_pb2.GetServerInfoResponse]]:
         """GetServerInfo says version and limits."""
 
-def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,709 +3,789 @@
 isort:skip_file
 The router places declared gangs on the fleet. It is beside the data path."""
 
-import builtins
-import cogitate.v1.agent_decoder_service_pb2
-import cogitate.v1.common_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.message
-import typing
+from cogitate.v1 import agent_decoder_service_pb2 as _agent_decoder_service_pb2
+from cogitate.v1 import common_pb2 as _common_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+import builtins as _builtins
+import sys
+import typing as _typing
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-@typing.final
-class ReportRequest(google.protobuf.message.Message):
+DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class ReportRequest(_message.Message):
     """ReportRequest comes from an endpoint."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    LOAD_FIELD_NUMBER: builtins.int
-    DRAIN_FIELD_NUMBER: builtins.int
-    @property
-    def description(self) -> cogitate.v1.agent_decoder_service_pb2.EndpointDescription:
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def description(self) -> _agent_decoder_service_pb2.EndpointDescription:
         """First, and when it changes."""
 
-    @property
-    def load(self) -> cogitate.v1.agent_decoder_service_pb2.EndpointLoad:
+    @_builtins.property
+    def load(self) -> _agent_decoder_service_pb2.EndpointLoad:
         """At the asked interval, and at once when it changes much."""
 
-    @property
-    def drain(self) -> global___DrainNotice:
+    @_builtins.property
+    def drain(self) -> Global___DrainNotice:
         """It will go away."""
 
     def __init__(
         self,
         *,
-        description: cogitate.v1.agent_decoder_service_pb2.EndpointDescription | None = ...,
-        load: cogitate.v1.agent_decoder_service_pb2.EndpointLoad | None = ...,
-        drain: global___DrainNotice | None = ...,
+        description: _agent_decoder_service_pb2.EndpointDescription | None = ...,
+        load: _agent_decoder_service_pb2.EndpointLoad | None = ...,
+        drain: Global___DrainNotice | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["description", b"description", "drain", b"drain", "load", b"load", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "drain", b"drain", "load", b"load", "report", b"report"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["report", b"report"]) -> typing.Literal["description", "load", "drain"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "drain", b"drain", "load", b"load", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "drain", b"drain", "load", b"load", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["description", "load", "drain"]  # noqa: Y015
+    _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 
-global___ReportRequest = ReportRequest
+Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
 
-@typing.final
-class DrainNotice(google.protobuf.message.Message):
+@_typing.final
+class DrainNotice(_message.Message):
     """DrainNotice announces an endpoint's end."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REMAINING_DURATION_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """DRAIN, PREEMPTION or SHUTDOWN."""
-    @property
-    def remaining_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def remaining_duration(self) -> _duration_pb2.Duration:
         """How long it still runs."""
 
     def __init__(
         self,
         *,
-        remaining_duration: google.protobuf.duration_pb2.Duration | None = ...,
-        reason: builtins.str = ...,
+        remaining_duration: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["remaining_duration", b"remaining_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["reason", b"reason", "remaining_duration", b"remaining_duration"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining_duration", b"remaining_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "remaining_duration", b"remaining_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DrainNotice = DrainNotice
+Global___DrainNotice: _TypeAlias = DrainNotice  # noqa: Y015
 
-@typing.final
-class ReportResponse(google.protobuf.message.Message):
+@_typing.final
+class ReportResponse(_message.Message):
     """ReportResponse tells the endpoint how to report."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REPORT_INTERVAL_FIELD_NUMBER: builtins.int
-    @property
-    def report_interval(self) -> google.protobuf.duration_pb2.Duration:
+    REPORT_INTERVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report_interval(self) -> _duration_pb2.Duration:
         """How often to report load."""
 
     def __init__(
         self,
         *,
-        report_interval: google.protobuf.duration_pb2.Duration | None = ...,
+        report_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["report_interval", b"report_interval"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["report_interval", b"report_interval"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report_interval", b"report_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report_interval", b"report_interval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ReportResponse = ReportResponse
+Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
 
-@typing.final
-class LeaseRequest(google.protobuf.message.Message):
+@_typing.final
+class LeaseRequest(_message.Message):
     """LeaseRequest comes from an aggregator."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DECLARE_FIELD_NUMBER: builtins.int
-    CONFIRM_FIELD_NUMBER: builtins.int
-    RELEASE_FIELD_NUMBER: builtins.int
-    REPLACE_FIELD_NUMBER: builtins.int
-    @property
-    def declare(self) -> global___DeclareGangs:
+    DECLARE_FIELD_NUMBER: _builtins.int
+    CONFIRM_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def declare(self) -> Global___DeclareGangs:
         """Asks for a placement."""
 
-    @property
-    def confirm(self) -> global___ConfirmPlacement:
+    @_builtins.property
+    def confirm(self) -> Global___ConfirmPlacement:
         """Tells what happened to a placement: bookings of a new router are made by these too."""
 
-    @property
-    def release(self) -> global___ReleaseLease:
+    @_builtins.property
+    def release(self) -> Global___ReleaseLease:
         """Ends a lease."""
 
-    @property
-    def replace(self) -> global___ReplaceAgents:
+    @_builtins.property
+    def replace(self) -> Global___ReplaceAgents:
         """Asks for a new place for agents that lost theirs."""
 
     def __init__(
         self,
         *,
-        declare: global___DeclareGangs | None = ...,
-        confirm: global___ConfirmPlacement | None = ...,
-        release: global___ReleaseLease | None = ...,
-        replace: global___ReplaceAgents | None = ...,
+        declare: Global___DeclareGangs | None = ...,
+        confirm: Global___ConfirmPlacement | None = ...,
+        release: Global___ReleaseLease | None = ...,
+        replace: Global___ReplaceAgents | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["command", b"command", "confirm", b"confirm", "declare", b"declare", "release", b"release", "replace", b"replace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "confirm", b"confirm", "declare", b"declare", "release", b"release", "replace", b"replace"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["command", b"command"]) -> typing.Literal["declare", "confirm", "release", "replace"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "confirm", b"confirm", "declare", b"declare", "release", b"release", "replace", b"replace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "confirm", b"confirm", "declare", b"declare", "release", b"release", "replace", b"replace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["declare", "confirm", "release", "replace"]  # noqa: Y015
+    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
-global___LeaseRequest = LeaseRequest
+Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
 
-@typing.final
-class GangSpec(google.protobuf.message.Message):
+@_typing.final
+class GangSpec(_message.Message):
     """GangSpec declares agents that share a prompt and a model."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: builtins.int
-    ROLE_FIELD_NUMBER: builtins.int
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    REQUIRED_CAPABILITIES_FIELD_NUMBER: builtins.int
-    PREFIX_DIGEST_FIELD_NUMBER: builtins.int
-    PREFIX_TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    TOKENS_PER_AGENT_FIELD_NUMBER: builtins.int
-    model: builtins.str
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    REQUIRED_CAPABILITIES_FIELD_NUMBER: _builtins.int
+    PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_AGENT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
     """The model."""
-    role: builtins.str
+    role: _builtins.str
     """What the gang is for."""
-    prefix_digest: builtins.str
+    prefix_digest: _builtins.str
     """Digest of the common prefix; empty if unknown."""
-    prefix_token_count: builtins.int
+    prefix_token_count: _builtins.int
     """Estimated positions of the common prefix."""
-    tokens_per_agent: builtins.int
+    tokens_per_agent: _builtins.int
     """Estimated positions each agent will add."""
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents, by id."""
 
-    @property
-    def required_capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[cogitate.v1.agent_decoder_service_pb2.Capability.ValueType]:
+    @_builtins.property
+    def required_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_agent_decoder_service_pb2.Capability.ValueType]:
         """What the agents need."""
 
     def __init__(
         self,
         *,
-        model: builtins.str = ...,
-        role: builtins.str = ...,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        required_capabilities: collections.abc.Iterable[cogitate.v1.agent_decoder_service_pb2.Capability.ValueType] | None = ...,
-        prefix_digest: builtins.str = ...,
-        prefix_token_count: builtins.int = ...,
-        tokens_per_agent: builtins.int = ...,
+        model: _builtins.str = ...,
+        role: _builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        required_capabilities: _abc.Iterable[_agent_decoder_service_pb2.Capability.ValueType] | None = ...,
+        prefix_digest: _builtins.str = ...,
+        prefix_token_count: _builtins.int = ...,
+        tokens_per_agent: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_ids", b"agent_ids", "model", b"model", "prefix_digest", b"prefix_digest", "prefix_token_count", b"prefix_token_count", "required_capabilities", b"required_capabilities", "role", b"role", "tokens_per_agent", b"tokens_per_agent"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "model", b"model", "prefix_digest", b"prefix_digest", "prefix_token_count", b"prefix_token_count", "required_capabilities", b"required_capabilities", "role", b"role", "tokens_per_agent", b"tokens_per_agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GangSpec = GangSpec
+Global___GangSpec: _TypeAlias = GangSpec  # noqa: Y015
 
-@typing.final
-class PlacementConstraints(google.protobuf.message.Message):
+@_typing.final
+class PlacementConstraints(_message.Message):
     """PlacementConstraints bound where gangs may run."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PROVIDERS_FIELD_NUMBER: builtins.int
-    REGIONS_FIELD_NUMBER: builtins.int
-    MIN_FAILURE_DOMAIN_COUNT_FIELD_NUMBER: builtins.int
-    MAX_PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: builtins.int
-    EXCLUDED_ENDPOINT_IDS_FIELD_NUMBER: builtins.int
-    min_failure_domain_count: builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    MIN_FAILURE_DOMAIN_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: _builtins.int
+    EXCLUDED_ENDPOINT_IDS_FIELD_NUMBER: _builtins.int
+    min_failure_domain_count: _builtins.int
     """Spread over at least this many failure domains where so many exist; 0 means one."""
-    max_price_per_hour_micro_usd: builtins.int
+    max_price_per_hour_micro_usd: _builtins.int
     """Highest price per hour of an endpoint, in millionths of a US dollar; 0 means no limit."""
-    @property
-    def providers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed providers; empty means all."""
 
-    @property
-    def regions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed regions; empty means all."""
 
-    @property
-    def excluded_endpoint_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def excluded_endpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Endpoints not to be used."""
 
     def __init__(
         self,
         *,
-        providers: collections.abc.Iterable[builtins.str] | None = ...,
-        regions: collections.abc.Iterable[builtins.str] | None = ...,
-        min_failure_domain_count: builtins.int = ...,
-        max_price_per_hour_micro_usd: builtins.int = ...,
-        excluded_endpoint_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        min_failure_domain_count: _builtins.int = ...,
+        max_price_per_hour_micro_usd: _builtins.int = ...,
+        excluded_endpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["excluded_endpoint_ids", b"excluded_endpoint_ids", "max_price_per_hour_micro_usd", b"max_price_per_hour_micro_usd", "min_failure_domain_count", b"min_failure_domain_count", "providers", b"providers", "regions", b"regions"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_endpoint_ids", b"excluded_endpoint_ids", "max_price_per_hour_micro_usd", b"max_price_per_hour_micro_usd", "min_failure_domain_count", b"min_failure_domain_count", "providers", b"providers", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___PlacementConstraints = PlacementConstraints
+Global___PlacementConstraints: _TypeAlias = PlacementConstraints  # noqa: Y015
 
-@typing.final
-class DeclareGangs(google.protobuf.message.Message):
+@_typing.final
+class DeclareGangs(_message.Message):
     """DeclareGangs declares what a contemplation needs."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    OWNER_EPOCH_FIELD_NUMBER: builtins.int
-    TENANT_FIELD_NUMBER: builtins.int
-    GANGS_FIELD_NUMBER: builtins.int
-    CONSTRAINTS_FIELD_NUMBER: builtins.int
-    BUDGET_FIELD_NUMBER: builtins.int
-    POLICY_FIELD_NUMBER: builtins.int
-    PRIORITY_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OWNER_EPOCH_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    GANGS_FIELD_NUMBER: _builtins.int
+    CONSTRAINTS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The contemplation names the lease."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Which try this is, from 1. Answers to earlier tries are void."""
-    owner_epoch: builtins.int
+    owner_epoch: _builtins.int
     """The owner's epoch."""
-    tenant: builtins.str
+    tenant: _builtins.str
     """The tenant, for fairness."""
-    policy: builtins.str
+    policy: _builtins.str
     """Policy by name; empty means the router's default."""
-    priority: builtins.int
+    priority: _builtins.int
     """Higher is served first."""
-    @property
-    def gangs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GangSpec]:
+    @_builtins.property
+    def gangs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangSpec]:
         """The gangs."""
 
-    @property
-    def constraints(self) -> global___PlacementConstraints:
+    @_builtins.property
+    def constraints(self) -> Global___PlacementConstraints:
         """Where they may run."""
 
-    @property
-    def budget(self) -> cogitate.v1.common_pb2.Budget:
+    @_builtins.property
+    def budget(self) -> _common_pb2.Budget:
         """The budget."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        attempt: builtins.int = ...,
-        owner_epoch: builtins.int = ...,
-        tenant: builtins.str = ...,
-        gangs: collections.abc.Iterable[global___GangSpec] | None = ...,
-        constraints: global___PlacementConstraints | None = ...,
-        budget: cogitate.v1.common_pb2.Budget | None = ...,
-        policy: builtins.str = ...,
-        priority: builtins.int = ...,
+        contemplation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        owner_epoch: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        gangs: _abc.Iterable[Global___GangSpec] | None = ...,
+        constraints: Global___PlacementConstraints | None = ...,
+        budget: _common_pb2.Budget | None = ...,
+        policy: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["budget", b"budget", "constraints", b"constraints"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "tenant", b"tenant"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___DeclareGangs = DeclareGangs
+Global___DeclareGangs: _TypeAlias = DeclareGangs  # noqa: Y015
 
-@typing.final
-class ConfirmPlacement(google.protobuf.message.Message):
+@_typing.final
+class ConfirmPlacement(_message.Message):
     """ConfirmPlacement tells what the endpoints said to the gangs."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    GANGS_FIELD_NUMBER: builtins.int
-    FAILURES_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    GANGS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The lease."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt it was placed by."""
-    @property
-    def gangs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlacedGang]:
+    @_builtins.property
+    def gangs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedGang]:
         """What runs where now, bookings included."""
 
-    @property
-    def failures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EndpointFailure]:
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointFailure]:
         """Endpoints that refused or could not be reached."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        attempt: builtins.int = ...,
-        gangs: collections.abc.Iterable[global___PlacedGang] | None = ...,
-        failures: collections.abc.Iterable[global___EndpointFailure] | None = ...,
+        contemplation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        gangs: _abc.Iterable[Global___PlacedGang] | None = ...,
+        failures: _abc.Iterable[Global___EndpointFailure] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ConfirmPlacement = ConfirmPlacement
+Global___ConfirmPlacement: _TypeAlias = ConfirmPlacement  # noqa: Y015
 
-@typing.final
-class EndpointFailure(google.protobuf.message.Message):
+@_typing.final
+class EndpointFailure(_message.Message):
     """EndpointFailure tells of a failure that the router could not see."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    endpoint_id: builtins.str
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
     """The endpoint."""
-    reason: builtins.str
+    reason: _builtins.str
     """ErrorReason without its prefix."""
     def __init__(
         self,
         *,
-        endpoint_id: builtins.str = ...,
-        reason: builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["endpoint_id", b"endpoint_id", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EndpointFailure = EndpointFailure
+Global___EndpointFailure: _TypeAlias = EndpointFailure  # noqa: Y015
 
-@typing.final
-class ReleaseLease(google.protobuf.message.Message):
+@_typing.final
+class ReleaseLease(_message.Message):
     """ReleaseLease ends a lease."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The lease."""
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
+        contemplation_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_id", b"contemplation_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ReleaseLease = ReleaseLease
+Global___ReleaseLease: _TypeAlias = ReleaseLease  # noqa: Y015
 
-@typing.final
-class ReplaceAgents(google.protobuf.message.Message):
+@_typing.final
+class ReplaceAgents(_message.Message):
     """ReplaceAgents asks for new places."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    GANGS_FIELD_NUMBER: builtins.int
-    FAILURES_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    GANGS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The lease."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The new attempt."""
-    @property
-    def gangs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GangSpec]:
+    @_builtins.property
+    def gangs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangSpec]:
         """What is to be placed."""
 
-    @property
-    def failures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EndpointFailure]:
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointFailure]:
         """Endpoints that failed them."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        attempt: builtins.int = ...,
-        gangs: collections.abc.Iterable[global___GangSpec] | None = ...,
-        failures: collections.abc.Iterable[global___EndpointFailure] | None = ...,
+        contemplation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        gangs: _abc.Iterable[Global___GangSpec] | None = ...,
+        failures: _abc.Iterable[Global___EndpointFailure] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ReplaceAgents = ReplaceAgents
+Global___ReplaceAgents: _TypeAlias = ReplaceAgents  # noqa: Y015
 
-@typing.final
-class LeaseResponse(google.protobuf.message.Message):
+@_typing.final
+class LeaseResponse(_message.Message):
     """LeaseResponse comes from the router."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    GRANTED_FIELD_NUMBER: builtins.int
-    DENIED_FIELD_NUMBER: builtins.int
-    NEWS_FIELD_NUMBER: builtins.int
-    @property
-    def granted(self) -> global___LeaseGranted:
+    GRANTED_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    NEWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def granted(self) -> Global___LeaseGranted:
         """A placement."""
 
-    @property
-    def denied(self) -> global___LeaseDenied:
+    @_builtins.property
+    def denied(self) -> Global___LeaseDenied:
         """No placement."""
 
-    @property
-    def news(self) -> global___EndpointNews:
+    @_builtins.property
+    def news(self) -> Global___EndpointNews:
         """An endpoint that holds agents of the lease is failing, draining or gone."""
 
     def __init__(
         self,
         *,
-        granted: global___LeaseGranted | None = ...,
-        denied: global___LeaseDenied | None = ...,
-        news: global___EndpointNews | None = ...,
+        granted: Global___LeaseGranted | None = ...,
+        denied: Global___LeaseDenied | None = ...,
+        news: Global___EndpointNews | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["granted", "denied", "news"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["granted", "denied", "news"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-global___LeaseResponse = LeaseResponse
+Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
 
-@typing.final
-class PlacedGang(google.protobuf.message.Message):
+@_typing.final
+class PlacedGang(_message.Message):
     """PlacedGang is one endpoint's share of a gang."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    GANG_ID_FIELD_NUMBER: builtins.int
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    ADDRESS_FIELD_NUMBER: builtins.int
-    PROVIDER_FIELD_NUMBER: builtins.int
-    REGION_FIELD_NUMBER: builtins.int
-    AGENT_IDS_FIELD_NUMBER: builtins.int
-    MODEL_FIELD_NUMBER: builtins.int
-    ROLE_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    PREDICTED_DURATION_FIELD_NUMBER: builtins.int
-    PREDICTED_COST_MICRO_USD_FIELD_NUMBER: builtins.int
-    PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: builtins.int
-    PRICE_PER_MILLION_TOKENS_MICRO_USD_FIELD_NUMBER: builtins.int
-    gang_id: builtins.str
+    GANG_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PREDICTED_DURATION_FIELD_NUMBER: _builtins.int
+    PREDICTED_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: _builtins.int
+    PRICE_PER_MILLION_TOKENS_MICRO_USD_FIELD_NUMBER: _builtins.int
+    gang_id: _builtins.str
     """Unique within the contemplation."""
-    endpoint_id: builtins.str
+    endpoint_id: _builtins.str
     """The endpoint's id."""
-    address: builtins.str
+    address: _builtins.str
     """Its gRPC address."""
-    provider: builtins.str
+    provider: _builtins.str
     """Who runs it."""
-    region: builtins.str
+    region: _builtins.str
     """Its region."""
-    model: builtins.str
+    model: _builtins.str
     """The gang's model."""
-    role: builtins.str
+    role: _builtins.str
     """The gang's role."""
-    reason: builtins.str
+    reason: _builtins.str
     """Why this endpoint, in a sentence."""
-    predicted_cost_micro_usd: builtins.int
+    predicted_cost_micro_usd: _builtins.int
     """What it is expected to cost."""
-    price_per_hour_micro_usd: builtins.int
+    price_per_hour_micro_usd: _builtins.int
     """Price per hour of the endpoint, in millionths of a US dollar."""
-    price_per_million_tokens_micro_usd: builtins.int
+    price_per_million_tokens_micro_usd: _builtins.int
     """Price per million sampled tokens, in millionths of a US dollar."""
-    @property
-    def agent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents."""
 
-    @property
-    def predicted_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def predicted_duration(self) -> _duration_pb2.Duration:
         """When the gang is expected to be done."""
 
     def __init__(
         self,
         *,
-        gang_id: builtins.str = ...,
-        endpoint_id: builtins.str = ...,
-        address: builtins.str = ...,
-        provider: builtins.str = ...,
-        region: builtins.str = ...,
-        agent_ids: collections.abc.Iterable[builtins.int] | None = ...,
-        model: builtins.str = ...,
-        role: builtins.str = ...,
-        reason: builtins.str = ...,
-        predicted_duration: google.protobuf.duration_pb2.Duration | None = ...,
-        predicted_cost_micro_usd: builtins.int = ...,
-        price_per_hour_micro_usd: builtins.int = ...,
-        price_per_million_tokens_micro_usd: builtins.int = ...,
+        gang_id: _builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        region: _builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        model: _builtins.str = ...,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        predicted_duration: _duration_pb2.Duration | None = ...,
+        predicted_cost_micro_usd: _builtins.int = ...,
+        price_per_hour_micro_usd: _builtins.int = ...,
+        price_per_million_tokens_micro_usd: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["predicted_duration", b"predicted_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "agent_ids", b"agent_ids", "endpoint_id", b"endpoint_id", "gang_id", b"gang_id", "model", b"model", "predicted_cost_micro_usd", b"predicted_cost_micro_usd", "predicted_duration", b"predicted_duration", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "reason", b"reason", "region", b"region", "role", b"role"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predicted_duration", b"predicted_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_ids", b"agent_ids", "endpoint_id", b"endpoint_id", "gang_id", b"gang_id", "model", b"model", "predicted_cost_micro_usd", b"predicted_cost_micro_usd", "predicted_duration", b"predicted_duration", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "reason", b"reason", "region", b"region", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___PlacedGang = PlacedGang
+Global___PlacedGang: _TypeAlias = PlacedGang  # noqa: Y015
 
-@typing.final
-class RejectedEndpoint(google.protobuf.message.Message):
+@_typing.final
+class RejectedEndpoint(_message.Message):
     """RejectedEndpoint says why an endpoint was not used."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    endpoint_id: builtins.str
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
     """The endpoint."""
-    reason: builtins.str
+    reason: _builtins.str
     """Why, in a sentence."""
     def __init__(
         self,
         *,
-        endpoint_id: builtins.str = ...,
-        reason: builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["endpoint_id", b"endpoint_id", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___RejectedEndpoint = RejectedEndpoint
+Global___RejectedEndpoint: _TypeAlias = RejectedEndpoint  # noqa: Y015
 
-@typing.final
-class LeaseGranted(google.protobuf.message.Message):
+@_typing.final
+class LeaseGranted(_message.Message):
     """LeaseGranted is a placement with its reasons."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    GANGS_FIELD_NUMBER: builtins.int
-    REJECTED_FIELD_NUMBER: builtins.int
-    POLICY_FIELD_NUMBER: builtins.int
-    VISION_ENCODER_ADDRESS_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    GANGS_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    VISION_ENCODER_ADDRESS_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The lease."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt it answers."""
-    policy: builtins.str
+    policy: _builtins.str
     """The policy that decided."""
-    vision_encoder_address: builtins.str
+    vision_encoder_address: _builtins.str
     """The vision-encoder to use."""
-    @property
-    def gangs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlacedGang]:
+    @_builtins.property
+    def gangs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedGang]:
         """The placement."""
 
-    @property
-    def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RejectedEndpoint]:
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedEndpoint]:
         """The endpoints that were not used."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        attempt: builtins.int = ...,
-        gangs: collections.abc.Iterable[global___PlacedGang] | None = ...,
-        rejected: collections.abc.Iterable[global___RejectedEndpoint] | None = ...,
-        policy: builtins.str = ...,
-        vision_encoder_address: builtins.str = ...,
+        contemplation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        gangs: _abc.Iterable[Global___PlacedGang] | None = ...,
+        rejected: _abc.Iterable[Global___RejectedEndpoint] | None = ...,
+        policy: _builtins.str = ...,
+        vision_encoder_address: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "policy", b"policy", "rejected", b"rejected", "vision_encoder_address", b"vision_encoder_address"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "policy", b"policy", "rejected", b"rejected", "vision_encoder_address", b"vision_encoder_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___LeaseGranted = LeaseGranted
+Global___LeaseGranted: _TypeAlias = LeaseGranted  # noqa: Y015
 
-@typing.final
-class LeaseDenied(google.protobuf.message.Message):
+@_typing.final
+class LeaseDenied(_message.Message):
     """LeaseDenied says why there is no placement."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    RETRY_DELAY_FIELD_NUMBER: builtins.int
-    REJECTED_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The lease."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """The attempt it answers."""
-    reason: builtins.str
+    reason: _builtins.str
     """ErrorReason without its prefix."""
-    message: builtins.str
+    message: _builtins.str
     """A sentence for people."""
-    @property
-    def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
         """When to try again; absent if never."""
 
-    @property
-    def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RejectedEndpoint]:
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedEndpoint]:
         """Why each endpoint was not used."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        attempt: builtins.int = ...,
-        reason: builtins.str = ...,
-        message: builtins.str = ...,
-        retry_delay: google.protobuf.duration_pb2.Duration | None = ...,
-        rejected: collections.abc.Iterable[global___RejectedEndpoint] | None = ...,
+        contemplation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+        rejected: _abc.Iterable[Global___RejectedEndpoint] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["retry_delay", b"retry_delay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "message", b"message", "reason", b"reason", "rejected", b"rejected", "retry_delay", b"retry_delay"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "message", b"message", "reason", b"reason", "rejected", b"rejected", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___LeaseDenied = LeaseDenied
+Global___LeaseDenied: _TypeAlias = LeaseDenied  # noqa: Y015
 
-@typing.final
-class EndpointNews(google.protobuf.message.Message):
+@_typing.final
+class EndpointNews(_message.Message):
     """EndpointNews tells a lease holder about an endpoint."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINT_ID_FIELD_NUMBER: builtins.int
-    CONTEMPLATION_IDS_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    REMAINING_DURATION_FIELD_NUMBER: builtins.int
-    endpoint_id: builtins.str
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    CONTEMPLATION_IDS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
     """The endpoint."""
-    state: builtins.str
+    state: _builtins.str
     """EXPIRED, GONE, DRAINING, EJECTED or BACK."""
-    @property
-    def contemplation_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def contemplation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The leases it concerns."""
 
-    @property
-    def remaining_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def remaining_duration(self) -> _duration_pb2.Duration:
         """How long it still runs, if draining."""
 
     def __init__(
         self,
         *,
-        endpoint_id: builtins.str = ...,
-        contemplation_ids: collections.abc.Iterable[builtins.str] | None = ...,
-        state: builtins.str = ...,
-        remaining_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        endpoint_id: _builtins.str = ...,
+        contemplation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        state: _builtins.str = ...,
+        remaining_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["remaining_duration", b"remaining_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["contemplation_ids", b"contemplation_ids", "endpoint_id", b"endpoint_id", "remaining_duration", b"remaining_duration", "state", b"state"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining_duration", b"remaining_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_ids", b"contemplation_ids", "endpoint_id", b"endpoint_id", "remaining_duration", b"remaining_duration", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EndpointNews = EndpointNews
+Global___EndpointNews: _TypeAlias = EndpointNews  # noqa: Y015
 
-@typing.final
-class GetFleetRequest(google.protobuf.message.Message):
+@_typing.final
+class GetFleetRequest(_message.Message):
     """GetFleetRequest asks for the fleet."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetFleetRequest = GetFleetRequest
+Global___GetFleetRequest: _TypeAlias = GetFleetRequest  # noqa: Y015
 
-@typing.final
-class FleetEndpoint(google.protobuf.message.Message):
+@_typing.final
+class FleetEndpoint(_message.Message):
     """FleetEndpoint is one endpoint as the router sees it."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    LOAD_FIELD_NUMBER: builtins.int
-    REPORT_AGE_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    BOOKED_AGENT_COUNT_FIELD_NUMBER: builtins.int
-    state: builtins.str
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    REPORT_AGE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BOOKED_AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
     """READY, STALE, DRAINING or EJECTED."""
-    booked_agent_count: builtins.int
+    booked_agent_count: _builtins.int
     """Agents booked there by leases."""
-    @property
-    def description(self) -> cogitate.v1.agent_decoder_service_pb2.EndpointDescription:
+    @_builtins.property
+    def description(self) -> _agent_decoder_service_pb2.EndpointDescription:
         """What it is."""
 
-    @property
-    def load(self) -> cogitate.v1.agent_decoder_service_pb2.EndpointLoad:
+    @_builtins.property
+    def load(self) -> _agent_decoder_service_pb2.EndpointLoad:
         """Its last report."""
 
-    @property
-    def report_age(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def report_age(self) -> _duration_pb2.Duration:
         """Age of that report."""
 
     def __init__(
         self,
         *,
-        description: cogitate.v1.agent_decoder_service_pb2.EndpointDescription | None = ...,
-        load: cogitate.v1.agent_decoder_service_pb2.EndpointLoad | None = ...,
-        report_age: google.protobuf.duration_pb2.Duration | None = ...,
-        state: builtins.str = ...,
-        booked_agent_count: builtins.int = ...,
+        description: _agent_decoder_service_pb2.EndpointDescription | None = ...,
+        load: _agent_decoder_service_pb2.EndpointLoad | None = ...,
+        report_age: _duration_pb2.Duration | None = ...,
+        state: _builtins.str = ...,
+        booked_agent_count: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["description", b"description", "load", b"load", "report_age", b"report_age"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["booked_agent_count", b"booked_agent_count", "description", b"description", "load", b"load", "report_age", b"report_age", "state", b"state"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "load", b"load", "report_age", b"report_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_agent_count", b"booked_agent_count", "description", b"description", "load", b"load", "report_age", b"report_age", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___FleetEndpoint = FleetEndpoint
+Global___FleetEndpoint: _TypeAlias = FleetEndpoint  # noqa: Y015
 
-@typing.final
-class GetFleetResponse(google.protobuf.message.Message):
+@_typing.final
+class GetFleetResponse(_message.Message):
     """GetFleetResponse lists the fleet."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENDPOINTS_FIELD_NUMBER: builtins.int
-    LEASE_COUNT_FIELD_NUMBER: builtins.int
-    lease_count: builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    LEASE_COUNT_FIELD_NUMBER: _builtins.int
+    lease_count: _builtins.int
     """Contemplations with a lease now."""
-    @property
-    def endpoints(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FleetEndpoint]:
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetEndpoint]:
         """By endpoint id."""
 
     def __init__(
         self,
         *,
-        endpoints: collections.abc.Iterable[global___FleetEndpoint] | None = ...,
-        lease_count: builtins.int = ...,
+        endpoints: _abc.Iterable[Global___FleetEndpoint] | None = ...,
+        lease_count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetFleetResponse = GetFleetResponse
+Global___GetFleetResponse: _TypeAlias = GetFleetResponse  # noqa: Y015

@@ -3,100 +3,92 @@
 isort:skip_file
 The router places declared gangs on the fleet. It is beside the data path."""
 
-import abc
-import cogitate.v1.router_service_pb2
-import collections.abc
-import grpc
-import grpc.aio
-import typing
+from cogitate.v1 import router_service_pb2 as _router_service_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
-_T = typing.TypeVar("_T")
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+_T = _typing.TypeVar("_T")
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
+
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
 
 class RouterServiceStub:
     """RouterService keeps soft state of the fleet and leases its endpoints to gangs."""
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Report: grpc.StreamStreamMultiCallable[
-        cogitate.v1.router_service_pb2.ReportRequest,
-        cogitate.v1.router_service_pb2.ReportResponse,
-    ]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
+    Report: _grpc.StreamStreamMultiCallable[_router_service_pb2.ReportRequest, _router_service_pb2.ReportResponse]
     """Report carries one endpoint's description and load, as often as the router asks. An endpoint that stops
     reporting expires; one that closes the stream is gone at once.
     """
-
-    Lease: grpc.StreamStreamMultiCallable[
-        cogitate.v1.router_service_pb2.LeaseRequest,
-        cogitate.v1.router_service_pb2.LeaseResponse,
-    ]
+    Lease: _grpc.StreamStreamMultiCallable[_router_service_pb2.LeaseRequest, _router_service_pb2.LeaseResponse]
     """Lease carries all leases of one aggregator, each named by its contemplation. Grants and news of the
     endpoints come back. When the stream ends, its leases end.
     """
-
-    GetFleet: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.router_service_pb2.GetFleetRequest,
-        cogitate.v1.router_service_pb2.GetFleetResponse,
-    ]
+    GetFleet: _grpc.UnaryUnaryMultiCallable[_router_service_pb2.GetFleetRequest, _router_service_pb2.GetFleetResponse]
     """GetFleet lists the endpoints as this router sees them."""
 
-class RouterServiceAsyncStub:
+@_typing.type_check_only
+class RouterServiceAsyncStub(RouterServiceStub):
     """RouterService keeps soft state of the fleet and leases its endpoints to gangs."""
 
-    Report: grpc.aio.StreamStreamMultiCallable[
-        cogitate.v1.router_service_pb2.ReportRequest,
-        cogitate.v1.router_service_pb2.ReportResponse,
-    ]
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Report: _aio.StreamStreamMultiCallable[_router_service_pb2.ReportRequest, _router_service_pb2.ReportResponse]  # type: ignore[assignment]
     """Report carries one endpoint's description and load, as often as the router asks. An endpoint that stops
     reporting expires; one that closes the stream is gone at once.
     """
-
-    Lease: grpc.aio.StreamStreamMultiCallable[
-        cogitate.v1.router_service_pb2.LeaseRequest,
-        cogitate.v1.router_service_pb2.LeaseResponse,
-    ]
+    Lease: _aio.StreamStreamMultiCallable[_router_service_pb2.LeaseRequest, _router_service_pb2.LeaseResponse]  # type: ignore[assignment]
     """Lease carries all leases of one aggregator, each named by its contemplation. Grants and news of the
     endpoints come back. When the stream ends, its leases end.
     """
-
-    GetFleet: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.router_service_pb2.GetFleetRequest,
-        cogitate.v1.router_service_pb2.GetFleetResponse,
-    ]
+    GetFleet: _aio.UnaryUnaryMultiCallable[_router_service_pb2.GetFleetRequest, _router_service_pb2.GetFleetResponse]  # type: ignore[assignment]
     """GetFleet lists the endpoints as this router sees them."""
 
-class RouterServiceServicer(metaclass=abc.ABCMeta):
+class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """RouterService keeps soft state of the fleet and leases its endpoints to gangs."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Report(
         self,
-        request_iterator: _MaybeAsyncIterator[cogitate.v1.router_service_pb2.ReportRequest],
+        request_iterator: _MaybeAsyncIterator[_router_service_pb2.ReportRequest],
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.router_service_pb2.ReportResponse], collections.abc.AsyncIterator[cogitate.v1.router_service_pb2.ReportResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_router_service_pb2.ReportResponse], _abc.AsyncIterator[_router_service_pb2.ReportResponse]]:
         """Report carries one endpoint's description and load, as often as the router asks. An endpoint that stops
         reporting expires; one that closes the stream is gone at once.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Lease(
         self,
-        request_iterator: _MaybeAsyncIterator[cogitate.v1.router_service_pb2.LeaseRequest],
+        request_iterator: _MaybeAsyncIterator[_router_service_pb2.LeaseRequest],
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.router_service_pb2.LeaseResponse], collections.abc.AsyncIterator[cogitate.v1.router_service_pb2.LeaseResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_router_service_pb2.LeaseResponse], _abc.AsyncIterator[_router_service_pb2.LeaseResponse]]:
         """Lease carries all leases of one aggregator, each named by its contemplation. Grants and news of the
         endpoints come back. When the stream ends, its leases end.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetFleet(
         self,
-        request: cogitate.v1.router_service_pb2.GetFleetRequest,
+        request: _router_service_pb2.GetFleetRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.router_service_pb2.GetFleetResponse, collections.abc.Awaitable[cogitate.v1.router_service_pb2.GetFleetResponse]]:
+    ) -> _typing.Union[_router_service_pb2.GetFleetResponse, _abc.Awaitable[_router_service_pb2.GetFleetResponse]]:
         """GetFleet lists the endpoints as this router sees them."""
 
-def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

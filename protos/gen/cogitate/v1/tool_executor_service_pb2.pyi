@@ -3,182 +3,210 @@
 isort:skip_file
 The tool-executor runs tools for agents, within limits, and says where results came from."""
 
-import builtins
-import cogitate.v1.common_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.message
-import typing
+from cogitate.v1 import common_pb2 as _common_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+import builtins as _builtins
+import sys
+import typing as _typing
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-@typing.final
-class ExecuteRequest(google.protobuf.message.Message):
+DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class ExecuteRequest(_message.Message):
     """ExecuteRequest is one call."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEMPLATION_ID_FIELD_NUMBER: builtins.int
-    CALL_FIELD_NUMBER: builtins.int
-    ALLOWED_TOOLS_FIELD_NUMBER: builtins.int
-    IMAGES_FIELD_NUMBER: builtins.int
-    TIMEOUT_FIELD_NUMBER: builtins.int
-    MAX_OUTPUT_BYTES_FIELD_NUMBER: builtins.int
-    OWNER_EPOCH_FIELD_NUMBER: builtins.int
-    contemplation_id: builtins.str
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    OWNER_EPOCH_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
     """The contemplation it belongs to."""
-    max_output_bytes: builtins.int
+    max_output_bytes: _builtins.int
     """The most bytes of output; 0 means the tool's default."""
-    owner_epoch: builtins.int
+    owner_epoch: _builtins.int
     """The contemplation owner's epoch; a stale owner is refused."""
-    @property
-    def call(self) -> cogitate.v1.common_pb2.ToolCall:
+    @_builtins.property
+    def call(self) -> _common_pb2.ToolCall:
         """The call; its call_id is the idempotency key within the contemplation."""
 
-    @property
-    def allowed_tools(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def allowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names this request may use. Empty means none."""
 
-    @property
-    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.ImagePart]:
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ImagePart]:
         """The images of the conversation, so that image tools can refer to them by index."""
 
-    @property
-    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
         """The most time the call may take; absent means the tool's default."""
 
     def __init__(
         self,
         *,
-        contemplation_id: builtins.str = ...,
-        call: cogitate.v1.common_pb2.ToolCall | None = ...,
-        allowed_tools: collections.abc.Iterable[builtins.str] | None = ...,
-        images: collections.abc.Iterable[cogitate.v1.common_pb2.ImagePart] | None = ...,
-        timeout: google.protobuf.duration_pb2.Duration | None = ...,
-        max_output_bytes: builtins.int = ...,
-        owner_epoch: builtins.int = ...,
+        contemplation_id: _builtins.str = ...,
+        call: _common_pb2.ToolCall | None = ...,
+        allowed_tools: _abc.Iterable[_builtins.str] | None = ...,
+        images: _abc.Iterable[_common_pb2.ImagePart] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        max_output_bytes: _builtins.int = ...,
+        owner_epoch: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["call", b"call", "timeout", b"timeout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allowed_tools", b"allowed_tools", "call", b"call", "contemplation_id", b"contemplation_id", "images", b"images", "max_output_bytes", b"max_output_bytes", "owner_epoch", b"owner_epoch", "timeout", b"timeout"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_tools", b"allowed_tools", "call", b"call", "contemplation_id", b"contemplation_id", "images", b"images", "max_output_bytes", b"max_output_bytes", "owner_epoch", b"owner_epoch", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ExecuteRequest = ExecuteRequest
+Global___ExecuteRequest: _TypeAlias = ExecuteRequest  # noqa: Y015
 
-@typing.final
-class Provenance(google.protobuf.message.Message):
+@_typing.final
+class Provenance(_message.Message):
     """Provenance says where a result came from."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TOOL_FIELD_NUMBER: builtins.int
-    ORIGIN_FIELD_NUMBER: builtins.int
-    DURATION_FIELD_NUMBER: builtins.int
-    REPLAYED_FIELD_NUMBER: builtins.int
-    tool: builtins.str
+    TOOL_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
     """The tool and its version."""
-    origin: builtins.str
+    origin: _builtins.str
     """"builtin", "sandbox" or the MCP server's name."""
-    replayed: builtins.bool
+    replayed: _builtins.bool
     """True if an earlier run with the same call id answered."""
-    @property
-    def duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
         """How long it ran."""
 
     def __init__(
         self,
         *,
-        tool: builtins.str = ...,
-        origin: builtins.str = ...,
-        duration: google.protobuf.duration_pb2.Duration | None = ...,
-        replayed: builtins.bool = ...,
+        tool: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        replayed: _builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["duration", b"duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["duration", b"duration", "origin", b"origin", "replayed", b"replayed", "tool", b"tool"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "origin", b"origin", "replayed", b"replayed", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___Provenance = Provenance
+Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
-@typing.final
-class ExecuteResponse(google.protobuf.message.Message):
+@_typing.final
+class ExecuteResponse(_message.Message):
     """ExecuteResponse is output as it comes, then the result."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    OUTPUT_TEXT_FIELD_NUMBER: builtins.int
-    FINISHED_FIELD_NUMBER: builtins.int
-    output_text: builtins.str
+    OUTPUT_TEXT_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    output_text: _builtins.str
     """A piece of text output."""
-    @property
-    def finished(self) -> global___ExecutionFinished:
+    @_builtins.property
+    def finished(self) -> Global___ExecutionFinished:
         """The end. Exactly one, last."""
 
     def __init__(
         self,
         *,
-        output_text: builtins.str = ...,
-        finished: global___ExecutionFinished | None = ...,
+        output_text: _builtins.str = ...,
+        finished: Global___ExecutionFinished | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "finished", b"finished", "output_text", b"output_text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "finished", b"finished", "output_text", b"output_text"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["output_text", "finished"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "output_text", b"output_text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "output_text", b"output_text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output_text", "finished"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-global___ExecuteResponse = ExecuteResponse
+Global___ExecuteResponse: _TypeAlias = ExecuteResponse  # noqa: Y015
 
-@typing.final
-class ExecutionFinished(google.protobuf.message.Message):
+@_typing.final
+class ExecutionFinished(_message.Message):
     """ExecutionFinished is the outcome of a call."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    RESULT_FIELD_NUMBER: builtins.int
-    PROVENANCE_FIELD_NUMBER: builtins.int
-    @property
-    def result(self) -> cogitate.v1.common_pb2.ToolResult:
+    RESULT_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> _common_pb2.ToolResult:
         """The result, also when the tool failed (is_error)."""
 
-    @property
-    def provenance(self) -> global___Provenance:
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
         """Where it came from."""
 
     def __init__(
         self,
         *,
-        result: cogitate.v1.common_pb2.ToolResult | None = ...,
-        provenance: global___Provenance | None = ...,
+        result: _common_pb2.ToolResult | None = ...,
+        provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["provenance", b"provenance", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["provenance", b"provenance", "result", b"result"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ExecutionFinished = ExecutionFinished
+Global___ExecutionFinished: _TypeAlias = ExecutionFinished  # noqa: Y015
 
-@typing.final
-class ListToolsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListToolsRequest(_message.Message):
     """ListToolsRequest asks for the tools."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ListToolsRequest = ListToolsRequest
+Global___ListToolsRequest: _TypeAlias = ListToolsRequest  # noqa: Y015
 
-@typing.final
-class ListToolsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListToolsResponse(_message.Message):
     """ListToolsResponse lists the tools."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    TOOLS_FIELD_NUMBER: builtins.int
-    @property
-    def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[cogitate.v1.common_pb2.ToolSpec]:
+    TOOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ToolSpec]:
         """What can be called, by name."""
 
     def __init__(
         self,
         *,
-        tools: collections.abc.Iterable[cogitate.v1.common_pb2.ToolSpec] | None = ...,
+        tools: _abc.Iterable[_common_pb2.ToolSpec] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["tools", b"tools"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___ListToolsResponse = ListToolsResponse
+Global___ListToolsResponse: _TypeAlias = ListToolsResponse  # noqa: Y015

@@ -3,77 +3,77 @@
 isort:skip_file
 The tool-executor runs tools for agents, within limits, and says where results came from."""
 
-import abc
-import cogitate.v1.tool_executor_service_pb2
-import collections.abc
-import grpc
-import grpc.aio
-import typing
+from cogitate.v1 import tool_executor_service_pb2 as _tool_executor_service_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
-_T = typing.TypeVar("_T")
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+_T = _typing.TypeVar("_T")
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
+
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
 
 class ToolExecutorServiceStub:
     """ToolExecutorService runs tools."""
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    Execute: grpc.UnaryStreamMultiCallable[
-        cogitate.v1.tool_executor_service_pb2.ExecuteRequest,
-        cogitate.v1.tool_executor_service_pb2.ExecuteResponse,
-    ]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ToolExecutorServiceAsyncStub: ...
+    Execute: _grpc.UnaryStreamMultiCallable[_tool_executor_service_pb2.ExecuteRequest, _tool_executor_service_pb2.ExecuteResponse]
     """Execute runs one call and streams its output; the last message is its result. A call id that already
     ran returns the same result without running again.
     PERMISSION_DENIED with reason TOOL_DENIED for a tool outside the request's allow-list.
     """
-
-    ListTools: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.tool_executor_service_pb2.ListToolsRequest,
-        cogitate.v1.tool_executor_service_pb2.ListToolsResponse,
-    ]
+    ListTools: _grpc.UnaryUnaryMultiCallable[_tool_executor_service_pb2.ListToolsRequest, _tool_executor_service_pb2.ListToolsResponse]
     """ListTools says what can be called here."""
 
-class ToolExecutorServiceAsyncStub:
+@_typing.type_check_only
+class ToolExecutorServiceAsyncStub(ToolExecutorServiceStub):
     """ToolExecutorService runs tools."""
 
-    Execute: grpc.aio.UnaryStreamMultiCallable[
-        cogitate.v1.tool_executor_service_pb2.ExecuteRequest,
-        cogitate.v1.tool_executor_service_pb2.ExecuteResponse,
-    ]
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Execute: _aio.UnaryStreamMultiCallable[_tool_executor_service_pb2.ExecuteRequest, _tool_executor_service_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Execute runs one call and streams its output; the last message is its result. A call id that already
     ran returns the same result without running again.
     PERMISSION_DENIED with reason TOOL_DENIED for a tool outside the request's allow-list.
     """
-
-    ListTools: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.tool_executor_service_pb2.ListToolsRequest,
-        cogitate.v1.tool_executor_service_pb2.ListToolsResponse,
-    ]
+    ListTools: _aio.UnaryUnaryMultiCallable[_tool_executor_service_pb2.ListToolsRequest, _tool_executor_service_pb2.ListToolsResponse]  # type: ignore[assignment]
     """ListTools says what can be called here."""
 
-class ToolExecutorServiceServicer(metaclass=abc.ABCMeta):
+class ToolExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     """ToolExecutorService runs tools."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Execute(
         self,
-        request: cogitate.v1.tool_executor_service_pb2.ExecuteRequest,
+        request: _tool_executor_service_pb2.ExecuteRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.tool_executor_service_pb2.ExecuteResponse], collections.abc.AsyncIterator[cogitate.v1.tool_executor_service_pb2.ExecuteResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_tool_executor_service_pb2.ExecuteResponse], _abc.AsyncIterator[_tool_executor_service_pb2.ExecuteResponse]]:
         """Execute runs one call and streams its output; the last message is its result. A call id that already
         ran returns the same result without running again.
         PERMISSION_DENIED with reason TOOL_DENIED for a tool outside the request's allow-list.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListTools(
         self,
-        request: cogitate.v1.tool_executor_service_pb2.ListToolsRequest,
+        request: _tool_executor_service_pb2.ListToolsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.tool_executor_service_pb2.ListToolsResponse, collections.abc.Awaitable[cogitate.v1.tool_executor_service_pb2.ListToolsResponse]]:
+    ) -> _typing.Union[_tool_executor_service_pb2.ListToolsResponse, _abc.Awaitable[_tool_executor_service_pb2.ListToolsResponse]]:
         """ListTools says what can be called here."""
 
-def add_ToolExecutorServiceServicer_to_server(servicer: ToolExecutorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_ToolExecutorServiceServicer_to_server(servicer: ToolExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,338 +3,388 @@
 isort:skip_file
 The vision-encoder owns blobs and turns images and crops into embeddings, each once."""
 
-import builtins
-import cogitate.v1.common_pb2
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.duration_pb2
-import google.protobuf.internal.containers
-import google.protobuf.message
-import typing
+from cogitate.v1 import common_pb2 as _common_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+import builtins as _builtins
+import sys
+import typing as _typing
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
+else:
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-@typing.final
-class PutBlobRequest(google.protobuf.message.Message):
+DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class PutBlobRequest(_message.Message):
     """PutBlobRequest is one chunk."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CHUNK_FIELD_NUMBER: builtins.int
-    EXPECTED_DIGEST_FIELD_NUMBER: builtins.int
-    chunk: builtins.bytes
+    CHUNK_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
     """The next bytes, at most 1 MiB."""
-    expected_digest: builtins.str
+    expected_digest: _builtins.str
     """First message only: the digest the sender expects; empty if it does not know. If the blob is already
     there the call may end at once.
     """
     def __init__(
         self,
         *,
-        chunk: builtins.bytes = ...,
-        expected_digest: builtins.str = ...,
+        chunk: _builtins.bytes = ...,
+        expected_digest: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "expected_digest", b"expected_digest"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "expected_digest", b"expected_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___PutBlobRequest = PutBlobRequest
+Global___PutBlobRequest: _TypeAlias = PutBlobRequest  # noqa: Y015
 
-@typing.final
-class PutBlobResponse(google.protobuf.message.Message):
+@_typing.final
+class PutBlobResponse(_message.Message):
     """PutBlobResponse describes the stored blob."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DIGEST_FIELD_NUMBER: builtins.int
-    SIZE_BYTES_FIELD_NUMBER: builtins.int
-    WIDTH_PX_FIELD_NUMBER: builtins.int
-    HEIGHT_PX_FIELD_NUMBER: builtins.int
-    MEDIA_TYPE_FIELD_NUMBER: builtins.int
-    digest: builtins.str
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
     """"sha256:" and 64 hex digits."""
-    size_bytes: builtins.int
+    size_bytes: _builtins.int
     """Size of the file."""
-    width_px: builtins.int
+    width_px: _builtins.int
     """Width, after applying the file's orientation."""
-    height_px: builtins.int
+    height_px: _builtins.int
     """Height, after applying the file's orientation."""
-    media_type: builtins.str
+    media_type: _builtins.str
     """The media type found in the bytes, such as "image/png"."""
     def __init__(
         self,
         *,
-        digest: builtins.str = ...,
-        size_bytes: builtins.int = ...,
-        width_px: builtins.int = ...,
-        height_px: builtins.int = ...,
-        media_type: builtins.str = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
+        media_type: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "height_px", b"height_px", "media_type", b"media_type", "size_bytes", b"size_bytes", "width_px", b"width_px"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "height_px", b"height_px", "media_type", b"media_type", "size_bytes", b"size_bytes", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___PutBlobResponse = PutBlobResponse
+Global___PutBlobResponse: _TypeAlias = PutBlobResponse  # noqa: Y015
 
-@typing.final
-class GetBlobRequest(google.protobuf.message.Message):
+@_typing.final
+class GetBlobRequest(_message.Message):
     """GetBlobRequest names a blob."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DIGEST_FIELD_NUMBER: builtins.int
-    BOX_FIELD_NUMBER: builtins.int
-    digest: builtins.str
+    DIGEST_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
     """The blob."""
-    @property
-    def box(self) -> cogitate.v1.common_pb2.Box:
+    @_builtins.property
+    def box(self) -> _common_pb2.Box:
         """If set, the region is cut out and returned as a PNG."""
 
     def __init__(
         self,
         *,
-        digest: builtins.str = ...,
-        box: cogitate.v1.common_pb2.Box | None = ...,
+        digest: _builtins.str = ...,
+        box: _common_pb2.Box | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["box", b"box"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["box", b"box", "digest", b"digest"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetBlobRequest = GetBlobRequest
+Global___GetBlobRequest: _TypeAlias = GetBlobRequest  # noqa: Y015
 
-@typing.final
-class GetBlobResponse(google.protobuf.message.Message):
+@_typing.final
+class GetBlobResponse(_message.Message):
     """GetBlobResponse is one chunk."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CHUNK_FIELD_NUMBER: builtins.int
-    MEDIA_TYPE_FIELD_NUMBER: builtins.int
-    chunk: builtins.bytes
+    CHUNK_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
     """The next bytes, at most 1 MiB."""
-    media_type: builtins.str
+    media_type: _builtins.str
     """First message only: the media type."""
     def __init__(
         self,
         *,
-        chunk: builtins.bytes = ...,
-        media_type: builtins.str = ...,
+        chunk: _builtins.bytes = ...,
+        media_type: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "media_type", b"media_type"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "media_type", b"media_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetBlobResponse = GetBlobResponse
+Global___GetBlobResponse: _TypeAlias = GetBlobResponse  # noqa: Y015
 
-@typing.final
-class View(google.protobuf.message.Message):
+@_typing.final
+class View(_message.Message):
     """View is a region of an image as one model sees it."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    BLOB_DIGEST_FIELD_NUMBER: builtins.int
-    BOX_FIELD_NUMBER: builtins.int
-    blob_digest: builtins.str
+    BLOB_DIGEST_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    blob_digest: _builtins.str
     """The image."""
-    @property
-    def box(self) -> cogitate.v1.common_pb2.Box:
+    @_builtins.property
+    def box(self) -> _common_pb2.Box:
         """The region; absent means the whole image."""
 
     def __init__(
         self,
         *,
-        blob_digest: builtins.str = ...,
-        box: cogitate.v1.common_pb2.Box | None = ...,
+        blob_digest: _builtins.str = ...,
+        box: _common_pb2.Box | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["box", b"box"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blob_digest", b"blob_digest", "box", b"box"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "box", b"box"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___View = View
+Global___View: _TypeAlias = View  # noqa: Y015
 
-@typing.final
-class EncodeRequest(google.protobuf.message.Message):
+@_typing.final
+class EncodeRequest(_message.Message):
     """EncodeRequest asks for views."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: builtins.int
-    VIEWS_FIELD_NUMBER: builtins.int
-    model: builtins.str
+    MODEL_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
     """The model whose vision tower is meant."""
-    @property
-    def views(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___View]:
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___View]:
         """The views, at most 64."""
 
     def __init__(
         self,
         *,
-        model: builtins.str = ...,
-        views: collections.abc.Iterable[global___View] | None = ...,
+        model: _builtins.str = ...,
+        views: _abc.Iterable[Global___View] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "views", b"views"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EncodeRequest = EncodeRequest
+Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
-@typing.final
-class EncodedView(google.protobuf.message.Message):
+@_typing.final
+class EncodedView(_message.Message):
     """EncodedView is where a view's embeddings are."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    VIEW_FIELD_NUMBER: builtins.int
-    EMBEDDING_DIGEST_FIELD_NUMBER: builtins.int
-    TOKEN_COUNT_FIELD_NUMBER: builtins.int
-    CACHED_FIELD_NUMBER: builtins.int
-    embedding_digest: builtins.str
+    VIEW_FIELD_NUMBER: _builtins.int
+    EMBEDDING_DIGEST_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    embedding_digest: _builtins.str
     """Digest of (model build, blob, region): what decoders and caches key by."""
-    token_count: builtins.int
+    token_count: _builtins.int
     """How many embedding vectors, one token position each."""
-    cached: builtins.bool
+    cached: _builtins.bool
     """True if it was already there."""
-    @property
-    def view(self) -> global___View:
+    @_builtins.property
+    def view(self) -> Global___View:
         """The view."""
 
     def __init__(
         self,
         *,
-        view: global___View | None = ...,
-        embedding_digest: builtins.str = ...,
-        token_count: builtins.int = ...,
-        cached: builtins.bool = ...,
+        view: Global___View | None = ...,
+        embedding_digest: _builtins.str = ...,
+        token_count: _builtins.int = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached", b"cached", "embedding_digest", b"embedding_digest", "token_count", b"token_count", "view", b"view"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "embedding_digest", b"embedding_digest", "token_count", b"token_count", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EncodedView = EncodedView
+Global___EncodedView: _TypeAlias = EncodedView  # noqa: Y015
 
-@typing.final
-class EncodeResponse(google.protobuf.message.Message):
+@_typing.final
+class EncodeResponse(_message.Message):
     """EncodeResponse answers in the order of the request."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    VIEWS_FIELD_NUMBER: builtins.int
-    ENCODE_DURATION_FIELD_NUMBER: builtins.int
-    @property
-    def views(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EncodedView]:
+    VIEWS_FIELD_NUMBER: _builtins.int
+    ENCODE_DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncodedView]:
         """One for each view asked for."""
 
-    @property
-    def encode_duration(self) -> google.protobuf.duration_pb2.Duration:
+    @_builtins.property
+    def encode_duration(self) -> _duration_pb2.Duration:
         """Time spent in the encoder for this call."""
 
     def __init__(
         self,
         *,
-        views: collections.abc.Iterable[global___EncodedView] | None = ...,
-        encode_duration: google.protobuf.duration_pb2.Duration | None = ...,
+        views: _abc.Iterable[Global___EncodedView] | None = ...,
+        encode_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["encode_duration", b"encode_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encode_duration", b"encode_duration", "views", b"views"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encode_duration", b"encode_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encode_duration", b"encode_duration", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___EncodeResponse = EncodeResponse
+Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
 
-@typing.final
-class FetchEmbeddingRequest(google.protobuf.message.Message):
+@_typing.final
+class FetchEmbeddingRequest(_message.Message):
     """FetchEmbeddingRequest asks for the embeddings of views."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: builtins.int
-    VIEWS_FIELD_NUMBER: builtins.int
-    HELD_EMBEDDING_DIGESTS_FIELD_NUMBER: builtins.int
-    model: builtins.str
+    MODEL_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    HELD_EMBEDDING_DIGESTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
     """The model."""
-    @property
-    def views(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___View]:
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___View]:
         """The views, at most 64."""
 
-    @property
-    def held_embedding_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def held_embedding_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests the caller already holds; they are skipped."""
 
     def __init__(
         self,
         *,
-        model: builtins.str = ...,
-        views: collections.abc.Iterable[global___View] | None = ...,
-        held_embedding_digests: collections.abc.Iterable[builtins.str] | None = ...,
+        model: _builtins.str = ...,
+        views: _abc.Iterable[Global___View] | None = ...,
+        held_embedding_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["held_embedding_digests", b"held_embedding_digests", "model", b"model", "views", b"views"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_embedding_digests", b"held_embedding_digests", "model", b"model", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___FetchEmbeddingRequest = FetchEmbeddingRequest
+Global___FetchEmbeddingRequest: _TypeAlias = FetchEmbeddingRequest  # noqa: Y015
 
-@typing.final
-class FetchEmbeddingResponse(google.protobuf.message.Message):
+@_typing.final
+class FetchEmbeddingResponse(_message.Message):
     """FetchEmbeddingResponse is one view's embeddings."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    VIEW_FIELD_NUMBER: builtins.int
-    EMBEDDING_FIELD_NUMBER: builtins.int
-    @property
-    def view(self) -> global___EncodedView:
+    VIEW_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def view(self) -> Global___EncodedView:
         """The view and its digest."""
 
-    @property
-    def embedding(self) -> cogitate.v1.common_pb2.Tensor:
+    @_builtins.property
+    def embedding(self) -> _common_pb2.Tensor:
         """(tokens, hidden), float32 or bfloat16, finite."""
 
     def __init__(
         self,
         *,
-        view: global___EncodedView | None = ...,
-        embedding: cogitate.v1.common_pb2.Tensor | None = ...,
+        view: Global___EncodedView | None = ...,
+        embedding: _common_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "view", b"view"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___FetchEmbeddingResponse = FetchEmbeddingResponse
+Global___FetchEmbeddingResponse: _TypeAlias = FetchEmbeddingResponse  # noqa: Y015
 
-@typing.final
-class GetEncoderInfoRequest(google.protobuf.message.Message):
+@_typing.final
+class GetEncoderInfoRequest(_message.Message):
     """GetEncoderInfoRequest asks for the encoder's description."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetEncoderInfoRequest = GetEncoderInfoRequest
+Global___GetEncoderInfoRequest: _TypeAlias = GetEncoderInfoRequest  # noqa: Y015
 
-@typing.final
-class GetEncoderInfoResponse(google.protobuf.message.Message):
+@_typing.final
+class GetEncoderInfoResponse(_message.Message):
     """GetEncoderInfoResponse describes the encoder."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MODELS_FIELD_NUMBER: builtins.int
-    EXECUTION_PROVIDERS_FIELD_NUMBER: builtins.int
-    ENCODED_VIEW_COUNT_FIELD_NUMBER: builtins.int
-    CACHED_VIEW_COUNT_FIELD_NUMBER: builtins.int
-    CACHE_BYTES_FIELD_NUMBER: builtins.int
-    BLOB_BYTES_FIELD_NUMBER: builtins.int
-    encoded_view_count: builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    EXECUTION_PROVIDERS_FIELD_NUMBER: _builtins.int
+    ENCODED_VIEW_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_VIEW_COUNT_FIELD_NUMBER: _builtins.int
+    CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    BLOB_BYTES_FIELD_NUMBER: _builtins.int
+    encoded_view_count: _builtins.int
     """Views encoded since start; each unique view counts once while cached."""
-    cached_view_count: builtins.int
+    cached_view_count: _builtins.int
     """Views answered from the cache or by joining an encode in flight."""
-    cache_bytes: builtins.int
+    cache_bytes: _builtins.int
     """Bytes of embeddings held."""
-    blob_bytes: builtins.int
+    blob_bytes: _builtins.int
     """Bytes of blobs held."""
-    @property
-    def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models with a vision tower here."""
 
-    @property
-    def execution_providers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def execution_providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ONNX Runtime execution providers in use, in order."""
 
     def __init__(
         self,
         *,
-        models: collections.abc.Iterable[builtins.str] | None = ...,
-        execution_providers: collections.abc.Iterable[builtins.str] | None = ...,
-        encoded_view_count: builtins.int = ...,
-        cached_view_count: builtins.int = ...,
-        cache_bytes: builtins.int = ...,
-        blob_bytes: builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        execution_providers: _abc.Iterable[_builtins.str] | None = ...,
+        encoded_view_count: _builtins.int = ...,
+        cached_view_count: _builtins.int = ...,
+        cache_bytes: _builtins.int = ...,
+        blob_bytes: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blob_bytes", b"blob_bytes", "cache_bytes", b"cache_bytes", "cached_view_count", b"cached_view_count", "encoded_view_count", b"encoded_view_count", "execution_providers", b"execution_providers", "models", b"models"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "cache_bytes", b"cache_bytes", "cached_view_count", b"cached_view_count", "encoded_view_count", b"encoded_view_count", "execution_providers", b"execution_providers", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-global___GetEncoderInfoResponse = GetEncoderInfoResponse
+Global___GetEncoderInfoResponse: _TypeAlias = GetEncoderInfoResponse  # noqa: Y015

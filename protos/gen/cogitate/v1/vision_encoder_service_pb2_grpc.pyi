@@ -3,140 +3,116 @@
 isort:skip_file
 The vision-encoder owns blobs and turns images and crops into embeddings, each once."""
 
-import abc
-import cogitate.v1.vision_encoder_service_pb2
-import collections.abc
-import grpc
-import grpc.aio
-import typing
+from cogitate.v1 import vision_encoder_service_pb2 as _vision_encoder_service_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+import abc as _abc_1
+import grpc as _grpc
+import sys
+import typing as _typing
 
-_T = typing.TypeVar("_T")
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+_T = _typing.TypeVar("_T")
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
+
+GRPC_GENERATED_VERSION: str
+GRPC_VERSION: str
 
 class VisionEncoderServiceStub:
     """VisionEncoderService stores images by content and encodes views of them."""
 
-    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    PutBlob: grpc.StreamUnaryMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.PutBlobRequest,
-        cogitate.v1.vision_encoder_service_pb2.PutBlobResponse,
-    ]
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> VisionEncoderServiceAsyncStub: ...
+    PutBlob: _grpc.StreamUnaryMultiCallable[_vision_encoder_service_pb2.PutBlobRequest, _vision_encoder_service_pb2.PutBlobResponse]
     """PutBlob stores a blob sent in chunks and returns its digest. Idempotent.
     INVALID_ARGUMENT with reason BAD_IMAGE if it is not a readable image within the limits.
     """
-
-    GetBlob: grpc.UnaryStreamMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.GetBlobRequest,
-        cogitate.v1.vision_encoder_service_pb2.GetBlobResponse,
-    ]
+    GetBlob: _grpc.UnaryStreamMultiCallable[_vision_encoder_service_pb2.GetBlobRequest, _vision_encoder_service_pb2.GetBlobResponse]
     """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant."""
-
-    Encode: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.EncodeRequest,
-        cogitate.v1.vision_encoder_service_pb2.EncodeResponse,
-    ]
+    Encode: _grpc.UnaryUnaryMultiCallable[_vision_encoder_service_pb2.EncodeRequest, _vision_encoder_service_pb2.EncodeResponse]
     """Encode makes sure the views are encoded and says their digests and token counts. Single-flight: each
     unique view is encoded once however many ask. Idempotent.
     """
-
-    FetchEmbedding: grpc.UnaryStreamMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingRequest,
-        cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingResponse,
-    ]
+    FetchEmbedding: _grpc.UnaryStreamMultiCallable[_vision_encoder_service_pb2.FetchEmbeddingRequest, _vision_encoder_service_pb2.FetchEmbeddingResponse]
     """FetchEmbedding streams the embeddings of views by digest, one message a view, encoding if it must."""
-
-    GetEncoderInfo: grpc.UnaryUnaryMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoRequest,
-        cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoResponse,
-    ]
+    GetEncoderInfo: _grpc.UnaryUnaryMultiCallable[_vision_encoder_service_pb2.GetEncoderInfoRequest, _vision_encoder_service_pb2.GetEncoderInfoResponse]
     """GetEncoderInfo says which models this encoder serves, on what, and what it did so far."""
 
-class VisionEncoderServiceAsyncStub:
+@_typing.type_check_only
+class VisionEncoderServiceAsyncStub(VisionEncoderServiceStub):
     """VisionEncoderService stores images by content and encodes views of them."""
 
-    PutBlob: grpc.aio.StreamUnaryMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.PutBlobRequest,
-        cogitate.v1.vision_encoder_service_pb2.PutBlobResponse,
-    ]
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    PutBlob: _aio.StreamUnaryMultiCallable[_vision_encoder_service_pb2.PutBlobRequest, _vision_encoder_service_pb2.PutBlobResponse]  # type: ignore[assignment]
     """PutBlob stores a blob sent in chunks and returns its digest. Idempotent.
     INVALID_ARGUMENT with reason BAD_IMAGE if it is not a readable image within the limits.
     """
-
-    GetBlob: grpc.aio.UnaryStreamMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.GetBlobRequest,
-        cogitate.v1.vision_encoder_service_pb2.GetBlobResponse,
-    ]
+    GetBlob: _aio.UnaryStreamMultiCallable[_vision_encoder_service_pb2.GetBlobRequest, _vision_encoder_service_pb2.GetBlobResponse]  # type: ignore[assignment]
     """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant."""
-
-    Encode: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.EncodeRequest,
-        cogitate.v1.vision_encoder_service_pb2.EncodeResponse,
-    ]
+    Encode: _aio.UnaryUnaryMultiCallable[_vision_encoder_service_pb2.EncodeRequest, _vision_encoder_service_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encode makes sure the views are encoded and says their digests and token counts. Single-flight: each
     unique view is encoded once however many ask. Idempotent.
     """
-
-    FetchEmbedding: grpc.aio.UnaryStreamMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingRequest,
-        cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingResponse,
-    ]
+    FetchEmbedding: _aio.UnaryStreamMultiCallable[_vision_encoder_service_pb2.FetchEmbeddingRequest, _vision_encoder_service_pb2.FetchEmbeddingResponse]  # type: ignore[assignment]
     """FetchEmbedding streams the embeddings of views by digest, one message a view, encoding if it must."""
-
-    GetEncoderInfo: grpc.aio.UnaryUnaryMultiCallable[
-        cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoRequest,
-        cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoResponse,
-    ]
+    GetEncoderInfo: _aio.UnaryUnaryMultiCallable[_vision_encoder_service_pb2.GetEncoderInfoRequest, _vision_encoder_service_pb2.GetEncoderInfoResponse]  # type: ignore[assignment]
     """GetEncoderInfo says which models this encoder serves, on what, and what it did so far."""
 
-class VisionEncoderServiceServicer(metaclass=abc.ABCMeta):
+class VisionEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     """VisionEncoderService stores images by content and encodes views of them."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def PutBlob(
         self,
-        request_iterator: _MaybeAsyncIterator[cogitate.v1.vision_encoder_service_pb2.PutBlobRequest],
+        request_iterator: _MaybeAsyncIterator[_vision_encoder_service_pb2.PutBlobRequest],
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.vision_encoder_service_pb2.PutBlobResponse, collections.abc.Awaitable[cogitate.v1.vision_encoder_service_pb2.PutBlobResponse]]:
+    ) -> _typing.Union[_vision_encoder_service_pb2.PutBlobResponse, _abc.Awaitable[_vision_encoder_service_pb2.PutBlobResponse]]:
         """PutBlob stores a blob sent in chunks and returns its digest. Idempotent.
         INVALID_ARGUMENT with reason BAD_IMAGE if it is not a readable image within the limits.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetBlob(
         self,
-        request: cogitate.v1.vision_encoder_service_pb2.GetBlobRequest,
+        request: _vision_encoder_service_pb2.GetBlobRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.vision_encoder_service_pb2.GetBlobResponse], collections.abc.AsyncIterator[cogitate.v1.vision_encoder_service_pb2.GetBlobResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_vision_encoder_service_pb2.GetBlobResponse], _abc.AsyncIterator[_vision_encoder_service_pb2.GetBlobResponse]]:
         """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Encode(
         self,
-        request: cogitate.v1.vision_encoder_service_pb2.EncodeRequest,
+        request: _vision_encoder_service_pb2.EncodeRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.vision_encoder_service_pb2.EncodeResponse, collections.abc.Awaitable[cogitate.v1.vision_encoder_service_pb2.EncodeResponse]]:
+    ) -> _typing.Union[_vision_encoder_service_pb2.EncodeResponse, _abc.Awaitable[_vision_encoder_service_pb2.EncodeResponse]]:
         """Encode makes sure the views are encoded and says their digests and token counts. Single-flight: each
         unique view is encoded once however many ask. Idempotent.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def FetchEmbedding(
         self,
-        request: cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingRequest,
+        request: _vision_encoder_service_pb2.FetchEmbeddingRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingResponse], collections.abc.AsyncIterator[cogitate.v1.vision_encoder_service_pb2.FetchEmbeddingResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_vision_encoder_service_pb2.FetchEmbeddingResponse], _abc.AsyncIterator[_vision_encoder_service_pb2.FetchEmbeddingResponse]]:
         """FetchEmbedding streams the embeddings of views by digest, one message a view, encoding if it must."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetEncoderInfo(
         self,
-        request: cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoRequest,
+        request: _vision_encoder_service_pb2.GetEncoderInfoRequest,
         context: _ServicerContext,
-    ) -> typing.Union[cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoResponse, collections.abc.Awaitable[cogitate.v1.vision_encoder_service_pb2.GetEncoderInfoResponse]]:
+    ) -> _typing.Union[_vision_encoder_service_pb2.GetEncoderInfoResponse, _abc.Awaitable[_vision_encoder_service_pb2.GetEncoderInfoResponse]]:
         """GetEncoderInfo says which models this encoder serves, on what, and what it did so far."""
 
-def add_VisionEncoderServiceServicer_to_server(servicer: VisionEncoderServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_VisionEncoderServiceServicer_to_server(servicer: VisionEncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
