@@ -1,0 +1,1 @@
+"""Pure parts of the engine: no clock, no thread, no socket."""

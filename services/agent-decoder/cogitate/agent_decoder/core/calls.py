@@ -1,0 +1,116 @@
+"""Parses the tool calls a model writes, such as ``zoom(25, 33, 50, 67)``, into JSON arguments.
+
+The text is the model's and therefore untrusted: it is split by hand, never evaluated. Each tool
+that the embedded model was trained on has one parser here; others take keyword arguments
+(``lookup(name="sodium", unit="mmol/l")``) or one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_CALL_CHARS = 2048
+_CALL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9._-]{0,63})\s*\((.*)\)\s*", re.DOTALL)
+_INTEGER = re.compile(r"-?\d{1,6}")
+_KEYWORD = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*=\s*(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCall:
+    """A call's name and its arguments as one JSON object. An unreadable call has an empty name."""
+
+    name: str
+    arguments_json: str
+
+
+UNREADABLE = ParsedCall("", "{}")
+
+
+def parse_call(text: str) -> ParsedCall:
+    """Reads one call; never raises. An unreadable one comes back as UNREADABLE."""
+    match = _CALL.fullmatch(text) if len(text) <= MAX_CALL_CHARS else None
+    if match is None:
+        return UNREADABLE
+    name, inside = match.group(1), match.group(2).strip()
+    try:
+        arguments = _PARSERS.get(name, _keywords)(inside)
+    except (ValueError, RecursionError):  # deep JSON recurses
+        return UNREADABLE
+    return ParsedCall(name, json.dumps(arguments, separators=(",", ":")))
+
+
+def _split(text: str) -> list[str]:
+    """Splits at commas outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for index, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:index].strip())
+            start = index + 1
+    parts.append(text[start:].strip())
+    return [part for part in parts if part]
+
+
+def _integer(text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(f"not an integer: {text[:20]}")
+    return int(text)
+
+
+def _zoom(text: str) -> dict[str, object]:
+    values = [_integer(part) for part in _split(text)]
+    if len(values) not in (4, 5):
+        raise ValueError("zoom takes four numbers and an optional image index")
+    return {"box": values[:4], "image": values[4] if len(values) == 5 else 0}
+
+
+def _calculator(text: str) -> dict[str, object]:
+    if not text:
+        raise ValueError("calculator needs an expression")
+    return {"expression": text}
+
+
+def _prove(text: str) -> dict[str, object]:
+    target, numbers, *steps = _split(text)
+    if not steps:
+        raise ValueError("prove needs a target, numbers and steps")
+    return {
+        "target": _integer(target),
+        "numbers": [_integer(number) for number in numbers.split()],
+        "steps": steps,
+    }
+
+
+def _keywords(text: str) -> dict[str, object]:
+    """``a=1, b="x"`` or one JSON object."""
+    if text.startswith("{"):
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("arguments must be an object")
+        return value
+    arguments: dict[str, object] = {}
+    for part in _split(text):
+        match = _KEYWORD.fullmatch(part)
+        if match is None:
+            raise ValueError("arguments must be named")
+        raw = match.group(2).strip()
+        quoted = len(raw) >= 2 and raw[0] == raw[-1] == "'"
+        arguments[match.group(1)] = raw[1:-1] if quoted else json.loads(raw)
+    return arguments
+
+
+_PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
+    "zoom": _zoom,
+    "calculator": _calculator,
+    "prove": _prove,
+}

@@ -1,0 +1,125 @@
+"""What the engine says about a gang, in order. The runtime turns these into messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Finish(Enum):
+    """Why an agent ended; names as in cogitate.v1.FinishReason."""
+
+    STOP = "STOP"
+    LENGTH = "LENGTH"
+    CANCELLED = "CANCELLED"
+    CONFIDENCE = "CONFIDENCE"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The gang has its memory and begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The gang can never or not now be taken; ``retry_after_s`` is None for never."""
+
+    reason: str
+    message: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The common prefix is computed."""
+
+    num_positions: int
+    queue_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one agent produced in a step."""
+
+    agent_id: int
+    attempt: int
+    token_offset: int
+    token_id: int
+    text: str
+    logprob: float
+    group_confidence: float
+    is_answer: bool
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """An agent paused on a call."""
+
+    agent_id: int
+    attempt: int
+    call_id: str
+    name: str
+    arguments_json: str
+    raw_text: str
+    num_sampled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """An injection is in; the agent goes on."""
+
+    agent_id: int
+    call_id: str
+    num_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitingGrant:
+    """An agent used up its grant."""
+
+    agent_id: int
+    num_sampled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An agent's end, exactly one for each agent and attempt."""
+
+    agent_id: int
+    attempt: int
+    finish: Finish
+    answer: str
+    num_sampled: int
+    num_injected: int
+    mean_logprob: float
+    lowest_confidence: float
+    group_confidence: float
+    kill_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GangDone:
+    """All agents ended and the gang was closed: the engine's own account."""
+
+    num_prompt: int
+    num_sampled: int
+    num_injected: int
+    num_steps: int
+    decode_s: float
+
+
+Event = (
+    Admitted
+    | Refused
+    | Prefilled
+    | Delta
+    | ToolCall
+    | Injected
+    | AwaitingGrant
+    | Finished
+    | GangDone
+)

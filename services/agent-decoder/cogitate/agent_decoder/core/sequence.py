@@ -1,0 +1,96 @@
+"""A sequence: the positions of one agent, or of a gang's common prefix, and where they live.
+
+Invariants (``tests/property/test_scheduler.py``):
+
+1. ``num_computed`` positions have their KV in ``block_table``; the rest waits in ``pending``.
+2. Blocks shared with siblings are full and never written; a partial block is copied at a fork.
+3. A sequence is in exactly one state, and only RUNNING sequences are scheduled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from cogitate.agent_decoder.core.sampling import SamplingParams
+from cogitate.agent_decoder.core.transcript import Transcript
+
+
+class State(Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    AWAITING_GRANT = "awaiting_grant"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One position to compute: a token, or a row of an image's embedding in a token's place."""
+
+    token_id: int
+    embedding: Any = None  # (hidden,) float32 array, or None
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Positions with their blocks. ``pending`` are the next to compute, oldest first."""
+
+    pending: deque[Position]
+    block_table: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    state: State = State.WAITING
+    num_reserved: int = 0  # blocks set aside in the pool and not yet allocated
+
+    @property
+    def num_positions(self) -> int:
+        """Computed and pending positions together."""
+        return self.num_computed + len(self.pending)
+
+
+@dataclass(slots=True)
+class Agent:
+    """One agent of a gang."""
+
+    agent_id: int
+    attempt: int
+    params: SamplingParams
+    seed: int
+    transcript: Transcript
+    sequence: Sequence
+    granted: int  # tokens it may sample before it needs another grant
+    sampled: list[int] = field(default_factory=list)
+    num_injected: int = 0
+    num_calls: int = 0
+    pending_call_id: str = ""
+    logprob_sum: float = 0.0
+    confidences: deque[float] = field(default_factory=lambda: deque(maxlen=CONFIDENCE_WINDOW))
+    lowest_confidence: float = float("inf")
+    # Set until its first sample: it draws from the logits of the gang's last prefix position.
+    draws_from_prefix: bool = True
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log probability of its sampled tokens; 0 before the first."""
+        return self.logprob_sum / len(self.sampled) if self.sampled else 0.0
+
+    @property
+    def group_confidence(self) -> float:
+        """Mean token confidence over the last window."""
+        return sum(self.confidences) / len(self.confidences) if self.confidences else 0.0
+
+    def observe(self, token_id: int, logprob: float, confidence: float) -> None:
+        """Books one sampled token."""
+        self.sampled.append(token_id)
+        self.logprob_sum += logprob
+        self.confidences.append(confidence)
+        if len(self.confidences) == self.confidences.maxlen:
+            self.lowest_confidence = min(self.lowest_confidence, self.group_confidence)
+
+
+# DeepConf uses 2048 tokens with models that write 20,000; answers here are a hundred times shorter.
+CONFIDENCE_WINDOW = 32

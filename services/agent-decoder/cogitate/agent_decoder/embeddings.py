@@ -1,0 +1,108 @@
+"""Fetches image embeddings from the vision-encoder, each once, and keeps them by content."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import grpc
+import numpy as np
+from cogitate.kit.auth import current_tenant
+from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
+from cogitate.kit.errors import EngineFailure, NoEndpoint
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import vision_encoder_service_pb2 as pb
+from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
+
+Embedding = np.ndarray  # (tokens, hidden) float32
+
+
+class EmbeddingFetcher:
+    """One for each decoder. Concurrent requests for one view share one fetch."""
+
+    def __init__(self, model: str, hidden_size: int, cache_bytes: int, timeout_s: float) -> None:
+        self._model, self._hidden, self._timeout_s = model, hidden_size, timeout_s
+        self._capacity = cache_bytes
+        self._cached: OrderedDict[tuple[str, str], Embedding] = OrderedDict()
+        self._cached_bytes = 0
+        self._in_flight: dict[tuple[str, str], asyncio.Task[Embedding]] = {}
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def fetch(
+        self, images: Mapping[str, common.ImagePart], address: str
+    ) -> dict[str, Embedding]:
+        """Embeddings of the views by key. Raises what the vision-encoder says, or NoEndpoint."""
+        tenant = current_tenant()
+        found: dict[str, Embedding] = {}
+        for key, image in images.items():
+            cached = self._cached.get((tenant, key))
+            if cached is not None:
+                self._cached.move_to_end((tenant, key))
+                found[key] = cached
+                continue
+            task = self._in_flight.get((tenant, key))
+            if task is None:
+                task = asyncio.ensure_future(self._fetch_one((tenant, key), image, address))
+                self._in_flight[tenant, key] = task
+            # A caller that goes away must not take the fetch from the others.
+            found[key] = await asyncio.shield(task)
+        return found
+
+    async def _fetch_one(
+        self, key: tuple[str, str], image: common.ImagePart, address: str
+    ) -> Embedding:
+        try:
+            if not address:
+                raise NoEndpoint("the gang has images but no vision-encoder was named")
+            view = pb.View(blob_digest=image.digest)
+            if image.HasField("box"):
+                view.box.CopyFrom(image.box)
+            request = pb.FetchEmbeddingRequest(model=self._model, views=[view])
+            stub = VisionEncoderServiceStub(self._channel(address))
+            async for response in stub.FetchEmbedding(request, **outgoing(self._timeout_s)):
+                embedding = self._checked(response.embedding)
+                self._keep(key, embedding)
+                return embedding
+            raise EngineFailure("the vision-encoder sent no embedding")
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            self._in_flight.pop(key, None)
+
+    def _checked(self, tensor: common.Tensor) -> Embedding:
+        """Never trusts a peer's tensor: type, shape, length and finiteness first."""
+        shape = tuple(tensor.shape)
+        well_formed = (
+            tensor.dtype == common.D_TYPE_FLOAT32
+            and len(shape) == 2
+            and shape[1] == self._hidden
+            and 0 < shape[0] <= 4096
+            and len(tensor.data) == 4 * shape[0] * shape[1]
+        )
+        if not well_formed:
+            raise EngineFailure("the vision-encoder sent an embedding of another shape")
+        array = np.frombuffer(tensor.data, dtype="<f4").reshape(shape)
+        if not np.isfinite(array).all():
+            raise EngineFailure("the vision-encoder sent an embedding that is not finite")
+        return array
+
+    def _keep(self, key: tuple[str, str], embedding: Embedding) -> None:
+        self._cached[key] = embedding
+        self._cached_bytes += embedding.nbytes
+        while self._cached_bytes > self._capacity and self._cached:
+            _, dropped = self._cached.popitem(last=False)
+            self._cached_bytes -= dropped.nbytes
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            self._channels[address] = open_channel(address, bulk=True)
+        return self._channels[address]
+
+    async def close(self) -> None:
+        """Ends what is in flight and closes the channels."""
+        for task in list(self._in_flight.values()):
+            task.cancel()
+        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close()

@@ -1,0 +1,1 @@
+"""The model in torch: forward pass over block tables, loading, templates."""

@@ -1,0 +1,138 @@
+"""How conversations, tool results and turns look as tokens, one class for each family.
+
+Text of users, tools and images is untrusted: it is encoded without looking for control tokens, so
+that ``<|end|>`` inside it is seven characters and not the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cogitate.agent_decoder.core.transcript import ControlTokens
+from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text of one message part."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image view: where its embeddings go. ``key`` names them; ``is_crop`` says which view."""
+
+    key: str
+    is_crop: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation: who speaks ("system", "user", "assistant") and what."""
+
+    role: str
+    parts: tuple[Text | Image, ...]
+
+
+# A prompt is token ids and images in order; the runtime puts embeddings in the images' places.
+Prompt = list[int | Image]
+
+
+class Template(Protocol):
+    """What the engine needs to know of a model family's format."""
+
+    control: ControlTokens
+    image_token_id: int
+    marks_answers: bool
+
+    def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
+        """The common prefix of all agents, up to where they begin to write."""
+        ...
+
+    def injection(self, parts: Sequence[Text | Image]) -> Prompt:
+        """A tool's result as the model sees it."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Untrusted text as tokens, never control tokens."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, control tokens left out."""
+        ...
+
+    def num_image_tokens(self, image: Image) -> int:
+        """How many positions an image view takes."""
+        ...
+
+
+class MiniTemplate:
+    """The embedded model's format: services/agent-decoder/cogitate/models/mini/README.md."""
+
+    marks_answers = True
+
+    def __init__(self, tokenizer: Tokenizer, own: dict[str, Any]) -> None:
+        # Control strings in text stay text.
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._ids = {
+            name: _special(tokenizer, f"<|{name}|>")
+            for name in (
+                "begin end user assistant system image call run result end_result answer"
+            ).split()
+        }
+        self.image_token_id = self._ids["image"]
+        self.control = ControlTokens(
+            end=frozenset({self._ids["end"]}),
+            call=self._ids["call"],
+            run=self._ids["run"],
+            answer=self._ids["answer"],
+        )
+        self._image_tokens: dict[str, int] = dict(own["image_tokens"])
+
+    def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
+        """Within a message the text comes before the images: the model was trained so."""
+        prompt: Prompt = [self._ids["begin"]]
+        for turn in turns:
+            prompt.append(self._ids[turn.role])
+            if turn.role == "assistant":
+                prompt.append(self._ids["answer"])
+            text = "\n".join(part.text for part in turn.parts if isinstance(part, Text))
+            prompt += self.encode(text)
+            prompt += [part for part in turn.parts if isinstance(part, Image)]
+            prompt.append(self._ids["end"])
+        prompt.append(self._ids["assistant"])
+        if instant:
+            prompt.append(self._ids["answer"])
+        return prompt
+
+    def injection(self, parts: Sequence[Text | Image]) -> Prompt:
+        prompt: Prompt = [self._ids["result"]]
+        for part in parts:
+            prompt += self.encode(part.text) if isinstance(part, Text) else [part]
+        prompt.append(self._ids["end_result"])
+        return prompt
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def num_image_tokens(self, image: Image) -> int:
+        return self._image_tokens["crop" if image.is_crop else "whole"]
+
+
+def _special(tokenizer: Tokenizer, token: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise ValueError(f"the tokenizer has no {token}")
+    return int(token_id)
+
+
+TEMPLATES: dict[str, Callable[[Tokenizer, dict[str, Any]], Template]] = {"mini": MiniTemplate}

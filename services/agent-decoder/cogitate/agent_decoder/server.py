@@ -1,0 +1,134 @@
+"""The gRPC servicer and how the service is put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import torch
+from cogitate.agent_decoder.config import AgentDecoderConfig
+from cogitate.agent_decoder.model import loader
+from cogitate.agent_decoder.reporter import Reporter
+from cogitate.agent_decoder.runtime import Runtime
+from cogitate.kit.config import model_directory
+from cogitate.kit.tasks import Supervisor
+from cogitate.v1 import agent_decoder_service_pb2 as pb
+from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
+
+
+class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
+    """wire → runtime → wire."""
+
+    def __init__(self, runtime: Runtime, description: pb.EndpointDescription) -> None:
+        self._runtime, self._description = runtime, description
+
+    async def Decode(  # type: ignore[override]  # grpc.aio also takes a coroutine that writes
+        self,
+        request_iterator: AsyncIterator[pb.DecodeRequest],
+        context: grpc.aio.ServicerContext[pb.DecodeRequest, pb.DecodeResponse],
+    ) -> None:
+        await self._runtime.decode(request_iterator, context.write)
+
+    async def GetEndpoint(
+        self,
+        request: pb.GetEndpointRequest,
+        context: grpc.aio.ServicerContext[pb.GetEndpointRequest, pb.GetEndpointResponse],
+    ) -> pb.GetEndpointResponse:
+        return pb.GetEndpointResponse(description=self._description, load=load_of(self._runtime))
+
+
+def load_of(runtime: Runtime) -> pb.EndpointLoad:
+    """What the endpoint is doing now."""
+    stats = runtime.engine.stats
+    load = pb.EndpointLoad(
+        running_sequence_count=stats.num_running,
+        waiting_sequence_count=stats.num_waiting,
+        paused_sequence_count=stats.num_paused,
+        free_block_count=stats.num_free_blocks,
+        prefill_tokens_per_s=stats.prefill_tokens_per_s,
+        step_batch_size=stats.step_batch,
+        sampled_token_count=stats.num_sampled,
+        computed_prompt_token_count=stats.num_prompt,
+        draining=runtime.draining,
+    )
+    load.step_duration.FromNanoseconds(int(stats.step_s * 1e9))
+    return load
+
+
+def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescription:
+    """What the endpoint is."""
+    model = runtime.model
+    return pb.EndpointDescription(
+        endpoint_id=runtime.endpoint_id,
+        address=config.listen,
+        provider=config.provider,
+        region=config.region,
+        failure_domain=config.failure_domain or config.provider,
+        models=[model.name],
+        capabilities=runtime.capabilities(),
+        engine="torch",
+        hardware=loader.hardware(model.llama.device),
+        price_per_hour_micro_usd=config.price_per_hour_micro_usd,
+        is_spot=config.spot,
+        total_block_count=config.block_count,
+        block_size_count=config.block_size_count,
+        max_sequence_count=config.max_sequence_count,
+        build_digest=model.build_digest,
+        max_model_len=runtime.engine.max_model_len,
+    )
+
+
+class AgentDecoder:
+    """The running service."""
+
+    names: Sequence[str] = (SERVICE_NAME,)
+
+    def __init__(self, config: AgentDecoderConfig, runtime: Runtime) -> None:
+        self._runtime = runtime
+        description = describe(config, runtime)
+        self.servicer = AgentDecoderServicer(runtime, description)
+        self._reporters = [
+            Reporter(address, description, lambda: load_of(runtime))
+            for address in config.router_addresses
+        ]
+        self._tasks = Supervisor()
+
+    async def start(self) -> None:
+        self._runtime.start()
+        for reporter in self._reporters:
+            self._tasks.spawn(reporter.run(), name="report")
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no new gangs, tells the routers, waits for the gangs that run."""
+        self._runtime.draining = True
+        for reporter in self._reporters:
+            reporter.drain(grace_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._runtime.wait_idle()
+
+    async def stop(self) -> None:
+        await self._tasks.stop()
+        await self._runtime.stop()
+
+
+async def build(config: AgentDecoderConfig, server: grpc.aio.Server) -> AgentDecoder:
+    """Loads the model and puts the service together."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    directory = model_directory(config.model, (config.models_path,))
+    model = await asyncio.to_thread(
+        loader.load, config.model, directory, device=config.device, dtype=config.dtype
+    )
+    port = config.listen.rpartition(":")[2]
+    endpoint_id = config.endpoint_id or f"{config.provider}-{port}"
+    runtime = Runtime(config, endpoint_id, model)
+    service = AgentDecoder(config, runtime)
+    add: Any = pb_grpc.add_AgentDecoderServiceServicer_to_server
+    add(service.servicer, server)
+    return service

@@ -1,0 +1,236 @@
+"""Messages to domain values and back. Total functions: what is wrong raises InvalidRequest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from cogitate.agent_decoder.core import events as ev
+from cogitate.agent_decoder.core.sampling import SamplingParams
+from cogitate.agent_decoder.model.templates import Image, Text, Turn
+from cogitate.kit.errors import InvalidRequest
+from cogitate.v1 import agent_decoder_service_pb2 as pb
+from cogitate.v1 import common_pb2 as common
+
+ROLES = {
+    common.ROLE_SYSTEM: "system",
+    common.ROLE_USER: "user",
+    common.ROLE_ASSISTANT: "assistant",
+}
+CAPABILITIES = (
+    pb.CAPABILITY_TOOLS,
+    pb.CAPABILITY_LOGPROBS,
+    pb.CAPABILITY_SEED,
+    pb.CAPABILITY_RESUME,
+    pb.CAPABILITY_KILL,
+    pb.CAPABILITY_INJECT,
+)
+
+
+def image_key(image: common.ImagePart) -> str:
+    """Names a view: digest and, for a crop, its box."""
+    if not image.HasField("box"):
+        return image.digest
+    b = image.box
+    return f"{image.digest}@{b.x0_permille},{b.y0_permille},{b.x1_permille},{b.y1_permille}"
+
+
+def to_image(part: common.ImagePart) -> Image:
+    """An image by digest; inline bytes never come this far."""
+    if not part.digest:
+        raise InvalidRequest("an image needs a digest here", field="conversation")
+    return Image(image_key(part), part.HasField("box"))
+
+
+def to_parts(parts: Iterable[common.Part]) -> tuple[Text | Image, ...]:
+    """Text and images in order; tool calls and results inside a conversation become text."""
+    out: list[Text | Image] = []
+    for part in parts:
+        kind = part.WhichOneof("part")
+        if kind == "text":
+            out.append(Text(part.text))
+        elif kind == "image":
+            out.append(to_image(part.image))
+        elif kind == "tool_result":
+            out += to_parts(part.tool_result.parts)
+    return tuple(out)
+
+
+def to_turns(conversation: Iterable[common.Message]) -> tuple[Turn, ...]:
+    """The conversation as the template takes it."""
+    turns = []
+    for message in conversation:
+        if message.role not in ROLES:
+            raise InvalidRequest("a message needs a role: system, user or assistant", field="role")
+        turns.append(Turn(ROLES[message.role], to_parts(message.parts)))
+    return tuple(turns)
+
+
+def images_of(parts: Iterable[common.Part]) -> dict[str, common.ImagePart]:
+    """Every image view in the parts, by key."""
+    found: dict[str, common.ImagePart] = {}
+    for part in parts:
+        kind = part.WhichOneof("part")
+        if kind == "image":
+            found[image_key(part.image)] = part.image
+        elif kind == "tool_result":
+            found |= images_of(part.tool_result.parts)
+    return found
+
+
+def to_sampling_params(
+    params: common.SamplingParams, *, temperature: float, max_tokens: int, vocab_size: int
+) -> SamplingParams:
+    """Checks ranges and fills in the model's defaults. Raises InvalidRequest naming the field."""
+    chosen = params.temperature if params.HasField("temperature") else temperature
+    top_p = params.top_p if params.HasField("top_p") else 1.0
+    limit = params.max_tokens if params.HasField("max_tokens") else max_tokens
+    _check("temperature", chosen, 0.0, 2.0)
+    _check("top_p", top_p, 1e-6, 1.0)
+    _check("min_p", params.min_p, 0.0, 1.0)
+    _check("top_k", params.top_k, 0, vocab_size)
+    _check("max_tokens", limit, 1, 1_000_000)
+    _check("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _check("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    _check("repetition_penalty", params.repetition_penalty, 0.0, 10.0)
+    _check("logprobs", params.logprobs, 0, 20)
+    for token_id in (*params.logit_bias, *params.stop_token_ids):
+        _check("token id", token_id, 0, vocab_size - 1)
+    if params.WhichOneof("constraint"):
+        raise InvalidRequest(
+            "this endpoint does not follow grammars; leave json_schema and regex out",
+            field="constraint",
+        )
+    return SamplingParams(
+        temperature=chosen,
+        top_p=top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        max_tokens=limit,
+        min_tokens=params.min_tokens,
+        stop=tuple(s for s in params.stop if s),
+        stop_token_ids=tuple(params.stop_token_ids),
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty or 1.0,
+        logit_bias=tuple(sorted(params.logit_bias.items())),
+        ignore_eos=params.ignore_eos,
+        logprobs=params.logprobs,
+    )
+
+
+def _check(name: str, value: float, minimum: float, maximum: float) -> None:
+    if not (math.isfinite(value) and minimum <= value <= maximum):
+        raise InvalidRequest(
+            f"{name} must be from {minimum} to {maximum}", field=f"sampling_params.{name}"
+        )
+
+
+def to_responses(events: Sequence[ev.Event], step_offset: int) -> list[pb.DecodeResponse]:
+    """One engine step's events: what led to it, one GangStep for all agents, what followed."""
+    before: list[pb.DecodeResponse] = []
+    deltas: list[pb.AgentDelta] = []
+    after: list[pb.DecodeResponse] = []
+    for event in events:
+        if isinstance(event, ev.Delta):
+            deltas.append(_delta(event))
+        else:
+            (after if deltas else before).append(_response(event))
+    step = []
+    if deltas:
+        step = [pb.DecodeResponse(step=pb.GangStep(step_offset=step_offset, deltas=deltas))]
+    return before + step + after
+
+
+def _delta(event: ev.Delta) -> pb.AgentDelta:
+    top = []
+    if event.top_token_ids:
+        top = [pb.TopLogprobs(token_ids=event.top_token_ids, logprobs=event.top_logprobs)]
+    return pb.AgentDelta(
+        agent_id=event.agent_id,
+        attempt=event.attempt,
+        token_offset=event.token_offset,
+        token_ids=(event.token_id,),
+        text=event.text,
+        logprobs=(event.logprob,),
+        top_logprobs=top,
+        group_confidence=event.group_confidence,
+        is_answer=event.is_answer,
+    )
+
+
+def _response(event: ev.Event) -> pb.DecodeResponse:
+    if isinstance(event, ev.ToolCall):
+        call = common.ToolCall(
+            call_id=event.call_id, name=event.name, arguments_json=event.arguments_json
+        )
+        return pb.DecodeResponse(
+            tool_call=pb.AgentToolCall(
+                agent_id=event.agent_id,
+                attempt=event.attempt,
+                call=call,
+                sampled_token_count=event.num_sampled,
+                raw_text=event.raw_text,
+            )
+        )
+    if isinstance(event, ev.Finished):
+        return pb.DecodeResponse(finished=_finished(event))
+    if isinstance(event, ev.Injected):
+        return pb.DecodeResponse(
+            injected=pb.AgentInjected(
+                agent_id=event.agent_id,
+                call_id=event.call_id,
+                injected_token_count=event.num_positions,
+            )
+        )
+    if isinstance(event, ev.AwaitingGrant):
+        return pb.DecodeResponse(
+            awaiting_grant=pb.AgentAwaitingGrant(
+                agent_id=event.agent_id, sampled_token_count=event.num_sampled
+            )
+        )
+    if isinstance(event, ev.Prefilled):
+        prefilled = pb.GangPrefilled(prompt_token_count=event.num_positions)
+        prefilled.queue_duration.FromNanoseconds(int(event.queue_s * 1e9))
+        prefilled.prefill_duration.FromNanoseconds(int(event.prefill_s * 1e9))
+        return pb.DecodeResponse(prefilled=prefilled)
+    if isinstance(event, ev.GangDone):
+        done = pb.GangFinished(
+            usage=common.Usage(
+                prompt_token_count=event.num_prompt,
+                sampled_token_count=event.num_sampled,
+                injected_token_count=event.num_injected,
+            ),
+            step_count=event.num_steps,
+        )
+        done.decode_duration.FromNanoseconds(int(event.decode_s * 1e9))
+        return pb.DecodeResponse(gang_finished=done)
+    if isinstance(event, ev.Refused):
+        return pb.DecodeResponse(refused=refused(event.reason, event.message, event.retry_after_s))
+    raise TypeError(f"no message for {type(event).__name__}")
+
+
+def _finished(event: ev.Finished) -> pb.AgentFinished:
+    return pb.AgentFinished(
+        agent_id=event.agent_id,
+        attempt=event.attempt,
+        finish_reason=common.FinishReason.Value(f"FINISH_REASON_{event.finish.value}"),
+        answer=event.answer,
+        usage=common.Usage(
+            sampled_token_count=event.num_sampled, injected_token_count=event.num_injected
+        ),
+        confidence=common.Confidence(
+            mean_logprob=event.mean_logprob,
+            lowest_group_confidence=min(event.lowest_confidence, event.group_confidence),
+            group_confidence=event.group_confidence,
+        ),
+        kill_reason=event.kill_reason,
+    )
+
+
+def refused(reason: str, message: str, retry_after_s: float | None = None) -> pb.GangRefused:
+    """The refusal of a gang."""
+    response = pb.GangRefused(reason=reason, message=message)
+    if retry_after_s is not None:
+        response.retry_delay.FromNanoseconds(int(retry_after_s * 1e9))
+    return response
