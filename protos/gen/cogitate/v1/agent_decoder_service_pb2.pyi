@@ -256,6 +256,7 @@ class AgentSpec(_message.Message):
     RESUME_STATE_FIELD_NUMBER: _builtins.int
     ASSISTANT_PREFIX_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    HINT_INDEX_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.int
     """Unique within the contemplation, from 0."""
     attempt: _builtins.int
@@ -270,6 +271,10 @@ class AgentSpec(_message.Message):
     """Text that opens its turn after the hint (drafts to refine, forced openings)."""
     traceparent: _builtins.str
     """W3C traceparent of the agent's span; the engine's spans of this agent hang under it."""
+    hint_index: _builtins.int
+    """Chooses one of the hints the model was trained on, modulo their number; absent means none. Ignored if
+    `hint` is set.
+    """
     @_builtins.property
     def sampling_params(self) -> _common_pb2.SamplingParams:
         """How it samples."""
@@ -290,12 +295,15 @@ class AgentSpec(_message.Message):
         resume_state: Global___ResumeState | None = ...,
         assistant_prefix: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        hint_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resume_state", b"resume_state", "sampling_params", b"sampling_params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hint_index", b"_hint_index", "hint_index", b"hint_index", "resume_state", b"resume_state", "sampling_params", b"sampling_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assistant_prefix", b"assistant_prefix", "attempt", b"attempt", "granted_token_count", b"granted_token_count", "hint", b"hint", "resume_state", b"resume_state", "sampling_params", b"sampling_params", "seed", b"seed", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hint_index", b"_hint_index", "agent_id", b"agent_id", "assistant_prefix", b"assistant_prefix", "attempt", b"attempt", "granted_token_count", b"granted_token_count", "hint", b"hint", "hint_index", b"hint_index", "resume_state", b"resume_state", "sampling_params", b"sampling_params", "seed", b"seed", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__hint_index: _TypeAlias = _typing.Literal["hint_index"]  # noqa: Y015
+    _WhichOneofArgType__hint_index: _TypeAlias = _typing.Literal["_hint_index", b"_hint_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hint_index) -> _WhichOneofReturnType__hint_index | None: ...
 
 Global___AgentSpec: _TypeAlias = AgentSpec  # noqa: Y015
 
@@ -776,9 +784,30 @@ class GangAdmitted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HintsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ENDPOINT_ID_FIELD_NUMBER: _builtins.int
     BUILD_DIGEST_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
     endpoint_id: _builtins.str
     """The endpoint."""
     build_digest: _builtins.str
@@ -787,16 +816,21 @@ class GangAdmitted(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
         """What works here; the rest degrades visibly."""
 
+    @_builtins.property
+    def hints(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """The hint each agent opens with, by agent id; agents without one are left out."""
+
     def __init__(
         self,
         *,
         endpoint_id: _builtins.str = ...,
         build_digest: _builtins.str = ...,
         capabilities: _abc.Iterable[Global___Capability.ValueType] | None = ...,
+        hints: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "hints", b"hints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

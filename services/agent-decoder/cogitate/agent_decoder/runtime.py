@@ -100,7 +100,7 @@ class Runtime:
             self.engine.open(key, await self._start_of(gang))
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._commands(key, gang, requests, spans))
-                await self._events(key, write, spans)
+                await self._events(key, gang, write, spans)
                 reader.cancel()
         finally:
             self.engine.close(key, kill_reason="CANCELLED")
@@ -120,7 +120,7 @@ class Runtime:
         if (stream := self._streams.get(key)) is not None:
             stream.put_nowait(events)
 
-    async def _events(self, key: int, write: Write, spans: GangSpans) -> None:
+    async def _events(self, key: int, gang: pb.OpenGang, write: Write, spans: GangSpans) -> None:
         """Writes the gang's events until its last."""
         stream, steps = self._streams[key], 0
         while True:
@@ -128,15 +128,17 @@ class Runtime:
             spans.observe(events)
             steps += any(isinstance(event, ev.Delta) for event in events)
             if any(isinstance(event, ev.Admitted) for event in events):
-                await write(pb.DecodeResponse(admitted=self._admitted()))
+                await write(pb.DecodeResponse(admitted=self._admitted(gang)))
             shown = [event for event in events if not isinstance(event, ev.Admitted)]
             for response in wire.to_responses(shown, steps):
                 await write(response)
             if any(isinstance(event, ev.GangDone | ev.Refused) for event in events):
                 return
 
-    def _admitted(self) -> pb.GangAdmitted:
+    def _admitted(self, gang: pb.OpenGang) -> pb.GangAdmitted:
+        hints = {agent.agent_id: self._hint(agent) for agent in gang.agents}
         return pb.GangAdmitted(
+            hints={agent_id: hint for agent_id, hint in hints.items() if hint},
             endpoint_id=self.endpoint_id,
             build_digest=self.model.build_digest,
             capabilities=self.capabilities(),
@@ -222,7 +224,7 @@ class Runtime:
         return [await self._agent(gang, spec) for spec in agents]
 
     async def _agent(self, gang: pb.OpenGang, spec: pb.AgentSpec) -> AgentStart:
-        opening = _tokens(self.model.template.encode(spec.hint + spec.assistant_prefix))
+        opening = _tokens(self.model.template.encode(self._hint(spec) + spec.assistant_prefix))
         params = wire.to_sampling_params(
             spec.sampling_params,
             temperature=self.model.temperature,
@@ -248,6 +250,12 @@ class Runtime:
             pending_call_id=spec.resume_state.pending_call_id,
             granted=spec.granted_token_count,
         )
+
+    def _hint(self, spec: pb.AgentSpec) -> str:
+        """The sentence that opens the agent's turn."""
+        if spec.hint or not spec.HasField("hint_index") or not self.model.hints:
+            return spec.hint
+        return self.model.hints[spec.hint_index % len(self.model.hints)]
 
     async def _segment(
         self, gang: pb.OpenGang, segment: pb.Segment
