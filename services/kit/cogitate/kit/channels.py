@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 import grpc
 from cogitate.kit import auth, telemetry
@@ -30,6 +30,7 @@ _VALUE_BYTES: Final = 128
 _METADATA_COUNT: Final = 16
 
 Option = tuple[str, Any]
+StreamCall = TypeVar("StreamCall", bound=grpc.aio.Call)
 
 # A frozen peer is found in keepalive_time + ping_timeout = 2.25 s at most, on either side.
 # grpc.http2.ping_timeout_ms is the knob that decides: without it both of the others are ignored
@@ -145,8 +146,8 @@ def outgoing(
     """Returns the keyword arguments of an outgoing call: deadline, trace context, tenant.
 
     The timeout is the smaller of `timeout_s` and what is left less `margin_s`, which is kept for
-    the answer's way back. Raises MissingDeadline if neither is known, DeadlineExceeded if the time
-    is over.
+    the answer's way back. The call ends by it exactly; the peer sees it rounded up by 3 % at most.
+    Raises MissingDeadline if neither is known, DeadlineExceeded if the time is over.
     """
     left = remaining_s()
     limits = [] if left is None else [left - margin_s]
@@ -159,6 +160,18 @@ def outgoing(
     carried = [*metadata, *telemetry.trace_metadata()]
     carried.append((auth.TENANT_METADATA_KEY, auth.current_tenant()))
     return {"timeout": min(limits), "metadata": tuple(carried)}
+
+
+@contextmanager
+def cancelling(call: StreamCall) -> Iterator[StreamCall]:
+    """Cancels a streaming call when its block is left, however it is left.
+
+    Leaving an `async for` is not enough: the server would go on producing until the channel closes.
+    """
+    try:
+        yield call
+    finally:
+        call.cancel()
 
 
 def to_status(error: CogitateError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
