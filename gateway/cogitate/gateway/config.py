@@ -1,0 +1,62 @@
+"""Every knob of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogitate.gateway.core.spec import Limits
+from cogitate.kit.config import MIB, ServiceConfig, knob
+
+
+@dataclass(frozen=True)
+class GatewayConfig(ServiceConfig):
+    """The front door of the mesh: checks requests, forwards them, relays what comes back."""
+
+    listen: str = knob("127.0.0.1:7100", "host:port to listen on; port 0 takes a free one")
+    default_deadline_s: float = knob(
+        900.0,
+        "deadline of an RPC that brings none, and the longest one it may bring",
+        minimum=0.001,
+        maximum=86_400,
+    )
+    aggregator_address: str = knob("127.0.0.1:7101", "gRPC address of the aggregator")
+    router_address: str = knob("127.0.0.1:7102", "gRPC address of the router")
+    vision_encoder_address: str = knob("127.0.0.1:7103", "gRPC address of the vision-encoder")
+    call_timeout_s: float = knob(
+        10.0, "longest a short call inside the mesh may take", minimum=0.01, maximum=600
+    )
+    default_model: str = knob("mini", "model of a question that names none")
+    strategies: tuple[str, ...] = knob(("vote",), "strategies told to clients, comma separated")
+    quorums: tuple[str, ...] = knob(
+        ("all", "unbeatable", "verified"), "quorum rules told to clients, comma separated"
+    )
+    max_agent_count: int = knob(64, "most agents of one question", minimum=1, maximum=4096)
+    max_image_count: int = knob(8, "most images of one question", minimum=0, maximum=256)
+    max_image_bytes: int = knob(16 * MIB, "largest image, as a file", minimum=1, maximum=2**31 - 1)
+    max_image_pixel_count: int = knob(
+        40_000_000, "largest image, width times height", minimum=1, maximum=2**31 - 1
+    )
+    max_text_length: int = knob(
+        100_000, "most characters of all text of one question", minimum=1, maximum=100_000_000
+    )
+    max_message_count: int = knob(64, "most messages of a conversation", minimum=1, maximum=4096)
+    max_token_count: int = knob(
+        1_000_000, "most tokens all agents of one question may sample", minimum=1, maximum=2**31 - 1
+    )
+    max_duration_s: float = knob(
+        600.0, "longest a contemplation may take", minimum=0.001, maximum=86_400
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that validation needs."""
+        return Limits(
+            max_agent_count=self.max_agent_count,
+            max_image_count=self.max_image_count,
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixel_count=self.max_image_pixel_count,
+            max_text_length=self.max_text_length,
+            max_message_count=self.max_message_count,
+            max_token_count=self.max_token_count,
+            max_duration_s=self.max_duration_s,
+        )

@@ -1,0 +1,388 @@
+"""The gateway over real sockets, before a scripted aggregator and a fake vision-encoder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import pytest
+from cogitate.gateway.config import GatewayConfig
+from cogitate.gateway.server import Gateway
+from cogitate.kit.channels import from_rpc_error
+from cogitate.kit.config import ServiceConfig
+from cogitate.kit.errors import CogitateError, NoEndpoint
+from cogitate.kit.lifecycle import serving
+from cogitate.v1 import (
+    agent_decoder_service_pb2,
+    common_pb2,
+    contemplation_service_pb2_grpc,
+    gateway_service_pb2,
+    gateway_service_pb2_grpc,
+    router_service_pb2,
+    router_service_pb2_grpc,
+)
+from cogitate.v1 import contemplation_service_pb2 as pb2
+
+from tests.fakes.aggregator import FakeAggregator, Raise, Script, Step, Wait
+from tests.fakes.vision import FakeVision, png
+
+pytestmark = pytest.mark.contract
+
+LOOPBACK = "127.0.0.1:0"
+UNKNOWN_FIELD = b"\xfa\x7f\x03new"  # field 2047, a string
+
+
+class FakeRouter(router_service_pb2_grpc.RouterServiceServicer):
+    """Tells of two endpoints, one of them draining."""
+
+    names = ("cogitate.v1.RouterService",)
+
+    def __init__(self, server: Any) -> None:
+        router_service_pb2_grpc.add_RouterServiceServicer_to_server(self, server)
+
+    async def start(self) -> None: ...
+
+    async def drain(self, grace_s: float) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def GetFleet(
+        self, request: router_service_pb2.GetFleetRequest, context: Any
+    ) -> router_service_pb2.GetFleetResponse:
+        answer = router_service_pb2.GetFleetResponse(lease_count=3)
+        for name, state in (("a", "READY"), ("b", "DRAINING")):
+            endpoint = answer.endpoints.add(state=state)
+            endpoint.description.endpoint_id = name
+            endpoint.description.models.append("mini")
+            endpoint.description.max_sequence_count = 32
+            endpoint.description.capabilities.append(agent_decoder_service_pb2.CAPABILITY_VISION)
+        return answer
+
+
+@dataclass
+class Mesh:
+    """The gateway and what stands behind it."""
+
+    address: str
+    aggregator: FakeAggregator
+    vision: FakeVision
+    contemplation: contemplation_service_pb2_grpc.ContemplationServiceAsyncStub
+    gateway: gateway_service_pb2_grpc.GatewayServiceAsyncStub
+
+
+def happy(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """Two events and a verdict."""
+    event = pb2.ContemplationEvent
+    return (
+        event(accepted=pb2.Accepted(model="mini", agent_count=1)),
+        event(round_started=pb2.RoundStarted(round_number=1)),
+        event(verdict=common_pb2.Verdict(answer="42.")),
+    )
+
+
+def endless(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """Goes on for ever."""
+    steps: list[Step] = [pb2.ContemplationEvent(accepted=pb2.Accepted())]
+    for _ in range(2000):
+        steps += [Wait(0.005), pb2.ContemplationEvent(round_started=pb2.RoundStarted())]
+    return steps
+
+
+@asynccontextmanager
+async def mesh(script: Script = happy, **knobs: Any) -> AsyncIterator[Mesh]:
+    """Runs everything in this loop; knobs are of the gateway."""
+    async with AsyncExitStack() as stack:
+        config = replace(ServiceConfig(), listen=LOOPBACK, drain_grace_s=0.2)
+        fakes: dict[str, Any] = {}
+
+        async def up(build: Any) -> str:
+            async def built(_: ServiceConfig, server: grpc.aio.Server) -> Any:
+                service = build(server)
+                fakes[type(service).__name__] = service
+                return service
+
+            return (await stack.enter_async_context(serving(config, built))).address
+
+        given = {
+            "aggregator_address": await up(lambda server: FakeAggregator(server, script)),
+            "vision_encoder_address": await up(FakeVision),
+            "router_address": await up(FakeRouter),
+        } | knobs
+        gateway = replace(GatewayConfig(), listen=LOOPBACK, drain_grace_s=0.2, **given)
+
+        async def build(config: GatewayConfig, server: grpc.aio.Server) -> Gateway:
+            return Gateway(config, server)
+
+        running = await stack.enter_async_context(serving(gateway, build))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.address))
+        yield Mesh(
+            running.address,
+            fakes["FakeAggregator"],
+            fakes["FakeVision"],
+            contemplation_service_pb2_grpc.ContemplationServiceStub(channel),
+            gateway_service_pb2_grpc.GatewayServiceStub(channel),
+        )
+
+
+def asking(text: str = "What?", *images: bytes, **fields: Any) -> pb2.ContemplateRequest:
+    """A question with images."""
+    parts = [common_pb2.Part(text=text)]
+    parts += [common_pb2.Part(image=common_pb2.ImagePart(data=data)) for data in images]
+    question = common_pb2.Message(role=common_pb2.ROLE_USER, parts=parts)
+    return pb2.ContemplateRequest(
+        spec=pb2.ContemplationSpec(conversation=[question], **fields)
+    )
+
+
+async def refusal(call: Any) -> CogitateError:
+    """The error a stream ends with before its first event."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            raise AssertionError("an event came")
+    return from_rpc_error(caught.value)
+
+
+async def test_events_pass_through_in_order_and_the_image_is_stored() -> None:
+    async with mesh() as m:
+        image = png(10, 20)
+        call = m.contemplation.Contemplate(asking("Sum?", image, image), timeout=5)
+        events = [response.event async for response in call]
+        assert ["accepted", "round_started", "verdict"] == [e.WhichOneof("event") for e in events]
+        assert [1, 2, 3] == [e.event_number for e in events]
+        (seen,) = m.aggregator.requests
+        stored = [part.image for part in seen.spec.conversation[0].parts if part.image.digest]
+        assert 1 == m.vision.puts, "the same bytes are stored once"
+        assert 2 == len(stored)
+        assert not any(one.data for one in stored)
+        assert (10, 20) == (stored[0].width_px, stored[0].height_px)
+        assert "mini" == seen.spec.model
+
+
+async def test_events_are_relayed_as_bytes() -> None:
+    """A field this build does not know reaches the client."""
+
+    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        event = pb2.ContemplationEvent(verdict=common_pb2.Verdict(answer="x"))
+        event.MergeFromString(UNKNOWN_FIELD)
+        return (event,)
+
+    async with mesh(script) as m:
+        call = m.contemplation.Contemplate(asking(), timeout=5)
+        (event,) = [response.event async for response in call]
+        assert UNKNOWN_FIELD in event.SerializeToString()
+
+
+async def test_the_deadline_is_attached() -> None:
+    async with mesh(max_duration_s=20.0) as m:
+        async for _ in m.contemplation.Contemplate(asking(), timeout=7):
+            pass
+        async for _ in m.contemplation.Contemplate(asking()):
+            pass
+        with_one, without = m.aggregator.deadlines_s
+        assert 6 < with_one < 7
+        assert 20 < without <= 30.5
+
+
+async def test_tenant_metadata_of_a_client_is_not_believed() -> None:
+    async with mesh() as m:
+        call = m.contemplation.Contemplate(
+            asking(), timeout=5, metadata=(("x-cogitate-tenant", "victim"),)
+        )
+        async for _ in call:
+            pass
+        assert "default" == m.aggregator.metadata[0]["x-cogitate-tenant"]
+
+
+async def test_a_bad_spec_names_its_fields_and_reaches_nobody() -> None:
+    async with mesh() as m:
+        error = await refusal(
+            m.contemplation.Contemplate(asking("  ", agent_count=65), timeout=5)
+        )
+        assert ("INVALID_ARGUMENT", "INVALID_REQUEST") == (error.code, error.reason)
+        assert "conversation[0].parts" == error.field
+        assert "agent_count is 65, it must be 1 to 64" in error.message
+        assert not m.aggregator.requests
+
+
+@pytest.mark.parametrize("agent_count", [1, 64])
+async def test_agent_count_at_the_edge(agent_count: int) -> None:
+    async with mesh() as m:
+        async for _ in m.contemplation.Contemplate(asking(agent_count=agent_count), timeout=5):
+            pass
+        assert agent_count == m.aggregator.requests[0].spec.agent_count
+
+
+async def test_bad_images_come_back_as_what_they_are() -> None:
+    async with mesh(max_image_bytes=1000, max_image_pixel_count=100) as m:
+        for image, words in (
+            (b"GIF99 lies", "not a PNG"),
+            (png(1, 1, b"x" * 1000), "bytes, the limit is 1000"),
+            (png(101, 1), "has 101 pixels"),
+        ):
+            error = await refusal(m.contemplation.Contemplate(asking("?", image), timeout=5))
+            assert "INVALID_ARGUMENT" == error.code
+            assert words in error.message
+        assert not m.aggregator.requests
+        fine = asking("?", png(100, 1, b"x" * 976))
+        async for _ in m.contemplation.Contemplate(fine, timeout=5):
+            pass
+        assert 1 == len(m.aggregator.requests)
+
+
+@pytest.mark.parametrize(
+    ("service", "knob"),
+    [("aggregator", "aggregator_address"), ("vision-encoder", "vision_encoder_address")],
+)
+async def test_a_service_that_is_down_is_named(service: str, knob: str) -> None:
+    async with mesh(**{knob: "127.0.0.1:1"}) as m:
+        error = await refusal(m.contemplation.Contemplate(asking("?", png(1, 1)), timeout=5))
+        assert ("UNAVAILABLE", "UNAVAILABLE") == (error.code, error.reason)
+        assert f"the {service} does not answer" in error.message
+        assert "cogitate up" in error.message
+        assert service == error.metadata["service"]
+        assert error.retryable
+
+
+async def test_an_error_of_the_aggregator_keeps_its_reason() -> None:
+    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        return (Raise(NoEndpoint("all endpoints are full", retry_after_s=2.0)),)
+
+    async with mesh(script) as m:
+        error = await refusal(m.contemplation.Contemplate(asking(), timeout=5))
+        assert "NO_ENDPOINT" == error.reason
+        assert "all endpoints are full" == error.message
+        assert 2.0 == error.retry_after_s
+
+
+async def test_a_client_that_leaves_cancels_upstream() -> None:
+    async with mesh(endless) as m:
+        call = m.contemplation.Contemplate(asking(), timeout=10)
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(1):
+            await m.aggregator.cancelled.wait()
+
+
+async def test_a_client_that_stops_reading_stops_the_aggregator() -> None:
+    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        big = pb2.ContemplationEvent(steered=pb2.Steered())
+        big.steered.message.parts.add(text="x" * 10_000)
+        return [pb2.ContemplationEvent(accepted=pb2.Accepted()), *[big] * 3000]
+
+    async with mesh(script) as m:
+        call = m.contemplation.Contemplate(asking(), timeout=10)
+        await call.read()
+        await asyncio.sleep(0.5)
+        before = m.aggregator.sent
+        await asyncio.sleep(0.3)
+        assert m.aggregator.sent == before < 2500, "30 MB would have been buffered"
+        call.cancel()
+
+
+async def test_attach_goes_on_after_a_number() -> None:
+    async with mesh() as m:
+        async for _ in m.contemplation.Contemplate(asking(), timeout=5):
+            pass
+        (id,) = m.aggregator.played
+        request = pb2.AttachRequest(contemplation_id=id, after_event_number=1)
+        rest = [r.event.event_number async for r in m.contemplation.Attach(request, timeout=5)]
+        assert [2, 3] == rest
+        request.after_event_number = 99
+        assert "OUT_OF_RANGE" == (await refusal(m.contemplation.Attach(request, timeout=5))).code
+        request.after_event_number = -1
+        error = await refusal(m.contemplation.Attach(request, timeout=5))
+        assert "after_event_number" == error.field
+        request.contemplation_id = "../x"
+        error = await refusal(m.contemplation.Attach(request, timeout=5))
+        assert "contemplation_id" == error.field
+
+
+async def test_short_calls_are_forwarded_and_checked() -> None:
+    async with mesh() as m:
+        async for _ in m.contemplation.Contemplate(asking(), timeout=5):
+            pass
+        (id,) = m.aggregator.played
+        got = await m.contemplation.GetContemplation(
+            pb2.GetContemplationRequest(contemplation_id=id), timeout=5
+        )
+        assert id == got.summary.contemplation_id
+        listed = await m.contemplation.ListContemplations(
+            pb2.ListContemplationsRequest(page_size=1000), timeout=5
+        )
+        assert 1 == len(listed.contemplations)
+        for call in (
+            m.contemplation.GetContemplation(pb2.GetContemplationRequest(), timeout=5),
+            m.contemplation.ListContemplations(
+                pb2.ListContemplationsRequest(page_size=1001), timeout=5
+            ),
+            m.contemplation.SteerContemplation(
+                pb2.SteerContemplationRequest(contemplation_id=id), timeout=5
+            ),
+            m.contemplation.SubmitToolResult(
+                pb2.SubmitToolResultRequest(contemplation_id=id), timeout=5
+            ),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert grpc.StatusCode.INVALID_ARGUMENT == caught.value.code()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await m.contemplation.GetContemplation(
+                pb2.GetContemplationRequest(contemplation_id="nobody"), timeout=5
+            )
+        assert "NOT_FOUND" == from_rpc_error(caught.value).reason
+
+
+async def test_blobs_go_up_and_come_down() -> None:
+    async with mesh(max_image_bytes=3000) as m:
+        data = png(7, 9, b"x" * 2000)
+
+        async def chunks(data: bytes) -> AsyncIterator[gateway_service_pb2.UploadBlobRequest]:
+            for start in range(0, len(data), 700):
+                yield gateway_service_pb2.UploadBlobRequest(chunk=data[start : start + 700])
+
+        image = (await m.gateway.UploadBlob(chunks(data), timeout=5)).image
+        assert (7, 9) == (image.width_px, image.height_px)
+        image.box.CopyFrom(common_pb2.Box(x1_permille=500, y1_permille=1000))
+        request = gateway_service_pb2.DownloadBlobRequest(image=image)
+        parts = [part async for part in m.gateway.DownloadBlob(request, timeout=5)]
+        assert data == b"".join(part.chunk for part in parts)
+        assert "image/png" == parts[0].media_type
+        assert [(0, 0, 500, 1000)] == m.vision.boxes
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await m.gateway.UploadBlob(chunks(png(7, 9, b"x" * 3000)), timeout=5)
+        assert "BAD_IMAGE" == from_rpc_error(caught.value).reason
+        request.image.digest = "sha256:nonsense"
+        error = await refusal(m.gateway.DownloadBlob(request, timeout=5))
+        assert "image.digest" == error.field
+
+
+async def test_models_fleet_and_limits() -> None:
+    async with mesh() as m:
+        models = await m.gateway.ListModels(gateway_service_pb2.ListModelsRequest(), timeout=5)
+        (model,) = models.models
+        assert ("mini", True, 1, 32) == (
+            model.name,
+            model.vision,
+            model.endpoint_count,
+            model.max_sequence_count,
+        )
+        fleet = await m.gateway.DescribeFleet(
+            gateway_service_pb2.DescribeFleetRequest(), timeout=5
+        )
+        assert (2, 3) == (len(fleet.endpoints), fleet.lease_count)
+        info = await m.gateway.GetServerInfo(
+            gateway_service_pb2.GetServerInfoRequest(), timeout=5
+        )
+        assert (64, 600) == (info.limits.max_agent_count, info.limits.max_duration.seconds)
+        assert "verified" in info.quorums
+
+
+async def test_garbage_is_refused_with_a_fixed_text() -> None:
+    async with mesh() as m, grpc.aio.insecure_channel(m.address) as channel:
+        call = channel.unary_stream("/cogitate.v1.ContemplationService/Contemplate")
+        error = await refusal(call(b"\xff\xff\xff", timeout=5))
+        assert "the request is not a valid message" == error.message
