@@ -1,0 +1,1 @@
+"""The rules of the vision-encoder: functions of values, without clock, thread or transport."""
