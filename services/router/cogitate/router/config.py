@@ -1,0 +1,58 @@
+"""The router's knobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogitate.kit.config import ServiceConfig, knob
+from cogitate.router.core.policies import POLICIES
+
+
+@dataclass(frozen=True)
+class RouterConfig(ServiceConfig):
+    """Places gangs of agents on the fleet that reports to it."""
+
+    vision_encoder_address: str = knob("", "vision-encoder that grants name; empty names none")
+    policy: str = knob("gang", "default placement policy", choices=tuple(sorted(POLICIES)))
+    report_interval_s: float = knob(
+        0.5, "how often endpoints are asked to report", minimum=0.01, maximum=60
+    )
+    report_expiry_s: float = knob(
+        3.0, "silence after which an endpoint is stale", minimum=0.05, maximum=600
+    )
+    booking_settle_s: float = knob(
+        2.0,
+        "how long an unconfirmed booking adds to the reported load",
+        minimum=0,
+        maximum=600,
+    )
+    retry_delay_s: float = knob(
+        0.5, "when a denied declaration may be tried again", minimum=0.01, maximum=600
+    )
+    max_endpoint_count: int = knob(1000, "endpoints that may report", minimum=1, maximum=100_000)
+    max_lease_count: int = knob(10_000, "leases held at once", minimum=1, maximum=1_000_000)
+    max_agent_count: int = knob(1024, "agents in one declaration", minimum=1, maximum=65_536)
+    outbox_count: int = knob(
+        1024, "answers and news that may wait for one reader", minimum=1, maximum=100_000
+    )
+    prior_prefill_tokens_per_s: float = knob(
+        2000.0, "prefill speed assumed until one is reported", minimum=0.1, maximum=1e9
+    )
+    prior_step_s: float = knob(
+        0.02, "step time of one sequence assumed until one is reported", minimum=1e-6, maximum=60
+    )
+    batch_slope: float = knob(
+        0.125, "growth of the step time per sequence, relative", minimum=0, maximum=100
+    )
+    prior_agent_token_count: int = knob(
+        256, "tokens per agent assumed when a gang declares none", minimum=1, maximum=1_000_000
+    )
+    spread_penalty: float = knob(
+        0.1, "gain each further endpoint must bring, relative", minimum=0, maximum=100
+    )
+    seconds_per_usd: float = knob(
+        60.0, "seconds a gang may take longer to save a dollar", minimum=0, maximum=1e9
+    )
+    growth_share: float = knob(
+        0.5, "share of an agent's expected KV growth that must be free", minimum=0, maximum=1
+    )

@@ -1,0 +1,268 @@
+"""The router's front desk: fleet, leases and placement put together, still without I/O.
+
+Admission is one path: project the fleet -> place every gang -> reserve -> answer; the shell sends
+the answer and calls `rollback` if it cannot. All of it happens in one call that never awaits, so
+the caller cannot have gone away in between.
+
+Invariants, checked by the state machine in tests/property/test_router_desk.py:
+1. A grant books exactly the agents it places; a denial books nothing.
+2. Answers are given for the attempt that asked; an attempt older than the lease's is refused.
+3. After `end` of every holder, and after `release` of every lease, nothing is booked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cogitate.router.core.fleet import EndpointChanged, Fleet
+from cogitate.router.core.leases import Booking, Lease, Leases, News
+from cogitate.router.core.placement import PlacementPolicy, place
+from cogitate.router.core.policies import POLICIES
+from cogitate.router.core.types import (
+    Confirm,
+    Declare,
+    Denied,
+    EndpointSnapshot,
+    GangNeed,
+    Granted,
+    GrantedShare,
+    Placement,
+    Rejection,
+    Replace,
+    Share,
+    Terms,
+)
+
+
+@dataclass(slots=True)
+class Desk:
+    """Owns the router's whole state. Belongs to one event loop; no method awaits."""
+
+    fleet: Fleet
+    leases: Leases
+    policy: PlacementPolicy = field(default_factory=PlacementPolicy)
+    max_leases: int = 10_000
+    max_agents: int = 1024
+
+    def snapshot(self, now: float) -> tuple[EndpointSnapshot, ...]:
+        """Returns the fleet at `now`, by endpoint id."""
+        snapshots = []
+        for endpoint_id, entry in sorted(self.fleet.entries.items()):
+            booked = self.leases.booked(endpoint_id, entry.load_at_s, now)
+            snapshots.append(
+                EndpointSnapshot(
+                    description=entry.description,
+                    state=self.fleet.state(entry, now),
+                    load=entry.load,
+                    unknown_because=entry.unknown_because,
+                    reported_at_s=entry.reported_at_s,
+                    expires_at_s=entry.reported_at_s + self.fleet.expiry_s,
+                    incarnation=entry.incarnation,
+                    booked_agents=booked.agents,
+                    booked_blocks=booked.blocks,
+                    pending_agents=booked.pending_agents,
+                    pending_blocks=booked.pending_blocks,
+                )
+            )
+        return tuple(snapshots)
+
+    def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied:
+        """Places and books a declaration, or denies it.
+
+        A newer attempt voids what older ones booked without a confirmation. A lease of another
+        holder moves here unless its owner epoch is newer.
+        """
+        lease = self.leases.leases.get(command.contemplation_id)
+        refusal = self._refusal(command, lease)
+        if refusal is not None:
+            return refusal
+        if lease is not None:
+            if lease.holder != holder and command.owner_epoch < lease.owner_epoch:
+                return _denied(command, "NOT_OWNER", "a newer owner holds this contemplation")
+            self.leases.void_unconfirmed(lease, command.attempt)
+        elif len(self.leases.leases) >= self.max_leases:
+            message = f"this router holds {self.max_leases} leases, the most it may"
+            return _denied(command, "REJECTED", message, retryable=True)
+        return self._place(command, lease, holder, command.terms, command.owner_epoch, now)
+
+    def replace(self, command: Replace, holder: int, now: float) -> Granted | Denied:
+        """Finds new places for agents, away from every process that failed this contemplation."""
+        lease = self.leases.leases.get(command.contemplation_id)
+        refusal = self._refusal(command, lease)
+        if refusal is not None:
+            return refusal
+        if lease is None:
+            message = "there is no such lease here; declare or confirm it first"
+            return _denied(command, "NOT_FOUND", message)
+        self._fail(lease, command.failures)
+        return self._place(command, lease, holder, lease.terms, None, now)
+
+    def confirm(self, command: Confirm, holder: int, now: float) -> None:
+        """Takes in what runs where. Makes the lease if this router does not know it.
+
+        A confirmation that would exceed `max_leases` is not taken in: endpoints report that load.
+        """
+        known = command.contemplation_id in self.leases.leases
+        if not known and len(self.leases.leases) >= self.max_leases:
+            return
+        lease = self.leases.hold(command.contemplation_id, holder)
+        lease.attempt = max(lease.attempt, command.attempt)
+        gangs = {gang_id: (endpoint_id, agents) for gang_id, endpoint_id, agents in command.gangs}
+        self.leases.confirm(lease, command.attempt, gangs, now)
+        here = {endpoint_id for _, endpoint_id, _ in command.gangs}
+        self._fail(lease, [f for f in command.failures if f[0] not in here])
+
+    def release(self, contemplation_id: str, holder: int) -> bool:
+        """Ends a lease; says whether this holder had it."""
+        return self.leases.release(contemplation_id, holder)
+
+    def rollback(self, granted: Granted) -> None:
+        """Takes back a grant that could not be delivered."""
+        lease = self.leases.leases.get(granted.contemplation_id)
+        if lease is not None:
+            gang_ids = [gang.gang_id for gang in granted.gangs]
+            self.leases.rollback(lease, granted.attempt, gang_ids)
+
+    def end(self, holder: int) -> tuple[str, ...]:
+        """Ends all leases of a holder."""
+        return self.leases.end(holder)
+
+    def news(self, changes: Iterable[EndpointChanged]) -> tuple[News, ...]:
+        """Says whom changes concern, in order."""
+        return tuple(news for change in changes for news in self.leases.news(change))
+
+    def _refusal(self, command: Declare | Replace, lease: Lease | None) -> Denied | None:
+        agents = sum(len(gang.agent_ids) for gang in command.gangs)
+        if agents > self.max_agents:
+            message = f"{agents} agents exceed the limit of {self.max_agents} in one request"
+            return _denied(command, "INVALID_REQUEST", message)
+        if lease is not None and command.attempt < lease.attempt:
+            message = f"attempt {command.attempt} is older than attempt {lease.attempt}"
+            return _denied(command, "INVALID_REQUEST", message)
+        if isinstance(command, Declare) and command.terms.policy not in ("", *POLICIES):
+            message = f"unknown policy; there is: {', '.join(sorted(POLICIES))}"
+            return _denied(command, "INVALID_REQUEST", message)
+        return None
+
+    def _fail(self, lease: Lease, failures: Iterable[tuple[str, str]]) -> None:
+        for endpoint_id, _ in failures:
+            entry = self.fleet.entries.get(endpoint_id)
+            lease.failed[endpoint_id] = entry.incarnation if entry is not None else 0
+            self.leases.leave(lease, endpoint_id)
+
+    def _place(
+        self,
+        command: Declare | Replace,
+        lease: Lease | None,
+        holder: int,
+        terms: Terms,
+        owner_epoch: int | None,
+        now: float,
+    ) -> Granted | Denied:
+        policy = dataclasses.replace(self.policy, name=terms.policy or self.policy.name)
+        fleet = self.snapshot(now)
+        failed = _still_failed(lease, fleet)
+        placements: list[tuple[GangNeed, Placement]] = []
+        for gang in command.gangs:
+            need = dataclasses.replace(
+                gang,
+                constraints=terms.constraints,
+                max_cost_micro_usd=terms.max_cost_micro_usd,
+                failed=failed,
+            )
+            placement = place(need, fleet, now, policy)
+            if not placement.shares:
+                return self._denial(command, need, placement)
+            placements.append((need, placement))
+            fleet = tuple(_with_shares(snapshot, placement.shares) for snapshot in fleet)
+        lease = self.leases.hold(command.contemplation_id, holder, owner_epoch)
+        lease.attempt, lease.terms = command.attempt, terms
+        return self._reserve(lease, placements, policy.name, now)
+
+    def _reserve(
+        self,
+        lease: Lease,
+        placements: Sequence[tuple[GangNeed, Placement]],
+        policy: str,
+        now: float,
+    ) -> Granted:
+        gangs: list[GrantedShare] = []
+        for need, placement in placements:
+            for share in placement.shares:
+                lease.gangs_made += 1
+                gang_id = f"{lease.attempt}.{lease.gangs_made}"
+                booking = Booking(
+                    gang_id=gang_id,
+                    attempt=lease.attempt,
+                    endpoint_id=share.endpoint_id,
+                    agents=len(share.agent_ids),
+                    prefix_blocks=share.prefix_blocks,
+                    blocks_per_agent=share.blocks_per_agent,
+                    made_at_s=now,
+                )
+                self.leases.reserve(lease, booking)
+                description = self.fleet.entries[share.endpoint_id].description
+                gangs.append(GrantedShare(gang_id, share, need, description))
+        return Granted(
+            contemplation_id=lease.contemplation_id,
+            attempt=lease.attempt,
+            gangs=tuple(gangs),
+            rejected=_unused(placements),
+            policy=policy,
+        )
+
+    def _denial(self, command: Declare | Replace, need: GangNeed, placement: Placement) -> Denied:
+        reason, retryable = placement.denial_reason, placement.retryable
+        message = placement.denial
+        if reason == "UNKNOWN_MODEL" and need.model in self.fleet.models_seen:
+            # It is known, and whoever served it may come back.
+            reason, retryable = "NO_ENDPOINT", True
+            message = f"no endpoint serves the model {need.model} just now"
+        return _denied(command, reason, message, retryable, placement.rejected)
+
+
+def _denied(
+    command: Declare | Replace,
+    reason: str,
+    message: str,
+    retryable: bool = False,
+    rejected: tuple[Rejection, ...] = (),
+) -> Denied:
+    return Denied(command.contemplation_id, command.attempt, reason, message, retryable, rejected)
+
+
+def _still_failed(lease: Lease | None, fleet: Sequence[EndpointSnapshot]) -> frozenset[str]:
+    """Returns the endpoints that failed the lease and are still the same process."""
+    if lease is None:
+        return frozenset()
+    return frozenset(
+        s.endpoint_id for s in fleet if lease.failed.get(s.endpoint_id) == s.incarnation
+    )
+
+
+def _with_shares(snapshot: EndpointSnapshot, shares: Iterable[Share]) -> EndpointSnapshot:
+    """Returns the snapshot as it will be once the shares are booked."""
+    for share in shares:
+        if share.endpoint_id == snapshot.endpoint_id:
+            agents = len(share.agent_ids)
+            blocks = share.prefix_blocks + agents * share.blocks_per_agent
+            snapshot = dataclasses.replace(
+                snapshot,
+                booked_agents=snapshot.booked_agents + agents,
+                booked_blocks=snapshot.booked_blocks + blocks,
+                pending_agents=snapshot.pending_agents + agents,
+                pending_blocks=snapshot.pending_blocks + blocks,
+            )
+    return snapshot
+
+
+def _unused(placements: Sequence[tuple[GangNeed, Placement]]) -> tuple[Rejection, ...]:
+    """Returns the endpoints no gang uses, each with the first gang's reason."""
+    used = {share.endpoint_id for _, p in placements for share in p.shares}
+    first: dict[str, Rejection] = {}
+    for _, placement in placements:
+        for rejection in placement.rejected:
+            first.setdefault(rejection.endpoint_id, rejection)
+    return tuple(r for e, r in sorted(first.items()) if e not in used)

@@ -1,0 +1,103 @@
+"""How long a share of a gang takes and what it costs: one simple, declared model.
+
+    duration(k) = prefix / prefill rate + steps * step(sequences there + k)
+    step(b)     = c * (1 + batch_slope * b)
+
+`c` comes from the endpoint's own last report (a step duration at a batch size) and from a prior
+while it has none. Agents of an endpoint decode in one batch, so they end together; the share of an
+hourly price that a gang pays is its share of that batch. `effective` adds money to time at a fixed
+exchange rate, so that policies compare one number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogitate.router.core.types import EndpointSnapshot, GangNeed
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """The numbers that no report contains."""
+
+    prior_prefill_tokens_per_s: float = 2000.0
+    prior_step_s: float = 0.02
+    batch_slope: float = 0.125
+    prior_tokens_per_agent: int = 256
+    spread_penalty: float = 0.1
+    seconds_per_usd: float = 60.0
+    growth_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """An endpoint seen by one gang. Every method is non-decreasing in `k`, the number of agents."""
+
+    snapshot: EndpointSnapshot
+    need: GangNeed
+    model: CostModel
+
+    @property
+    def steps(self) -> int:
+        """Tokens each agent is expected to sample; no more than the window leaves."""
+        wanted = self.need.tokens_per_agent or self.model.prior_tokens_per_agent
+        window = self.snapshot.description.max_model_len
+        return max(1, min(wanted, window - self.need.prefix_tokens)) if window else wanted
+
+    @property
+    def prefill_s(self) -> float:
+        """Time of the one prefill all agents there share."""
+        load = self.snapshot.load
+        reported = load.prefill_tokens_per_s if load else 0.0
+        return self.need.prefix_tokens / (reported or self.model.prior_prefill_tokens_per_s)
+
+    def step_s(self, k: int) -> float:
+        """Time of a step with `k` more agents in the batch."""
+        slope = self.model.batch_slope
+        load = self.snapshot.load
+        if load and load.step_s > 0:
+            base = load.step_s / (1 + slope * load.step_batch_size)
+        else:
+            base = self.model.prior_step_s / (1 + slope)
+        return base * (1 + slope * (self.snapshot.sequences + k))
+
+    def duration_s(self, k: int) -> float:
+        """Time until `k` agents there are done."""
+        return self.prefill_s + self.steps * self.step_s(k)
+
+    def cost_micro_usd(self, k: int) -> float:
+        """What `k` agents there cost."""
+        what = self.snapshot.description
+        by_token = k * self.steps * what.price_per_million_tokens_micro_usd / 1e6
+        part = k / (self.snapshot.sequences + k)
+        return by_token + part * self.duration_s(k) * what.price_per_hour_micro_usd / 3600
+
+    def effective_s(self, k: int) -> float:
+        """Duration plus cost, in seconds."""
+        return self.duration_s(k) + self.cost_micro_usd(k) / 1e6 * self.model.seconds_per_usd
+
+    @property
+    def prefix_blocks(self) -> int:
+        """KV blocks of the common prefix; 0 where KV memory is not counted."""
+        return self._blocks(self.need.prefix_tokens)
+
+    @property
+    def blocks_per_agent(self) -> int:
+        """KV blocks each agent is booked: a declared share of what it may grow to, at least one."""
+        grown = max(1, int(self.steps * self.model.growth_share))
+        return self._blocks(grown)
+
+    def _blocks(self, positions: int) -> int:
+        what = self.snapshot.description
+        if not what.total_blocks or not what.block_size:
+            return 0
+        return -(-positions // what.block_size)
+
+    def room(self, *, idle: bool = False) -> int:
+        """The most agents that fit, now or if the endpoint were idle."""
+        what = self.snapshot.description
+        sequences = what.max_sequences if idle else self.snapshot.free_sequences
+        if not self.blocks_per_agent:
+            return sequences
+        blocks = what.total_blocks if idle else self.snapshot.free_blocks
+        return max(0, min(sequences, (blocks - self.prefix_blocks) // self.blocks_per_agent))

@@ -1,0 +1,182 @@
+"""What endpoints report: soft state, forgotten when they stop.
+
+    (none) --describe--> READY <--silence / any message--> STALE
+                         READY <--a load's flag--> DRAINING
+                         READY --drain notice--> DRAINING for good
+    any state --its stream closed--> (none)
+
+Invariants, checked by the state machine in tests/property/test_router_desk.py:
+1. An endpoint belongs to the last stream that described it; an older stream changes nothing.
+2. An endpoint whose last report is `expiry_s` old is STALE, whether or not `expire` has run since.
+3. Only a load that passes `absurdity` is known; any other leaves the load unknown.
+4. Each method returns the changes lease holders must hear of, in order, and each only once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from cogitate.router.core.types import Change, Description, Load, State
+
+_MAX_MODELS_SEEN = 10_000
+_MAX_STEP_S = 3600.0
+_MAX_TOKENS_PER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointChanged:
+    """Something lease holders on the endpoint must hear. `remaining_s` is for DRAINING."""
+
+    endpoint_id: str
+    change: Change
+    remaining_s: float | None = None
+
+
+@dataclass(slots=True)
+class Entry:
+    """One endpoint's state; of one stream, hence of one process."""
+
+    stream: int
+    description: Description
+    incarnation: int
+    reported_at_s: float
+    load: Load | None = None
+    load_at_s: float | None = None
+    unknown_because: str = "it has not reported yet"
+    expired: bool = False
+    noticed: bool = False
+    remaining_s: float | None = None
+    drains: bool = False
+
+    @property
+    def draining(self) -> bool:
+        """Takes no more gangs: a notice holds for good, a load's flag while it is set."""
+        return self.noticed or self.drains
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Owns the reports. Not safe across tasks that await in between; no method awaits."""
+
+    expiry_s: float
+    max_endpoints: int = 1000
+    entries: dict[str, Entry] = field(default_factory=dict)
+    models_seen: set[str] = field(default_factory=set)
+    _incarnations: int = 0
+
+    def describe(
+        self, stream: int, description: Description, now: float
+    ) -> tuple[EndpointChanged, ...]:
+        """Takes an endpoint in, or its new description. The latest stream owns the endpoint."""
+        known = self.entries.get(description.endpoint_id)
+        if len(self.models_seen) < _MAX_MODELS_SEEN:
+            self.models_seen.update(description.models)
+        if known is not None and known.stream == stream:
+            known.description = description
+            return self._heard(known, now)
+        self._incarnations += 1
+        entry = Entry(stream, description, self._incarnations, now)
+        self.entries[description.endpoint_id] = entry
+        gone = EndpointChanged(description.endpoint_id, Change.GONE)
+        back = EndpointChanged(description.endpoint_id, Change.BACK)
+        # Another stream under the same id is another process: what ran in the old one is lost.
+        return (back,) if known is None else (gone, back)
+
+    def report(
+        self, stream: int, endpoint_id: str, load: Load, now: float
+    ) -> tuple[EndpointChanged, ...]:
+        """Takes a load in; an absurd one makes the load unknown but still proves life."""
+        entry = self._owned(stream, endpoint_id)
+        if entry is None:
+            return ()
+        entry.unknown_because = absurdity(load, entry.description)
+        entry.load, entry.load_at_s = (None, None) if entry.unknown_because else (load, now)
+        changes = self._heard(entry, now)
+        was, entry.drains = entry.draining, load.draining
+        if entry.draining == was:
+            return changes
+        change = Change.DRAINING if entry.draining else Change.BACK
+        return (*changes, EndpointChanged(endpoint_id, change))
+
+    def drain(
+        self, stream: int, endpoint_id: str, remaining_s: float | None, now: float
+    ) -> tuple[EndpointChanged, ...]:
+        """Takes a drain notice in. It is news again only when less time remains than was said."""
+        entry = self._owned(stream, endpoint_id)
+        if entry is None:
+            return ()
+        changes = self._heard(entry, now)
+        less = remaining_s is not None and remaining_s < (
+            math.inf if entry.remaining_s is None else entry.remaining_s
+        )
+        if entry.noticed and not less:
+            return changes
+        entry.noticed, entry.remaining_s = True, remaining_s
+        return (*changes, EndpointChanged(endpoint_id, Change.DRAINING, remaining_s))
+
+    def close(self, stream: int, endpoint_id: str) -> tuple[EndpointChanged, ...]:
+        """Forgets an endpoint whose stream ended, unless a newer stream owns it."""
+        if self._owned(stream, endpoint_id) is None:
+            return ()
+        del self.entries[endpoint_id]
+        return (EndpointChanged(endpoint_id, Change.GONE),)
+
+    def expire(self, now: float) -> tuple[EndpointChanged, ...]:
+        """Finds the endpoints that fell silent since the last call. O(endpoints)."""
+        silent = [
+            entry
+            for _, entry in sorted(self.entries.items())
+            if not entry.expired and now >= entry.reported_at_s + self.expiry_s
+        ]
+        for entry in silent:
+            entry.expired = True
+        return tuple(
+            EndpointChanged(entry.description.endpoint_id, Change.EXPIRED) for entry in silent
+        )
+
+    def can_describe(self, endpoint_id: str) -> bool:
+        """Says whether there is room for this endpoint."""
+        return endpoint_id in self.entries or len(self.entries) < self.max_endpoints
+
+    def state(self, entry: Entry, now: float) -> State:
+        """Returns an endpoint's state at `now`."""
+        if entry.expired or now >= entry.reported_at_s + self.expiry_s:
+            return State.STALE
+        return State.DRAINING if entry.draining else State.READY
+
+    def _owned(self, stream: int, endpoint_id: str) -> Entry | None:
+        entry = self.entries.get(endpoint_id)
+        return entry if entry is not None and entry.stream == stream else None
+
+    def _heard(self, entry: Entry, now: float) -> tuple[EndpointChanged, ...]:
+        entry.reported_at_s = now
+        if not entry.expired:
+            return ()
+        entry.expired = False
+        return (EndpointChanged(entry.description.endpoint_id, Change.BACK),)
+
+
+def absurdity(load: Load, description: Description) -> str:
+    """Returns what is wrong with a load, or an empty string. Wrong numbers must not win."""
+    counts = (
+        load.running,
+        load.waiting,
+        load.paused,
+        load.free_blocks,
+        load.sampled_tokens,
+        load.computed_prompt_tokens,
+        load.cached_prompt_tokens,
+    )
+    speeds = (load.prefill_tokens_per_s, load.step_s, load.step_batch_size)
+    if min(counts) < 0:
+        return "it reported a negative count"
+    if not all(math.isfinite(speed) and speed >= 0 for speed in speeds):
+        return "it reported a speed that is no number"
+    if load.prefill_tokens_per_s > _MAX_TOKENS_PER_S or load.step_s > _MAX_STEP_S:
+        return "it reported an impossible speed"
+    if load.free_blocks > description.total_blocks:
+        return "it reported more free blocks than it has"
+    if load.step_batch_size > max(description.max_sequences, load.sequences):
+        return "it reported a batch larger than it can hold"
+    return ""

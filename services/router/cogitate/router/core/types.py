@@ -1,0 +1,254 @@
+"""Values that the router decides on. All are frozen; times are seconds of one monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """What the router thinks of an endpoint."""
+
+    READY = "READY"
+    STALE = "STALE"  # connected, but its reports stopped
+    DRAINING = "DRAINING"  # finishes what it has
+
+
+class Change(StrEnum):
+    """News of an endpoint, as lease holders hear it."""
+
+    EXPIRED = "EXPIRED"
+    GONE = "GONE"
+    DRAINING = "DRAINING"
+    BACK = "BACK"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an endpoint says it is. Zero blocks means that it has no KV memory to count."""
+
+    endpoint_id: str
+    address: str
+    provider: str = ""
+    region: str = ""
+    failure_domain: str = ""
+    models: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+    engine: str = ""
+    hardware: str = ""
+    price_per_hour_micro_usd: int = 0
+    price_per_million_tokens_micro_usd: int = 0
+    is_spot: bool = False
+    total_blocks: int = 0
+    block_size: int = 0
+    max_sequences: int = 1
+    build_digest: str = ""
+    max_model_len: int = 0
+
+    @property
+    def domain(self) -> tuple[str, str]:
+        """What fails together; names of zones are only unique within a provider."""
+        return (self.provider, self.failure_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an endpoint says it does. Zero speeds mean that it has not measured any yet."""
+
+    running: int = 0
+    waiting: int = 0
+    paused: int = 0
+    free_blocks: int = 0
+    prefill_tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    step_batch_size: float = 0.0
+    sampled_tokens: int = 0
+    computed_prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    draining: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that hold a place, whatever they do."""
+        return self.running + self.waiting + self.paused
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSnapshot:
+    """An endpoint at one moment. `load` is None while it is unknown.
+
+    `booked_*` count all bookings of leases, `pending_*` those that the reported load cannot hold
+    yet. A snapshot is stale from `expires_at_s` on.
+    """
+
+    description: Description
+    state: State = State.READY
+    load: Load | None = None
+    unknown_because: str = ""
+    reported_at_s: float = 0.0
+    expires_at_s: float = float("inf")
+    incarnation: int = 1
+    booked_agents: int = 0
+    booked_blocks: int = 0
+    pending_agents: int = 0
+    pending_blocks: int = 0
+
+    @property
+    def endpoint_id(self) -> str:
+        """The endpoint's id."""
+        return self.description.endpoint_id
+
+    @property
+    def sequences(self) -> int:
+        """Sequences there now, as reported and as booked since; bookings alone if unknown."""
+        return (
+            self.booked_agents if self.load is None else self.load.sequences + self.pending_agents
+        )
+
+    @property
+    def free_sequences(self) -> int:
+        """Room for further sequences, at least 0."""
+        return max(0, self.description.max_sequences - self.sequences)
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks nobody uses or has booked, at least 0: running gangs grow into their bookings."""
+        unbooked = self.description.total_blocks - self.booked_blocks
+        if self.load is None:
+            return max(0, unbooked)
+        return max(0, min(unbooked, self.load.free_blocks - self.pending_blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """Where a gang may run. Empty sets and zeros allow everything."""
+
+    providers: frozenset[str] = frozenset()
+    regions: frozenset[str] = frozenset()
+    min_failure_domains: int = 0
+    max_price_per_hour_micro_usd: int = 0
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GangNeed:
+    """Agents that share a prompt and a model, and what they need."""
+
+    contemplation_id: str
+    model: str
+    agent_ids: tuple[int, ...]
+    role: str = ""
+    capabilities: frozenset[str] = frozenset()
+    prefix_tokens: int = 0
+    tokens_per_agent: int = 0
+    max_cost_micro_usd: int = 0
+    failed: frozenset[str] = frozenset()  # endpoints that failed this contemplation
+    constraints: Constraints = field(default_factory=Constraints)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One endpoint's share of a gang, with the reason."""
+
+    endpoint_id: str
+    agent_ids: tuple[int, ...]
+    blocks_per_agent: int
+    prefix_blocks: int
+    predicted_s: float
+    predicted_cost_micro_usd: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why an endpoint was not used. `temporary` if waiting may help."""
+
+    endpoint_id: str
+    reason: str
+    temporary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a gang goes. Without shares it goes nowhere, and `denial` says why, for people."""
+
+    policy: str
+    shares: tuple[Share, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    makespan_s: float = 0.0
+    denial: str = ""
+    denial_reason: str = ""
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a declaration says of all its gangs, remembered for later replacements."""
+
+    constraints: Constraints = field(default_factory=Constraints)
+    max_cost_micro_usd: int = 0
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Declare:
+    """Asks for places for gangs; the gangs' constraints are those of `terms`."""
+
+    contemplation_id: str
+    attempt: int
+    gangs: tuple[GangNeed, ...]
+    owner_epoch: int = 0
+    terms: Terms = field(default_factory=Terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Asks for new places for agents; `failures` are endpoint and reason."""
+
+    contemplation_id: str
+    attempt: int
+    gangs: tuple[GangNeed, ...]
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Tells what runs where: gang id, endpoint and number of agents."""
+
+    contemplation_id: str
+    attempt: int
+    gangs: tuple[tuple[str, str, int], ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedShare:
+    """A booked share: the gang's id, where it runs and what it is part of."""
+
+    gang_id: str
+    share: Share
+    need: GangNeed
+    description: Description
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A placement that is booked. Whoever cannot deliver it must roll it back."""
+
+    contemplation_id: str
+    attempt: int
+    gangs: tuple[GrantedShare, ...]
+    rejected: tuple[Rejection, ...]
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No placement; nothing is booked. `reason` is an ErrorReason without its prefix."""
+
+    contemplation_id: str
+    attempt: int
+    reason: str
+    message: str
+    retryable: bool = False
+    rejected: tuple[Rejection, ...] = ()

@@ -1,0 +1,212 @@
+"""The shell around the desk: clock, streams of endpoints and aggregators, the expiry sweep, spans.
+
+State owned: the desk, and one outbox per lease stream. All of it belongs to one event loop; the
+desk's methods never await, so nothing changes under a decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cogitate.kit import telemetry
+from cogitate.kit.clock import Clock, SystemClock
+from cogitate.kit.errors import NoEndpoint, Rejected
+from cogitate.kit.telemetry import Attr, Span
+from cogitate.router import wire
+from cogitate.router.config import RouterConfig
+from cogitate.router.core.desk import Desk
+from cogitate.router.core.estimate import CostModel
+from cogitate.router.core.fleet import EndpointChanged, Fleet
+from cogitate.router.core.leases import Leases
+from cogitate.router.core.placement import PlacementPolicy
+from cogitate.router.core.types import Declare, Denied, Granted, Replace
+from cogitate.v1 import router_service_pb2 as router_pb2
+
+logger = logging.getLogger(__name__)
+
+_SWEEPS_PER_EXPIRY = 8
+
+
+@dataclass(slots=True)
+class Holder:
+    """An aggregator's lease stream: its number and what waits to be written to it."""
+
+    number: int
+    outbox: asyncio.Queue[router_pb2.LeaseResponse]
+    scope: asyncio.Timeout
+    overflowed: bool = False
+
+
+class Runtime:
+    """Owns the desk and the open streams."""
+
+    def __init__(self, config: RouterConfig, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.desk = make_desk(config)
+        self._holders: dict[int, Holder] = {}
+        self._scopes: set[asyncio.Timeout] = set()
+        self._numbers = itertools.count(1)
+        self._sweep: asyncio.Task[None] | None = None
+        self._draining = False
+
+    async def start(self) -> None:
+        """Starts the sweep that notices silent endpoints."""
+        self._sweep = asyncio.create_task(self._expire(), name="router expiry sweep")
+
+    async def stop(self) -> None:
+        """Ends the sweep and the streams."""
+        self.end_streams()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
+            self._sweep = None
+
+    def end_streams(self) -> None:
+        """Ends every open stream with UNAVAILABLE; peers go on with another router.
+
+        Gangs go on too: endpoints keep what they admitted, and aggregators confirm it elsewhere.
+        """
+        self._draining = True
+        for scope in self._scopes:
+            _end(scope)
+
+    def number(self) -> int:
+        """Returns a number no other stream has had."""
+        return next(self._numbers)
+
+    @contextmanager
+    def stream(self, scope: asyncio.Timeout) -> Iterator[None]:
+        """Lets `end_streams` end the handler that runs inside `scope`. Raises if it already has."""
+        if self._draining:
+            raise NoEndpoint("the router is draining", reason="UNAVAILABLE")
+        self._scopes.add(scope)
+        try:
+            yield
+        finally:
+            self._scopes.discard(scope)
+
+    @contextmanager
+    def holder(self, scope: asyncio.Timeout) -> Iterator[Holder]:
+        """Opens a lease stream; on leaving, its leases end."""
+        outbox: asyncio.Queue[router_pb2.LeaseResponse] = asyncio.Queue(self.config.outbox_count)
+        holder = Holder(self.number(), outbox, scope)
+        self._holders[holder.number] = holder
+        try:
+            yield holder
+        finally:
+            del self._holders[holder.number]
+            ended = self.desk.end(holder.number)
+            if ended:
+                logger.info("a lease stream ended with %d leases", len(ended))
+
+    def command(self, request: router_pb2.LeaseRequest, holder: Holder) -> None:
+        """Carries one command out. Answers go to the holder's outbox."""
+        which = request.WhichOneof("command")
+        now = self.clock.monotonic()
+        if which == "declare":
+            self._place(wire.declare(request.declare), holder, now)
+        elif which == "replace":
+            self._place(wire.replace(request.replace), holder, now)
+        elif which == "confirm":
+            self.desk.confirm(wire.confirm(request.confirm), holder.number, now)
+        elif which == "release":
+            self.desk.release(request.release.contemplation_id, holder.number)
+
+    def _place(self, command: Declare | Replace, holder: Holder, now: float) -> None:
+        attributes: dict[Attr, str | int] = {
+            Attr.CONTEMPLATION_ID: command.contemplation_id,
+            Attr.ATTEMPT: command.attempt,
+            Attr.MODEL: command.gangs[0].model,
+            Attr.AGENT_COUNT: sum(len(gang.agent_ids) for gang in command.gangs),
+        }
+        with telemetry.span(Span.PLACE, attributes) as span:
+            if isinstance(command, Declare):
+                answer = self.desk.declare(command, holder.number, now)
+            else:
+                answer = self.desk.replace(command, holder.number, now)
+            if isinstance(answer, Denied):
+                span.set_attribute(Attr.REASON, answer.reason)
+            else:
+                endpoints = sorted({gang.share.endpoint_id for gang in answer.gangs})
+                span.set_attribute(Attr.ENDPOINT_ID, ",".join(endpoints))
+        self._log(answer)
+        if isinstance(answer, Denied):
+            self.post(holder, wire.denial(answer, self.config.retry_delay_s))
+        elif not self.post(holder, wire.grant(answer, self.config.vision_encoder_address)):
+            self.desk.rollback(answer)
+
+    def post(self, holder: Holder, message: router_pb2.LeaseResponse) -> bool:
+        """Queues a message, or ends the stream if its reader is too far behind."""
+        try:
+            holder.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            holder.overflowed = True
+            _end(holder.scope)
+            return False
+        return True
+
+    def apply(self, changes: Iterable[EndpointChanged]) -> None:
+        """Logs what happened to endpoints and tells the lease holders concerned."""
+        for changed in changes:
+            logger.info("endpoint %s: %s", changed.endpoint_id, changed.change)
+            for news in self.desk.news((changed,)):
+                self.post(self._holders[news.holder], wire.news(news))
+
+    def fleet(self) -> router_pb2.GetFleetResponse:
+        """Returns the fleet and the number of leases."""
+        now = self.clock.monotonic()
+        return router_pb2.GetFleetResponse(
+            endpoints=[wire.fleet_endpoint(s, now) for s in self.desk.snapshot(now)],
+            lease_count=len(self.desk.leases.leases),
+        )
+
+    def ended(self, holder: Holder | None = None) -> NoEndpoint | Rejected:
+        """Returns why a stream was ended from this side."""
+        if holder is not None and holder.overflowed:
+            return Rejected("the reader does not keep up with the stream", reason="EVICTED")
+        return NoEndpoint("the router is draining", reason="UNAVAILABLE")
+
+    def _log(self, answer: Granted | Denied) -> None:
+        if isinstance(answer, Denied):
+            logger.info("denied %s: %s", answer.contemplation_id, answer.reason)
+            return
+        placed = ", ".join(
+            f"{len(g.share.agent_ids)} on {g.share.endpoint_id}" for g in answer.gangs
+        )
+        logger.info("granted %s by %s: %s", answer.contemplation_id, answer.policy, placed)
+
+    async def _expire(self) -> None:
+        while True:
+            await self.clock.sleep(self.config.report_expiry_s / _SWEEPS_PER_EXPIRY)
+            self.apply(self.desk.fleet.expire(self.clock.monotonic()))
+
+
+def _end(scope: asyncio.Timeout) -> None:
+    if scope.when() is None:  # not ended before
+        scope.reschedule(0)
+
+
+def make_desk(config: RouterConfig) -> Desk:
+    """Builds the core from the knobs."""
+    model = CostModel(
+        prior_prefill_tokens_per_s=config.prior_prefill_tokens_per_s,
+        prior_step_s=config.prior_step_s,
+        batch_slope=config.batch_slope,
+        prior_tokens_per_agent=config.prior_agent_token_count,
+        spread_penalty=config.spread_penalty,
+        seconds_per_usd=config.seconds_per_usd,
+        growth_share=config.growth_share,
+    )
+    return Desk(
+        fleet=Fleet(config.report_expiry_s, config.max_endpoint_count),
+        leases=Leases(config.booking_settle_s),
+        policy=PlacementPolicy(config.policy, model),
+        max_leases=config.max_lease_count,
+        max_agents=config.max_agent_count,
+    )
