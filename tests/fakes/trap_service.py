@@ -137,9 +137,15 @@ class TrapService:
         return "never"
 
     async def _abort_in_group(self, context: Any) -> str:
+        async def abort_on_cancel() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await self._abort(context)
+
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._abort(context))
-            tasks.create_task(self._fail_on_cancel())
+            tasks.create_task(abort_on_cancel())
+            tasks.create_task(self._bug(context))
         return "never"
 
     async def _no_quorum(self, context: Any) -> str:

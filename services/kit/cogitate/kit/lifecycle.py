@@ -107,9 +107,9 @@ async def _until_signalled(name: str, config: C, build: Build[C]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     try:
-        async with serving(config, build, name=name, forced=forced) as running:
+        async with serving(config, build, name=name, forced=forced):
             started.set()
-            logger.info("serving on %s", running.address)
+            logger.info("serving")
             await asked.wait()
             logger.info("draining for at most %g s", config.drain_grace_s)
     except asyncio.CancelledError:
@@ -142,6 +142,7 @@ async def serving(
         running = Running(address, service, server, probes)
         try:
             await server.start()
+            logger.info("starting on %s", address)
             await service.start()
             ready.set()
             running.serving = True
@@ -156,12 +157,16 @@ async def serving(
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
+    host, _, port = listen.rpartition(":")
+    is_path = listen.startswith("unix:")
+    # gRPC would take port 99999 for 34463, and guess one where none is given.
+    if not is_path and not (host and port.isdecimal() and int(port) < 65536):
+        raise OSError(f"cannot listen on {listen}: not host:port or unix:path")
     try:
-        port = server.add_insecure_port(listen)
+        bound = server.add_insecure_port(listen)
     except RuntimeError:
         raise OSError(f"cannot listen on {listen}") from None
-    host, separator, _ = listen.rpartition(":")
-    return listen if listen.startswith("unix") or not separator else f"{host}:{port}"
+    return listen if is_path else f"{host}:{bound}"
 
 
 async def _add_standard_services(

@@ -95,14 +95,13 @@ class Telemetry:
 
     def shutdown(self) -> None:
         """Sends what is queued and stops. Blocks for seconds at most; may be called twice."""
-        if self in _active:
+        if self in _active and self._provider is not None:
             _active.remove(self)
-            if self._provider is not None:
-                self._provider.shutdown()
+            self._provider.shutdown()
 
 
 def setup(service_name: str, config: ServiceConfig) -> Telemetry:
-    """Starts exporting spans as `config` says, or does nothing when it names no destination."""
+    """Starts exporting spans as `config` says; does nothing when it names no destination."""
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     telemetry = Telemetry(_provider(service_name, endpoint, config.trace_store))
     if telemetry.tracer is not _DISABLED:
@@ -117,20 +116,20 @@ def _provider(service_name: str, endpoint: str, store: str) -> TracerProvider | 
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    resource = Resource.create(
-        {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
-    )
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
+    provider = TracerProvider(resource=Resource.create(identity), shutdown_on_exit=False)
     if endpoint:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        otlp = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https"))
+        # A backend that is away must not hold up the end of the process: 2 s and not 10.
+        plain = not endpoint.startswith("https")
+        otlp = OTLPSpanExporter(endpoint=endpoint, insecure=plain, timeout=2)
         provider.add_span_processor(BatchSpanProcessor(otlp))
     if store:
         from cogitate.kit.trace_store import StoreExporter
 
-        local = BatchSpanProcessor(StoreExporter(store), schedule_delay_millis=500)
-        provider.add_span_processor(local)
+        exporter = StoreExporter(store)
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
     return provider
 
 
@@ -244,6 +243,6 @@ def _inject(context: Context | None) -> list[tuple[str, str]]:
 
 def stack_of(error: BaseException) -> str:
     """Returns an exception's type and stack on one line, without any value it holds."""
-    stack = traceback.extract_tb(error.__traceback__)
-    frames = (f"{os.path.basename(f.filename)}:{f.lineno}:{f.name}" for f in stack)
-    return f"{type(error).__name__} at {' > '.join(frames)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = (f"{os.path.basename(f.filename)}:{f.lineno}:{f.name}" for f in frames)
+    return f"{type(error).__name__} at {' > '.join(places)}"
