@@ -1,0 +1,45 @@
+"""Knobs of the aggregator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogitate.kit.config import ServiceConfig, knob
+
+
+@dataclass(frozen=True)
+class AggregatorConfig(ServiceConfig):
+    """Runs contemplations: places gangs, collects ballots, gives verdicts."""
+
+    router_address: str = knob("127.0.0.1:7102", "router, host:port")
+    tool_executor_address: str = knob("127.0.0.1:7104", "tool-executor, host:port")
+    vision_encoder_address: str = knob("127.0.0.1:7103", "vision-encoder, host:port")
+    journal: str = knob("", "SQLite file of the journal; empty keeps it in memory only")
+    journal_fsync: bool = knob(False, "survive power loss too, at the price of an fsync a commit")
+    journal_retention_s: float = knob(
+        86_400.0, "how long ended contemplations stay attachable", minimum=1, maximum=31_536_000
+    )
+    default_model: str = knob("mini", "model of requests that name none")
+    default_agent_count: int = knob(
+        8, "agents of a contemplating request that names no number", minimum=1, maximum=1024
+    )
+    max_agent_count: int = knob(64, "agents of a contemplation", minimum=1, maximum=4096)
+    max_contemplation_count: int = knob(
+        256, "contemplations running at once; one more is refused", minimum=1, maximum=100_000
+    )
+    max_duration_s: float = knob(
+        120.0, "longest time a contemplation may take", minimum=0.1, maximum=86_400
+    )
+    place_timeout_s: float = knob(
+        10.0, "how long the router may take to place a gang", minimum=0.05, maximum=600
+    )
+    tool_timeout_s: float = knob(10.0, "how long a tool call may take", minimum=0.05, maximum=600)
+    kill_ack_timeout_s: float = knob(
+        1.0, "how long a kill's acknowledgement is waited for", minimum=0.05, maximum=60
+    )
+    flush_interval_s: float = knob(
+        0.02, "how long agents' text is collected before it is sent", minimum=0.001, maximum=1
+    )
+    max_kept_contemplation_count: int = knob(
+        200, "ended contemplations kept in memory beside the journal", minimum=0, maximum=100_000
+    )

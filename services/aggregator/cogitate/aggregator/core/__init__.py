@@ -1,0 +1,1 @@
+"""Pure parts of the aggregator: events in, effects out."""

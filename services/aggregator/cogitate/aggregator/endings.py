@@ -1,0 +1,127 @@
+"""Builds the messages a contemplation ends with: verdict and certificate, failure, cancellation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from cogitate.aggregator import wire
+from cogitate.aggregator.core.contemplation import Contemplation
+from cogitate.aggregator.core.messages import Outcome
+from cogitate.kit.errors import every_class
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import contemplation_service_pb2 as pb
+
+MICROSECONDS_PER_HOUR = 3_600_000_000
+
+
+def build(
+    kind: str,
+    fields: Mapping[str, Any],
+    machine: Contemplation,
+    seconds: float,
+    num_executions: int,
+) -> pb.ContemplationEvent:
+    """The ending as an event. ``seconds`` is the time since acceptance."""
+    bill = ledger(machine, seconds, num_executions)
+    if kind == "cancelled":
+        cancelled = pb.ContemplationCancelled(ledger=bill, reason=fields["reason"])
+        return pb.ContemplationEvent(cancelled=cancelled)
+    if kind == "failed":
+        failed = pb.Failed(
+            code=status_number(fields["reason"]),
+            reason=fields["reason"],
+            message=fields["message"],
+            retryable=fields["retryable"],
+            ledger=bill,
+        )
+        return pb.ContemplationEvent(failed=failed)
+    return pb.ContemplationEvent(verdict=_verdict(fields["outcome"], machine, bill, seconds))
+
+
+def status_number(reason: str) -> int:
+    """The gRPC status number that belongs to a reason; UNAVAILABLE for those of lost endpoints."""
+    codes = {cls.reason: cls.code for cls in every_class()}
+    return int(grpc.StatusCode[codes.get(reason, "UNAVAILABLE")].value[0])
+
+
+def ledger(machine: Contemplation, seconds: float, num_executions: int) -> common.Ledger:
+    """What the contemplation cost."""
+    accounts = machine.accounts
+    return common.Ledger(
+        generated_token_count=accounts.generated,
+        used_token_count=accounts.used,
+        killed_token_count=accounts.killed,
+        lost_token_count=accounts.lost,
+        cost_micro_usd=_cost(machine, seconds),
+        tool_call_count=machine.tools.num_calls,
+        tool_execution_count=num_executions,
+    )
+
+
+def _cost(machine: Contemplation, seconds: float) -> int:
+    """Time on endpoints priced by the hour, shared by nobody: an upper estimate."""
+    hourly = sum(g.payload.price_per_hour_micro_usd for g in machine.gangs.values())
+    per_million = max(
+        (g.payload.price_per_million_tokens_micro_usd for g in machine.gangs.values()), default=0
+    )
+    tokens = machine.accounts.generated * per_million / 1_000_000
+    return round(hourly * seconds * 1_000_000 / MICROSECONDS_PER_HOUR + tokens)
+
+
+def _verdict(
+    outcome: Outcome, machine: Contemplation, bill: common.Ledger, seconds: float
+) -> common.Verdict:
+    spec, accounts = machine.spec, machine.accounts
+    verdict = common.Verdict(
+        answer=outcome.answer,
+        key=outcome.key,
+        degraded=bool(outcome.degraded_reasons),
+        degraded_reasons=outcome.degraded_reasons,
+        proved=outcome.proved,
+        abstained=outcome.abstained,
+        certificate=common.Certificate(
+            strategy=spec.strategy,
+            quorum=spec.quorum,
+            decision=outcome.decision,
+            ballots=[wire.to_ballot(ballot) for ballot in outcome.ballots],
+            killed_agents=[wire.to_killed(killed) for killed in machine.killed],
+            placements=wire.to_placements(machine.gangs.values()),
+            evidence=_evidence(outcome, machine),
+            ledger=bill,
+            seed=spec.seed,
+            model=spec.model,
+            build_digests=_builds(machine),
+        ),
+        usage=common.Usage(
+            prompt_token_count=accounts.prompt,
+            cached_token_count=accounts.cached,
+            sampled_token_count=accounts.generated,
+            injected_token_count=accounts.injected,
+        ),
+    )
+    verdict.duration.FromNanoseconds(int(seconds * 1e9))
+    return verdict
+
+
+def _evidence(outcome: Outcome, machine: Contemplation) -> list[common.Evidence]:
+    """What the winning words rest on: the tool results their agent saw."""
+    winners = [ballot for ballot in outcome.ballots if ballot.answer == outcome.answer]
+    if not winners:
+        return []
+    agent_id = winners[0].agent_id
+    return [
+        common.Evidence(agent_id=agent_id, tool_result=segment.result)
+        for segment in machine.agents[agent_id].segments
+        if segment.result is not None
+    ]
+
+
+def _builds(machine: Contemplation) -> dict[str, str]:
+    builds = {}
+    for agent in machine.agents.values():
+        gang = machine.gangs.get(agent.gang_id)
+        if gang is not None and agent.build_digest:
+            builds[gang.endpoint_id] = agent.build_digest
+    return builds

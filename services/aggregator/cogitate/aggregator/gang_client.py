@@ -1,0 +1,93 @@
+"""One Decode stream: commands to a gang in, its events out as inputs of the state machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from cogitate.aggregator import wire
+from cogitate.aggregator.core import messages as m
+from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
+from cogitate.kit.errors import CogitateError
+from cogitate.v1 import agent_decoder_service_pb2 as pb
+from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
+
+
+class Channels:
+    """Channels to decoders, one for each address, shared by all gangs."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        """The channel to an address; opened at the first use."""
+        if address not in self._channels:
+            self._channels[address] = open_channel(address)
+        return self._channels[address]
+
+    async def close(self) -> None:
+        """Closes all of them."""
+        for channel in self._channels.values():
+            await channel.close()
+
+
+class GangClient:
+    """A gang at one endpoint. Every way it can end reaches ``on_input`` as an input."""
+
+    def __init__(
+        self,
+        gang_id: str,
+        channel: grpc.aio.Channel,
+        opening: pb.OpenGang,
+        on_input: Callable[[m.Input], None],
+    ) -> None:
+        self._gang_id, self._channel, self._opening = gang_id, channel, opening
+        self._on_input = on_input
+        # Bounded by what agents can ask for: a command answers an event of theirs.
+        self._commands: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
+        self.task: asyncio.Task[None] | None = None
+
+    def send(self, command: pb.DecodeRequest) -> None:
+        """Queues a command."""
+        self._commands.put_nowait(command)
+
+    def close(self) -> None:
+        """No more commands."""
+        self._commands.put_nowait(None)
+
+    async def ended_within(self, timeout_s: float) -> None:
+        """Waits for the orderly end; breaks the stream off when the time is over."""
+        if self.task is not None:
+            await asyncio.wait((self.task,), timeout=timeout_s)
+            self.task.cancel()
+
+    async def run(self) -> None:
+        """Runs the stream to its end."""
+        call = None
+        try:
+            stub = AgentDecoderServiceStub(self._channel)
+            call = stub.Decode(self._requests(), **outgoing())
+            async for response in call:
+                if response.HasField("refused"):
+                    refused = response.refused
+                    self._on_input(m.GangLost(self._gang_id, refused.reason, refused.message))
+                    return
+                for item in wire.to_inputs(self._gang_id, response):
+                    self._on_input(item)
+            # An orderly end leaves no open agent behind; if it did, they are lost.
+            self._on_input(m.GangLost(self._gang_id, "GONE", "the endpoint ended the gang"))
+        except grpc.aio.AioRpcError as error:
+            failure = from_rpc_error(error)
+            self._on_input(m.GangLost(self._gang_id, failure.reason, str(failure)))
+        except CogitateError as failure:
+            self._on_input(m.GangLost(self._gang_id, failure.reason, str(failure)))
+        finally:
+            if call is not None:
+                call.cancel()
+
+    async def _requests(self) -> AsyncIterator[pb.DecodeRequest]:
+        yield pb.DecodeRequest(open=self._opening)
+        while (command := await self._commands.get()) is not None:
+            yield command
+        yield pb.DecodeRequest(close=pb.CloseGang())

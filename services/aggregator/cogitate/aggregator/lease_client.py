@@ -1,0 +1,118 @@
+"""The one Lease stream to the router, shared by all contemplations of this aggregator."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from cogitate.kit.channels import deadline_scope, open_channel
+from cogitate.kit.errors import NoEndpoint
+from cogitate.kit.tasks import Supervisor
+from cogitate.v1 import router_service_pb2 as pb
+from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
+
+log = logging.getLogger(__name__)
+
+RECONNECT_S = 0.2
+
+Listener = Callable[[pb.LeaseResponse], None]
+
+
+class LeaseClient:
+    """Keeps the stream open. Leases of a lost stream are declared anew by confirming them."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._requests: asyncio.Queue[pb.LeaseRequest] = asyncio.Queue()
+        self._listeners: dict[str, Listener] = {}
+        self._held: dict[str, pb.ConfirmPlacement] = {}
+        self._waiting: dict[tuple[str, int], asyncio.Future[pb.LeaseResponse]] = {}
+        self._tasks = Supervisor()
+
+    def start(self) -> None:
+        """Begins to connect."""
+        self._tasks.spawn(self._run(), name="lease")
+
+    async def stop(self) -> None:
+        """Ends the stream, and with it every lease."""
+        await self._tasks.stop()
+
+    async def place(
+        self, contemplation_id: str, request: pb.LeaseRequest, listener: Listener, timeout_s: float
+    ) -> pb.LeaseResponse:
+        """Declares or replaces gangs; returns Granted or Denied. Raises NoEndpoint on silence."""
+        body = request.declare if request.HasField("declare") else request.replace
+        key = (contemplation_id, body.attempt)
+        self._listeners[contemplation_id] = listener
+        answer: asyncio.Future[pb.LeaseResponse] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = answer
+        self._requests.put_nowait(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise NoEndpoint(
+                f"the router at {self._address} did not answer; is it running?",
+                reason="UNAVAILABLE",
+            ) from None
+        finally:
+            self._waiting.pop(key, None)
+
+    def confirm(self, confirmation: pb.ConfirmPlacement) -> None:
+        """Tells the router what runs; kept, to tell a new router."""
+        self._held[confirmation.contemplation_id] = confirmation
+        self._requests.put_nowait(pb.LeaseRequest(confirm=confirmation))
+
+    def release(self, contemplation_id: str) -> None:
+        """Ends a lease."""
+        self._listeners.pop(contemplation_id, None)
+        self._held.pop(contemplation_id, None)
+        release = pb.ReleaseLease(contemplation_id=contemplation_id)
+        self._requests.put_nowait(pb.LeaseRequest(release=release))
+
+    async def _run(self) -> None:
+        with deadline_scope(None):
+            async with open_channel(self._address) as channel:
+                stub = RouterServiceStub(channel)
+                while True:
+                    call = stub.Lease(self._outgoing(), timeout=None)
+                    try:
+                        async for response in call:
+                            self._dispatch(response)
+                    except grpc.aio.AioRpcError as error:
+                        log.info("router %s: %s", self._address, error.code().name)
+                        self._fail_waiting()
+                    finally:
+                        call.cancel()
+                    await asyncio.sleep(RECONNECT_S)
+
+    async def _outgoing(self) -> AsyncIterator[pb.LeaseRequest]:
+        for confirmation in list(self._held.values()):
+            yield pb.LeaseRequest(confirm=confirmation)
+        while True:
+            yield await self._requests.get()
+
+    def _dispatch(self, response: pb.LeaseResponse) -> None:
+        kind = response.WhichOneof("event")
+        if kind == "news":
+            for contemplation_id in response.news.contemplation_ids:
+                if listener := self._listeners.get(contemplation_id):
+                    listener(response)
+            return
+        body = response.granted if kind == "granted" else response.denied
+        answer = self._waiting.get((body.contemplation_id, body.attempt))
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+
+    def _fail_waiting(self) -> None:
+        """The router is down: who waits is told at once, not at the timeout."""
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(
+                    NoEndpoint(
+                        f"the router at {self._address} is down; start it and ask again",
+                        reason="UNAVAILABLE",
+                    )
+                )

@@ -1,0 +1,151 @@
+"""The gRPC servicer and how the service is put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from cogitate.aggregator import wire
+from cogitate.aggregator.config import AggregatorConfig
+from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.event_log import is_ending
+from cogitate.aggregator.runtime import Runtime
+from cogitate.kit.errors import CogitateError, InvalidRequest
+from cogitate.v1 import contemplation_service_pb2 as pb
+from cogitate.v1 import contemplation_service_pb2_grpc as pb_grpc
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ContemplationService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+
+class NotWaiting(CogitateError):
+    """The contemplation is not in a state in which this can be done."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "INVALID_REQUEST"
+
+
+class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
+    """wire → runtime → wire."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def Contemplate(
+        self, request: pb.ContemplateRequest, context: Context
+    ) -> AsyncIterator[pb.ContemplateResponse]:
+        log, runner = await self._runtime.accept(request.spec)
+        excluded = frozenset(request.filter.excluded_events)
+        try:
+            async for event in log.read(0):
+                if shown(event, excluded):
+                    yield pb.ContemplateResponse(event=event)
+        finally:
+            goes_on = request.spec.on_disconnect == pb.ON_DISCONNECT_CONTINUE
+            if runner is not None and not goes_on and not log.ended:
+                runner.put(m.CancelRequested("DISCONNECTED"))
+
+    async def Attach(
+        self, request: pb.AttachRequest, context: Context
+    ) -> AsyncIterator[pb.AttachResponse]:
+        excluded = frozenset(request.filter.excluded_events)
+        events = await self._runtime.attach(request.contemplation_id, request.after_event_number)
+        async for event in events:
+            if shown(event, excluded):
+                yield pb.AttachResponse(event=event)
+
+    async def GetContemplation(
+        self, request: pb.GetContemplationRequest, context: Context
+    ) -> pb.GetContemplationResponse:
+        record = await self._runtime.record_of(request.contemplation_id)
+        response = pb.GetContemplationResponse(summary=wire.to_summary(record))
+        if record.ending is not None:
+            response.ending.ParseFromString(record.ending)
+        return response
+
+    async def ListContemplations(
+        self, request: pb.ListContemplationsRequest, context: Context
+    ) -> pb.ListContemplationsResponse:
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        if not 1 <= size <= MAX_PAGE_SIZE:
+            raise InvalidRequest(f"page_size must be from 1 to {MAX_PAGE_SIZE}", field="page_size")
+        records, token = await self._runtime.page(size, request.page_token)
+        return pb.ListContemplationsResponse(
+            contemplations=[wire.to_summary(record) for record in records], next_page_token=token
+        )
+
+    async def CancelContemplation(
+        self, request: pb.CancelContemplationRequest, context: Context
+    ) -> pb.CancelContemplationResponse:
+        record = await self._runtime.record_of(request.contemplation_id)
+        if (runner := self._runtime.runner_of(record.id)) is not None:
+            runner.put(m.CancelRequested("REQUESTED"))
+        return pb.CancelContemplationResponse(summary=wire.to_summary(record))
+
+    async def DeleteContemplation(
+        self, request: pb.DeleteContemplationRequest, context: Context
+    ) -> pb.DeleteContemplationResponse:
+        record = await self._runtime.record_of(request.contemplation_id)
+        if self._runtime.runner_of(record.id) is not None:
+            raise NotWaiting("the contemplation is running; cancel it first")
+        await self._runtime.forget(record.id)
+        return pb.DeleteContemplationResponse()
+
+    async def SubmitToolResult(
+        self, request: pb.SubmitToolResultRequest, context: Context
+    ) -> pb.SubmitToolResultResponse:
+        record = await self._runtime.record_of(request.contemplation_id)
+        runner = self._runtime.runner_of(record.id)
+        if runner is None or not runner.awaits_client(request.result.call_id):
+            raise NotWaiting("no agent waits for this call")
+        runner.put(m.ToolReturned(request.result.call_id, wire.to_result(request.result)))
+        return pb.SubmitToolResultResponse()
+
+    async def SteerContemplation(
+        self, request: pb.SteerContemplationRequest, context: Context
+    ) -> pb.SteerContemplationResponse:
+        await self._runtime.record_of(request.contemplation_id)
+        raise NotWaiting(
+            "no engine of this fleet can pause its agents for a message; ask a new question"
+        )
+
+
+def shown(event: pb.ContemplationEvent, excluded: frozenset[str]) -> bool:
+    """Whether a client that filters events gets this one; endings are never left out."""
+    return is_ending(event) or event.WhichOneof("event") not in excluded
+
+
+class Aggregator:
+    """The running service."""
+
+    names: Sequence[str] = (SERVICE_NAME,)
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def start(self) -> None:
+        await self._runtime.start()
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no new contemplations and waits for those that run."""
+        self._runtime.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._runtime.wait_idle()
+
+    async def stop(self) -> None:
+        await self._runtime.stop()
+
+
+async def build(config: AggregatorConfig, server: grpc.aio.Server) -> Aggregator:
+    """Puts the service together."""
+    runtime = Runtime(config)
+    add: Any = pb_grpc.add_ContemplationServiceServicer_to_server
+    add(ContemplationServicer(runtime), server)
+    return Aggregator(runtime)

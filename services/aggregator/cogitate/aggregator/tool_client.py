@@ -1,0 +1,57 @@
+"""Runs tool calls on the tool-executor. Every failure becomes a result the model can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
+from cogitate.kit.errors import CogitateError
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import tool_executor_service_pb2 as pb
+from cogitate.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
+
+
+class ToolClient:
+    """One channel to the tool-executor."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._channel: grpc.aio.Channel = open_channel(address)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+    async def run(
+        self,
+        contemplation_id: str,
+        call: common.ToolCall,
+        allowed: Sequence[str],
+        images: Sequence[common.ImagePart],
+    ) -> tuple[common.ToolResult, bool]:
+        """Returns the result and whether the tool ran."""
+        if not call.name:
+            return _error(call.call_id, "This call cannot be read."), False
+        request = pb.ExecuteRequest(
+            contemplation_id=contemplation_id,
+            call=call,
+            allowed_tools=allowed,
+            images=images,
+            owner_epoch=1,
+        )
+        request.timeout.FromNanoseconds(int(self._timeout_s * 1e9))
+        try:
+            stub = ToolExecutorServiceStub(self._channel)
+            async for response in stub.Execute(request, **outgoing(self._timeout_s + 1.0)):
+                if response.HasField("finished"):
+                    return response.finished.result, True
+            return _error(call.call_id, "The tool gave no result."), True
+        except grpc.aio.AioRpcError as error:
+            return _error(call.call_id, str(from_rpc_error(error))), False
+        except CogitateError as error:
+            return _error(call.call_id, str(error)), False
+
+
+def _error(call_id: str, text: str) -> common.ToolResult:
+    return common.ToolResult(call_id=call_id, is_error=True, parts=[common.Part(text=text)])

@@ -1,0 +1,289 @@
+"""Messages to domain values and back. Total functions: what is wrong raises InvalidRequest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.ballots import Ballot
+from cogitate.aggregator.journal import Record
+from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import contemplation_service_pb2 as pb
+from cogitate.v1 import router_service_pb2 as router_pb
+
+# -- from the decoder --------------------------------------------------------------------------
+
+
+def to_inputs(gang_id: str, response: decoder_pb.DecodeResponse) -> list[m.Input]:
+    """A gang's event as inputs; events this version does not know are skipped."""
+    kind = response.WhichOneof("event") or ""
+    convert = _INPUTS.get(kind)
+    return [convert(gang_id, getattr(response, kind))] if convert else []
+
+
+def _step(gang_id: str, step: decoder_pb.GangStep) -> m.Input:
+    deltas = tuple(
+        m.Delta(
+            agent_id=d.agent_id,
+            attempt=d.attempt,
+            token_offset=d.token_offset,
+            token_ids=tuple(d.token_ids),
+            text=d.text,
+            is_answer=d.is_answer,
+            logprob_sum=sum(d.logprobs),
+        )
+        for d in step.deltas
+    )
+    return m.Stepped(gang_id, deltas)
+
+
+def _tool_call(gang_id: str, event: decoder_pb.AgentToolCall) -> m.Input:
+    call = m.Call(event.call.call_id, event.call.name, event.call.arguments_json)
+    return m.ToolCalled(gang_id, event.agent_id, event.attempt, call)
+
+
+def _finished(gang_id: str, event: decoder_pb.AgentFinished) -> m.Input:
+    return m.AgentEnded(
+        gang_id=gang_id,
+        agent_id=event.agent_id,
+        attempt=event.attempt,
+        finish=common.FinishReason.Name(event.finish_reason).removeprefix("FINISH_REASON_"),
+        answer=event.answer,
+        num_sampled=event.usage.sampled_token_count,
+        num_injected=event.usage.injected_token_count,
+        mean_logprob=event.confidence.mean_logprob,
+        lowest_confidence=event.confidence.lowest_group_confidence,
+        group_confidence=event.confidence.group_confidence,
+    )
+
+
+def _prefilled(gang_id: str, event: decoder_pb.GangPrefilled) -> m.Input:
+    return m.Prefilled(
+        gang_id,
+        event.prompt_token_count,
+        event.cached_token_count,
+        event.prefill_duration.ToNanoseconds() / 1e9,
+    )
+
+
+_INPUTS: dict[str, Callable[[str, Any], m.Input]] = {
+    "admitted": lambda gang, e: m.Admitted(gang, e.build_digest, dict(e.hints)),
+    "prefilled": _prefilled,
+    "step": _step,
+    "tool_call": _tool_call,
+    "finished": _finished,
+    "awaiting_grant": lambda gang, e: m.GrantUsedUp(gang, e.agent_id),
+}
+
+
+def to_result(result: common.ToolResult) -> m.Result:
+    """A tool's result."""
+    return m.Result(result.is_error, result.proof.answer, result)
+
+
+# -- from the router ---------------------------------------------------------------------------
+
+
+def to_granted(granted: router_pb.LeaseGranted) -> m.Granted:
+    """A placement. Gang ids are made unique over attempts."""
+    gangs = tuple(
+        m.PlacedGang(
+            gang_id=f"{granted.attempt}.{gang.gang_id}",
+            endpoint_id=gang.endpoint_id,
+            provider=gang.provider,
+            region=gang.region,
+            agent_ids=tuple(gang.agent_ids),
+            reason=gang.reason,
+            payload=gang,
+        )
+        for gang in granted.gangs
+    )
+    return m.Granted(granted.attempt, gangs, granted.policy, granted)
+
+
+# -- to the decoder ----------------------------------------------------------------------------
+
+
+def to_agent_spec(
+    order: m.AgentOrder, sampling: common.SamplingParams, seed: int, traceparent: str
+) -> decoder_pb.AgentSpec:
+    """How an agent starts or goes on."""
+    spec = decoder_pb.AgentSpec(
+        agent_id=order.agent_id,
+        attempt=order.attempt,
+        sampling_params=sampling,
+        seed=seed,
+        granted_token_count=order.granted,
+        traceparent=traceparent,
+    )
+    if order.temperature is not None:
+        spec.sampling_params.temperature = order.temperature
+    if order.hint_index is not None:
+        spec.hint_index = order.hint_index
+    if order.segments:
+        spec.resume_state.CopyFrom(
+            decoder_pb.ResumeState(
+                segments=[_segment(segment) for segment in order.segments],
+                sampled_token_count=order.num_sampled,
+                build_digest=order.build_digest,
+                pending_call_id=order.pending_call_id,
+            )
+        )
+    return spec
+
+
+def _segment(segment: m.Segment) -> decoder_pb.Segment:
+    if segment.token_ids:
+        return decoder_pb.Segment(sampled=decoder_pb.TokenIds(token_ids=segment.token_ids))
+    return decoder_pb.Segment(tool_result=segment.result)
+
+
+def kill(effect: m.Kill) -> decoder_pb.DecodeRequest:
+    """Stops agents."""
+    return decoder_pb.DecodeRequest(
+        kill=decoder_pb.KillAgents(agent_ids=effect.agent_ids, reason=effect.reason)
+    )
+
+
+def grant(effect: m.Grant) -> decoder_pb.DecodeRequest:
+    """Raises grants."""
+    return decoder_pb.DecodeRequest(
+        grant=decoder_pb.GrantTokens(granted_token_counts=effect.totals)
+    )
+
+
+def inject(effect: m.Inject) -> decoder_pb.DecodeRequest:
+    """Gives an agent its result."""
+    return decoder_pb.DecodeRequest(
+        inject=decoder_pb.InjectAgent(
+            agent_id=effect.agent_id, call_id=effect.call_id, tool_result=effect.payload
+        )
+    )
+
+
+# -- to the client -----------------------------------------------------------------------------
+
+
+def to_call(call: m.Call) -> common.ToolCall:
+    """A tool call."""
+    return common.ToolCall(call_id=call.call_id, name=call.name, arguments_json=call.arguments_json)
+
+
+def to_ballot(ballot: Ballot) -> common.Ballot:
+    """A ballot."""
+    return common.Ballot(
+        agent_id=ballot.agent_id,
+        attempt=ballot.attempt,
+        answer=ballot.answer,
+        key=ballot.key,
+        abstained=ballot.abstained,
+        proved=ballot.proved,
+        weight=ballot.weight,
+        confidence=common.Confidence(
+            mean_logprob=ballot.mean_logprob,
+            lowest_group_confidence=ballot.lowest_confidence,
+            group_confidence=ballot.group_confidence,
+        ),
+        finish_reason=common.FinishReason.Value(f"FINISH_REASON_{ballot.finish}"),
+        sampled_token_count=ballot.num_sampled,
+    )
+
+
+def to_placements(gangs: Iterable[m.PlacedGang]) -> list[common.PlacedAgents]:
+    """Where agents run."""
+    return [
+        common.PlacedAgents(
+            endpoint_id=gang.endpoint_id,
+            provider=gang.provider,
+            region=gang.region,
+            agent_ids=gang.agent_ids,
+            reason=gang.reason,
+        )
+        for gang in gangs
+    ]
+
+
+def _placed(f: dict[str, Any]) -> pb.Placed:
+    return pb.Placed(
+        placements=to_placements(f["gangs"]), rejected=f["payload"].rejected, policy=f["policy"]
+    )
+
+
+def _prefilled_event(f: dict[str, Any]) -> pb.Prefilled:
+    message = pb.Prefilled(**{k: v for k, v in f.items() if k != "seconds"})
+    message.prefill_duration.FromNanoseconds(int(f["seconds"] * 1e9))
+    return message
+
+
+def _tool_finished(f: dict[str, Any]) -> pb.ToolCallFinished:
+    message = pb.ToolCallFinished(
+        agent_id=f["agent_id"],
+        call_id=f["call_id"],
+        result=f["result"].payload,
+        shared=f["shared"],
+    )
+    message.duration.FromNanoseconds(int(f.get("seconds", 0.0) * 1e9))
+    return message
+
+
+def _killed(f: dict[str, Any]) -> pb.AgentKilled:
+    return pb.AgentKilled(agent=to_killed((f["agent_id"], f["reason"], f["num_sampled"])))
+
+
+def to_killed(killed: tuple[int, str, int]) -> common.KilledAgent:
+    """Who was stopped and why."""
+    agent_id, reason, num_sampled = killed
+    return common.KilledAgent(agent_id=agent_id, reason=reason, sampled_token_count=num_sampled)
+
+
+_EVENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "placed": _placed,
+    "prefilled": _prefilled_event,
+    "round_started": lambda f: pb.RoundStarted(**f),
+    "agent_started": lambda f: pb.AgentStarted(**f),
+    "deltas": lambda f: pb.AgentDeltas(deltas=[pb.AgentTextDelta(**d) for d in f["deltas"]]),
+    "tool_call_started": lambda f: pb.ToolCallStarted(**{**f, "call": to_call(f["call"])}),
+    "tool_call_finished": _tool_finished,
+    "awaiting_client": lambda f: pb.AwaitingClient(
+        agent_ids=f["agent_ids"], call=to_call(f["call"])
+    ),
+    "ballot_cast": lambda f: pb.BallotCast(**{**f, "ballot": to_ballot(f["ballot"])}),
+    "decided": lambda f: pb.Decided(**f),
+    "agent_killed": _killed,
+    "agent_lost": lambda f: pb.AgentLost(**f),
+    "text_retracted": lambda f: pb.TextRetracted(**f),
+    "feature_degraded": lambda f: pb.FeatureDegraded(**f),
+}
+
+
+def to_event(kind: str, fields: dict[str, Any]) -> pb.ContemplationEvent:
+    """An event without its number; endings are built by the runner, who knows cost and time."""
+    return pb.ContemplationEvent(**{kind: _EVENTS[kind](fields)})
+
+
+_STATES = {
+    None: pb.ContemplationSummary.STATE_RUNNING,
+    "verdict": pb.ContemplationSummary.STATE_COMPLETED,
+    "failed": pb.ContemplationSummary.STATE_FAILED,
+    "cancelled": pb.ContemplationSummary.STATE_CANCELLED,
+}
+
+
+def to_summary(record: Record) -> pb.ContemplationSummary:
+    """A journalled contemplation's state."""
+    accepted = pb.ContemplationEvent.FromString(record.accepted).accepted
+    ending = pb.ContemplationEvent.FromString(record.ending) if record.ending else None
+    summary = pb.ContemplationSummary(
+        contemplation_id=record.id,
+        state=_STATES[ending.WhichOneof("event") if ending else None],
+        last_event_number=record.last_event,
+        model=accepted.model,
+        agent_count=accepted.agent_count,
+        trace=accepted.trace,
+    )
+    summary.accept_time.FromNanoseconds(record.accept_ns)
+    if record.end_ns is not None:
+        summary.end_time.FromNanoseconds(record.end_ns)
+    return summary
