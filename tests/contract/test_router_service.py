@@ -388,5 +388,6 @@ async def test_news_that_find_no_room_end_the_stream() -> None:
         async with FakeEndpoint("a", address, max_sequence_count=10**6, total_block_count=0) as a:
             async with LeaseStream(address) as lease:
                 await flood(lease, address)
-                a.load = decoder_pb2.EndpointLoad(draining=True)
+                for draining in (True, False, True):
+                    await a.send(load=decoder_pb2.EndpointLoad(draining=draining))
                 await until_fleet(address, lambda f: f.lease_count == 0)

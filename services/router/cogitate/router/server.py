@@ -118,6 +118,8 @@ class RouterServicer(router_grpc.RouterServiceServicer):
             except TimeoutError:
                 holder.overflowed = True
                 raise self.runtime.ended(holder) from None
+            except grpc.aio.InternalError:
+                return  # the call is over; the handler is about to be cancelled
             holder.outbox.task_done()
 
     async def GetFleet(

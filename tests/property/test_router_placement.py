@@ -1,0 +1,241 @@
+"""Placement under every small fleet: invariants, and agreement with brute force."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from cogitate.router.core.estimate import CostModel, Estimate
+from cogitate.router.core.placement import PlacementPolicy, place, reject
+from cogitate.router.core.policies import POLICIES
+from cogitate.router.core.types import (
+    Constraints,
+    Description,
+    EndpointSnapshot,
+    GangNeed,
+    Load,
+    Placement,
+    State,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.property
+
+NOW = 10.0
+NAMES = "abcdef"
+
+
+@st.composite
+def loads(draw: st.DrawFn, total_blocks: int) -> Load:
+    return Load(
+        running=draw(st.integers(0, 6)),
+        waiting=draw(st.integers(0, 2)),
+        free_blocks=draw(st.integers(0, total_blocks)),
+        prefill_tokens_per_s=draw(st.sampled_from([0.0, 100.0, 5000.0])),
+        step_s=draw(st.sampled_from([0.0, 0.005, 0.02, 0.3])),
+        step_batch_size=draw(st.sampled_from([0.0, 1.0, 4.0])),
+    )
+
+
+@st.composite
+def endpoints(draw: st.DrawFn, endpoint_id: str, sane: bool = False) -> EndpointSnapshot:
+    total_blocks = draw(st.sampled_from([0, 40, 400]))
+    what = Description(
+        endpoint_id,
+        "127.0.0.1:1",
+        provider=draw(st.sampled_from(["p", "q"])),
+        failure_domain=draw(st.sampled_from(["", "z"])),
+        region=draw(st.sampled_from(["r", "s"])),
+        models=("mini",) if sane else draw(st.sampled_from([("mini",), ("mini",), ("x",)])),
+        capabilities=frozenset({"VISION"} if sane else draw(st.sampled_from([set(), {"VISION"}]))),
+        price_per_hour_micro_usd=draw(st.sampled_from([0, 1_000_000, 40_000_000])),
+        price_per_million_tokens_micro_usd=draw(st.sampled_from([0, 5_000_000])),
+        total_blocks=total_blocks,
+        block_size=16 if total_blocks else 0,
+        max_sequences=draw(st.integers(1, 12)),
+        max_model_len=draw(st.sampled_from([0, 300, 4096])),
+    )
+    known = sane or draw(st.integers(0, 3)) > 0
+    return EndpointSnapshot(
+        what,
+        state=State.READY if sane else draw(st.sampled_from([State.READY, *State])),
+        load=draw(loads(total_blocks)) if known else None,
+        expires_at_s=NOW + 1 if sane else draw(st.sampled_from([NOW - 1, NOW + 1, NOW + 1])),
+        booked_agents=draw(st.integers(0, 3)),
+        booked_blocks=draw(st.integers(0, 30)),
+        pending_agents=draw(st.integers(0, 2)),
+    )
+
+
+def fleets(sane: bool = False, most: int = 6) -> st.SearchStrategy[list[EndpointSnapshot]]:
+    return st.integers(0, most).flatmap(
+        lambda n: st.tuples(*(endpoints(name, sane) for name in NAMES[:n])).map(list)
+    )
+
+
+@st.composite
+def gangs(draw: st.DrawFn, sane: bool = False) -> GangNeed:
+    agents = draw(st.integers(1, 8))
+    first = draw(st.integers(0, 50))
+    return GangNeed(
+        draw(st.sampled_from(["c1", "c2", "c3"])),
+        "mini",
+        tuple(range(first, first + agents)),
+        capabilities=frozenset(set() if sane else draw(st.sampled_from([set(), {"VISION"}]))),
+        prefix_tokens=draw(st.sampled_from([0, 40, 400])) if not sane else 40,
+        tokens_per_agent=draw(st.sampled_from([0, 20, 200])),
+        constraints=Constraints(
+            providers=frozenset() if sane else draw(st.sampled_from([frozenset(), {"p"}])),
+            min_failure_domains=draw(st.integers(0, 4)),
+        ),
+    )
+
+
+policies = st.sampled_from(sorted(POLICIES)).map(PlacementPolicy)
+
+
+def spread(placement: Placement) -> dict[str, int]:
+    return {share.endpoint_id: len(share.agent_ids) for share in placement.shares}
+
+
+@given(gangs(), fleets(), policies)
+def test_filtered_endpoints_are_never_used(
+    need: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy
+) -> None:
+    placement = place(need, fleet, NOW, policy)
+    for snapshot in fleet:
+        estimate = Estimate(snapshot, need, policy.model)
+        taken = spread(placement).get(snapshot.endpoint_id, 0)
+        if taken:
+            assert reject(need, snapshot, NOW, policy.model) is None
+            assert taken <= estimate.room()
+        else:
+            reasons = {r.endpoint_id: r.reason for r in placement.rejected}
+            assert placement.shares == () or reasons[snapshot.endpoint_id]
+
+
+@given(gangs(), fleets(), policies)
+def test_every_agent_is_placed_exactly_once(
+    need: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy
+) -> None:
+    placement = place(need, fleet, NOW, policy)
+    placed = [agent for share in placement.shares for agent in share.agent_ids]
+    assert sorted(placed) == (sorted(need.agent_ids) if placement.shares else [])
+    assert bool(placement.shares) != bool(placement.denial)
+    used = set(spread(placement))
+    assert len(used) == len(placement.shares)
+    assert not used & {r.endpoint_id for r in placement.rejected}
+
+
+@given(gangs(), fleets(), policies, st.randoms())
+def test_order_of_the_fleet_does_not_matter(
+    need: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy, random
+) -> None:
+    shuffled = list(fleet)
+    random.shuffle(shuffled)
+    assert place(need, shuffled, NOW, policy) == place(need, fleet, NOW, policy)
+
+
+@given(gangs(), fleets(), policies)
+def test_unknown_load_never_beats_a_known_one(
+    need: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy
+) -> None:
+    split = spread(place(need, fleet, NOW, policy))
+    known = [s for s in fleet if s.load is not None]
+    if any(s.load is None and s.endpoint_id in split for s in fleet):
+        for snapshot in known:
+            if reject(need, snapshot, NOW, policy.model) is None:
+                room = Estimate(snapshot, need, policy.model).room()
+                assert split.get(snapshot.endpoint_id, 0) == min(room, len(need.agent_ids))
+
+
+@given(gangs(), fleets(), policies)
+def test_failure_domains_are_spread_over(
+    need: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy
+) -> None:
+    known = [s for s in fleet if s.load is not None]
+    split = spread(place(need, known, NOW, policy))
+    if not split:
+        return
+    domains = {s.endpoint_id: s.description.domain for s in known}
+    possible = {
+        domains[s.endpoint_id]
+        for s in known
+        if reject(need, s, NOW, policy.model) is None and Estimate(s, need, policy.model).room()
+    }
+    wanted = min(need.constraints.min_failure_domains, len(possible), len(need.agent_ids))
+    assert len({domains[e] for e in split}) >= wanted
+
+
+def brute_force(
+    need: GangNeed, fleet: Sequence[EndpointSnapshot], model: CostModel
+) -> float | None:
+    """Returns the least objective over all ways to split the gang, or None if there is no way."""
+    count = len(need.agent_ids)
+    estimates = [Estimate(s, need, model) for s in fleet]
+    open_ = [e for e in estimates if e.room()]
+    domains = len({e.snapshot.description.domain for e in open_})
+    wanted = min(need.constraints.min_failure_domains, domains, count)
+    best: float | None = None
+    for ks in itertools.product(*(range(min(count, e.room()) + 1) for e in open_)):
+        used = [(e, k) for e, k in zip(open_, ks, strict=True) if k]
+        spread_over = {e.snapshot.description.domain for e, _ in used}
+        if sum(ks) != count or len(spread_over) < wanted:
+            continue
+        value = objective(used, model)
+        best = value if best is None else min(best, value)
+    return best
+
+
+def objective(used: Sequence[tuple[Estimate, int]], model: CostModel) -> float:
+    slowest = max(e.effective_s(k) for e, k in used)
+    return slowest * (1 + model.spread_penalty * (len(used) - 1))
+
+
+@settings(max_examples=150)
+@given(gangs(sane=True), fleets(sane=True, most=4), st.sampled_from([0.0, 0.1, 0.5]))
+def test_gang_policy_agrees_with_brute_force(
+    need: GangNeed, fleet: list[EndpointSnapshot], spread_penalty: float
+) -> None:
+    model = CostModel(spread_penalty=spread_penalty)
+    placement = place(need, fleet, NOW, PlacementPolicy("gang", model))
+    best = brute_force(need, fleet, model)
+    assert bool(placement.shares) == (best is not None)
+    if best is not None:
+        split = spread(placement)
+        used = [(Estimate(s, need, model), split.get(s.endpoint_id, 0)) for s in fleet]
+        value = objective([(e, k) for e, k in used if k], model)
+        assert value == pytest.approx(best)
+        makespan = max(e.duration_s(k) for e, k in used if k)
+        assert placement.makespan_s == pytest.approx(makespan)
+
+
+@given(gangs(sane=True), fleets(sane=True))
+def test_estimates_grow_with_the_share(need: GangNeed, fleet: list[EndpointSnapshot]) -> None:
+    for snapshot in fleet:
+        estimate = Estimate(snapshot, need, CostModel())
+        curve = [estimate.effective_s(k) for k in range(1, 9)]
+        assert curve == sorted(curve)
+
+
+@given(gangs(sane=True), fleets(sane=True, most=3))
+def test_a_booked_share_leaves_that_much_less_room(
+    need: GangNeed, fleet: list[EndpointSnapshot]
+) -> None:
+    placement = place(need, fleet, NOW, PlacementPolicy())
+    for share in placement.shares:
+        (snapshot,) = [s for s in fleet if s.endpoint_id == share.endpoint_id]
+        agents = len(share.agent_ids)
+        blocks = share.prefix_blocks + agents * share.blocks_per_agent
+        after = replace(
+            snapshot,
+            booked_agents=snapshot.booked_agents + agents,
+            booked_blocks=snapshot.booked_blocks + blocks,
+            pending_agents=snapshot.pending_agents + agents,
+            pending_blocks=snapshot.pending_blocks + blocks,
+        )
+        assert after.free_sequences == snapshot.free_sequences - agents
+        assert after.free_blocks == max(0, snapshot.free_blocks - blocks)
