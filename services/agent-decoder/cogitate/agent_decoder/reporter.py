@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
 import grpc
 from cogitate.kit.channels import deadline_scope, open_channel
 from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
 from cogitate.v1 import router_service_pb2 as pb
-from cogitate.v1.router_service_pb2_grpc import RouterServiceAsyncStub, RouterServiceStub
+from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
+
+if TYPE_CHECKING:  # the asyncio stub exists in the type stubs only
+    from cogitate.v1.router_service_pb2_grpc import RouterServiceAsyncStub
 
 log = logging.getLogger(__name__)
 

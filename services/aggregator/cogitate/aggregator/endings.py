@@ -13,6 +13,7 @@ from cogitate.kit.errors import every_class
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 
+_NUMBERS: dict[str, int] = {status.name: status.value[0] for status in grpc.StatusCode}
 MICROSECONDS_PER_HOUR = 3_600_000_000
 
 
@@ -43,7 +44,7 @@ def build(
 def status_number(reason: str) -> int:
     """The gRPC status number that belongs to a reason; UNAVAILABLE for those of lost endpoints."""
     codes = {cls.reason: cls.code for cls in every_class()}
-    return int(grpc.StatusCode[codes.get(reason, "UNAVAILABLE")].value[0])
+    return _NUMBERS[codes.get(reason, "UNAVAILABLE")]
 
 
 def ledger(machine: Contemplation, seconds: float, num_executions: int) -> common.Ledger:

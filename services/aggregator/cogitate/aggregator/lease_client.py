@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import TypeAlias
 
 import grpc
 from cogitate.kit.channels import deadline_scope, open_channel
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
 
+LeaseCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.LeaseRequest, pb.LeaseResponse]"
 Listener = Callable[[pb.LeaseResponse], None]
 
 
@@ -77,7 +79,10 @@ class LeaseClient:
             async with open_channel(self._address) as channel:
                 stub = RouterServiceStub(channel)
                 while True:
-                    call = stub.Lease(self._outgoing(), timeout=None)
+                    call = stub.Lease(timeout=None)
+                    # Written by a task of ours: a request iterator that outlives its call would
+                    # take the next call's requests.
+                    sender = asyncio.create_task(self._send(call))
                     try:
                         async for response in call:
                             self._dispatch(response)
@@ -85,14 +90,16 @@ class LeaseClient:
                         log.info("router %s: %s", self._address, error.code().name)
                         self._fail_waiting()
                     finally:
+                        sender.cancel()
+                        await asyncio.gather(sender, return_exceptions=True)
                         call.cancel()
                     await asyncio.sleep(RECONNECT_S)
 
-    async def _outgoing(self) -> AsyncIterator[pb.LeaseRequest]:
+    async def _send(self, call: LeaseCall) -> None:
         for confirmation in list(self._held.values()):
-            yield pb.LeaseRequest(confirm=confirmation)
+            await call.write(pb.LeaseRequest(confirm=confirmation))
         while True:
-            yield await self._requests.get()
+            await call.write(await self._requests.get())
 
     def _dispatch(self, response: pb.LeaseResponse) -> None:
         kind = response.WhichOneof("event")
