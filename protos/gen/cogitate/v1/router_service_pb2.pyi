@@ -264,6 +264,7 @@ class DeclareGangs(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The contemplation names the lease."""
     attempt: _builtins.int
@@ -276,6 +277,8 @@ class DeclareGangs(_message.Message):
     """Policy by name; empty means the router's default."""
     priority: _builtins.int
     """Higher is served first."""
+    traceparent: _builtins.str
+    """W3C traceparent of the contemplation: the stream is shared, so its metadata cannot carry it."""
     @_builtins.property
     def gangs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangSpec]:
         """The gangs."""
@@ -300,10 +303,11 @@ class DeclareGangs(_message.Message):
         budget: _common_pb2.Budget | None = ...,
         policy: _builtins.str = ...,
         priority: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,10 +409,13 @@ class ReplaceAgents(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     GANGS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The lease."""
     attempt: _builtins.int
     """The new attempt."""
+    traceparent: _builtins.str
+    """W3C traceparent of the contemplation."""
     @_builtins.property
     def gangs(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangSpec]:
         """What is to be placed."""
@@ -424,10 +431,11 @@ class ReplaceAgents(_message.Message):
         attempt: _builtins.int = ...,
         gangs: _abc.Iterable[Global___GangSpec] | None = ...,
         failures: _abc.Iterable[Global___EndpointFailure] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,8 +63,8 @@ def ledger(machine: Contemplation, seconds: float, num_executions: int) -> commo
 
 def _cost(machine: Contemplation, seconds: float) -> int:
     """Time on endpoints priced by the hour, shared by nobody: an upper estimate."""
-    hourly = sum(g.payload.price_per_hour_micro_usd for g in machine.gangs.values())
-    per_million = max(
+    hourly: int = sum(g.payload.price_per_hour_micro_usd for g in machine.gangs.values())
+    per_million: int = max(
         (g.payload.price_per_million_tokens_micro_usd for g in machine.gangs.values()), default=0
     )
     tokens = machine.accounts.generated * per_million / 1_000_000

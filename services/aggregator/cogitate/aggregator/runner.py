@@ -189,12 +189,11 @@ class Runner:
     # -- places ------------------------------------------------------------------------------
 
     async def _place(self, effect: m.Declare) -> None:
-        request = self._lease_request(effect)
         try:
             with telemetry.span(Span.LEASE, {Attr.ATTEMPT: effect.attempt}):
                 response = await self._n.lease.place(
                     self._spec.contemplation_id,
-                    request,
+                    self._lease_request(effect),
                     self._on_news,
                     self._n.config.place_timeout_s,
                 )
@@ -241,6 +240,7 @@ class Runner:
                 attempt=effect.attempt,
                 gangs=[gang],
                 failures=failures,
+                traceparent=telemetry.current_traceparent(),
             )
             return router_pb.LeaseRequest(replace=replace)
         declare = router_pb.DeclareGangs(
@@ -251,6 +251,7 @@ class Runner:
             gangs=[gang],
             budget=self._request.budget,
             priority=self._request.priority,
+            traceparent=telemetry.current_traceparent(),
         )
         declare.constraints.CopyFrom(self._request.constraints)
         if not declare.constraints.min_failure_domain_count and self._spec.num_agents > 1:

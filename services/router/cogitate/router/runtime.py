@@ -110,22 +110,24 @@ class Runtime:
         which = request.WhichOneof("command")
         now = self.clock.monotonic()
         if which == "declare":
-            self._place(wire.declare(request.declare), holder, now)
+            self._place(wire.declare(request.declare), holder, now, request.declare.traceparent)
         elif which == "replace":
-            self._place(wire.replace(request.replace), holder, now)
+            self._place(wire.replace(request.replace), holder, now, request.replace.traceparent)
         elif which == "confirm":
             self.desk.confirm(wire.confirm(request.confirm), holder.number, now)
         elif which == "release":
             self.desk.release(request.release.contemplation_id, holder.number)
 
-    def _place(self, command: Declare | Replace, holder: Holder, now: float) -> None:
+    def _place(
+        self, command: Declare | Replace, holder: Holder, now: float, traceparent: str
+    ) -> None:
         attributes: dict[Attr, str | int] = {
             Attr.CONTEMPLATION_ID: command.contemplation_id,
             Attr.ATTEMPT: command.attempt,
             Attr.MODEL: command.gangs[0].model,
             Attr.AGENT_COUNT: sum(len(gang.agent_ids) for gang in command.gangs),
         }
-        with telemetry.span(Span.PLACE, attributes) as span:
+        with telemetry.span(Span.PLACE, attributes, parent=traceparent or None) as span:
             if isinstance(command, Declare):
                 answer = self.desk.declare(command, holder.number, now)
             else:
