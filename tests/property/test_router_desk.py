@@ -156,7 +156,7 @@ class RouterMachine(RuleBasedStateMachine):
         lease = self.desk.leases.leases.get(name)
         if lease is not None:
             assert lease.holder == holder
-            confirmed = {g for g, b in lease.bookings.items() if b.attempt <= grant.attempt}
+            confirmed = {g for g, b in lease.bookings.items() if b.attempt == grant.attempt}
             assert confirmed == {g for g, _, _ in gangs}
 
     @rule(name=CONTEMPLATIONS, holder=HOLDERS)

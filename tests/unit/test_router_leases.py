@@ -100,7 +100,7 @@ def test_gangs_of_one_declaration_see_each_other() -> None:
     need = declare(agents=10).gangs[0]
     other = replace(need, agent_ids=tuple(range(10, 20)))
     assert denied(at.declare(declare(gangs=(need, other)), 1, 0.0)).reason == "NO_ENDPOINT"
-    assert at.leases.leases == {}
+    assert at.leases.leases["c"].bookings == {}
     at.fleet.describe(9, what("b"), 0.0)
     at.fleet.report(9, "b", Load(free_blocks=100), 0.0)
     answer = granted(at.declare(declare(gangs=(need, other)), 1, 0.0))
@@ -166,6 +166,33 @@ def test_replacements_keep_the_terms_and_avoid_what_failed() -> None:
     assert [g.share.endpoint_id for g in answer.gangs] == ["a"]
 
 
+def test_a_confirmation_speaks_of_its_own_attempt_only() -> None:
+    at = desk("a")
+    first = granted(at.declare(declare(), 1, 0.0))
+    at.confirm(confirmed(first), 1, 0.0)
+    second = granted(at.replace(Replace("c", 2, declare(agents=1).gangs), 1, 0.0))
+    at.confirm(confirmed(second), 1, 0.1)
+    assert booked(at)[0] == 5
+    at.confirm(Confirm("c", 1), 1, 0.2)
+    assert booked(at)[0] == 1
+
+
+def test_a_denied_declaration_is_remembered_for_its_terms() -> None:
+    at = desk("b")
+    denied(at.declare(declare(terms=Terms(Constraints(excluded=frozenset("b")))), 1, 0.0))
+    answer = denied(at.replace(Replace("c", 2, declare().gangs), 1, 0.0))
+    assert answer.rejected[0].reason == "the request excludes it"
+
+
+def test_a_lease_known_by_confirmation_keeps_to_where_it_runs() -> None:
+    at = desk("a", "b")
+    where = {"providers": frozenset("a"), "regions": frozenset({""})}
+    at.confirm(Confirm("c", 1, (("1", "a", 1),), **where), 1, 0.0)
+    answer = granted(at.replace(Replace("c", 2, declare(agents=1).gangs), 1, 0.0))
+    assert [g.share.endpoint_id for g in answer.gangs] == ["a"]
+    assert [r.reason for r in answer.rejected] == ["its provider b is not allowed"]
+
+
 def test_a_replacement_without_a_lease_is_refused() -> None:
     at = desk("a")
     assert denied(at.replace(Replace("c", 1, declare().gangs), 1, 0.0)).reason == "NOT_FOUND"
@@ -190,6 +217,21 @@ def test_limits_are_refused_one_past_the_edge() -> None:
     assert denied(at.declare(declare("d"), 1, 0.0)).reason == "REJECTED"
     at.confirm(Confirm("d", 1, (("1", "a", 1),)), 1, 0.0)
     assert set(at.leases.leases) == {"c"}
+
+
+def test_a_lease_without_bookings_gives_way_at_the_limit() -> None:
+    at = desk("a", max_leases=1)
+    denied(at.declare(declare("empty", agents=17), 1, 0.0))
+    granted(at.declare(declare("c"), 1, 0.0))
+    assert set(at.leases.leases) == {"c"}
+
+
+def test_an_endpoint_that_was_full_is_avoided_once() -> None:
+    at = desk("a")
+    granted(at.declare(declare(), 1, 0.0))
+    again = Replace("c", 2, declare(agents=1).gangs, (("a", "REJECTED"),))
+    assert denied(at.replace(again, 1, 0.0)).retryable
+    granted(at.replace(replace(again, attempt=3, failures=()), 1, 0.0))
 
 
 def test_an_unknown_policy_is_refused_and_a_known_one_is_used() -> None:

@@ -133,6 +133,8 @@ def confirm(message: router_pb2.ConfirmPlacement) -> Confirm:
         attempt=_attempt(message.attempt),
         gangs=gangs,
         failures=_failures(message.failures),
+        providers=frozenset(gang.provider for gang in message.gangs),
+        regions=frozenset(gang.region for gang in message.gangs),
     )
 
 

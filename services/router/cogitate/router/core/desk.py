@@ -22,6 +22,7 @@ from cogitate.router.core.placement import PlacementPolicy, place
 from cogitate.router.core.policies import POLICIES
 from cogitate.router.core.types import (
     Confirm,
+    Constraints,
     Declare,
     Denied,
     EndpointSnapshot,
@@ -34,6 +35,9 @@ from cogitate.router.core.types import (
     Share,
     Terms,
 )
+
+# An endpoint that was full may have room later; it is avoided by the answer to this failure only.
+_PASSING = frozenset({"REJECTED", "EVICTED"})
 
 
 @dataclass(slots=True)
@@ -69,7 +73,7 @@ class Desk:
         return tuple(snapshots)
 
     def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied:
-        """Places and books a declaration, or denies it.
+        """Places and books a declaration, or denies it; denied, its terms are remembered.
 
         A newer attempt voids what older ones booked without a confirmation. A lease of another
         holder moves here unless its owner epoch is newer.
@@ -82,10 +86,12 @@ class Desk:
             if lease.holder != holder and command.owner_epoch < lease.owner_epoch:
                 return _denied(command, "NOT_OWNER", "a newer owner holds this contemplation")
             self.leases.void_unconfirmed(lease, command.attempt)
-        elif len(self.leases.leases) >= self.max_leases:
+        elif len(self.leases.leases) >= self.max_leases and not self.leases.drop_empty():
             message = f"this router holds {self.max_leases} leases, the most it may"
             return _denied(command, "REJECTED", message, retryable=True)
-        return self._place(command, lease, holder, command.terms, command.owner_epoch, now)
+        lease = self.leases.hold(command.contemplation_id, holder, command.owner_epoch)
+        lease.terms, lease.declared = command.terms, True
+        return self._place(command, lease, now)
 
     def replace(self, command: Replace, holder: int, now: float) -> Granted | Denied:
         """Finds new places for agents, away from every process that failed this contemplation."""
@@ -96,19 +102,25 @@ class Desk:
         if lease is None:
             message = "there is no such lease here; declare or confirm it first"
             return _denied(command, "NOT_FOUND", message)
+        self.leases.hold(command.contemplation_id, holder)
         self._fail(lease, command.failures)
-        return self._place(command, lease, holder, lease.terms, None, now)
+        avoid = frozenset(endpoint_id for endpoint_id, _ in command.failures)
+        return self._place(command, lease, now, avoid)
 
     def confirm(self, command: Confirm, holder: int, now: float) -> None:
-        """Takes in what runs where. Makes the lease if this router does not know it.
+        """Takes in what became of a placement. Makes the lease if this router does not know it.
 
-        A confirmation that would exceed `max_leases` is not taken in: endpoints report that load.
+        What such a lease may use is not known, except where it runs: replacements keep to those
+        providers and regions. A confirmation that would exceed `max_leases` is not taken in:
+        endpoints report that load.
         """
         known = command.contemplation_id in self.leases.leases
         if not known and len(self.leases.leases) >= self.max_leases:
             return
         lease = self.leases.hold(command.contemplation_id, holder)
         lease.attempt = max(lease.attempt, command.attempt)
+        if not lease.declared:
+            lease.terms = _guessed(lease.terms, command)
         gangs = {gang_id: (endpoint_id, agents) for gang_id, endpoint_id, agents in command.gangs}
         self.leases.confirm(lease, command.attempt, gangs, now)
         here = {endpoint_id for _, endpoint_id, _ in command.gangs}
@@ -147,23 +159,23 @@ class Desk:
         return None
 
     def _fail(self, lease: Lease, failures: Iterable[tuple[str, str]]) -> None:
-        for endpoint_id, _ in failures:
-            entry = self.fleet.entries.get(endpoint_id)
-            lease.failed[endpoint_id] = entry.incarnation if entry is not None else 0
+        for endpoint_id, reason in failures:
             self.leases.leave(lease, endpoint_id)
+            entry = self.fleet.entries.get(endpoint_id)
+            if entry is not None and reason not in _PASSING:
+                lease.failed[endpoint_id] = entry.incarnation
 
     def _place(
         self,
         command: Declare | Replace,
-        lease: Lease | None,
-        holder: int,
-        terms: Terms,
-        owner_epoch: int | None,
+        lease: Lease,
         now: float,
+        avoid: frozenset[str] = frozenset(),
     ) -> Granted | Denied:
+        lease.attempt, terms = command.attempt, lease.terms
         policy = dataclasses.replace(self.policy, name=terms.policy or self.policy.name)
         fleet = self.snapshot(now)
-        failed = _still_failed(lease, fleet)
+        failed = _still_failed(lease, fleet) | avoid
         placements: list[tuple[GangNeed, Placement]] = []
         for gang in command.gangs:
             need = dataclasses.replace(
@@ -177,8 +189,6 @@ class Desk:
                 return self._denial(command, need, placement)
             placements.append((need, placement))
             fleet = tuple(_with_shares(snapshot, placement.shares) for snapshot in fleet)
-        lease = self.leases.hold(command.contemplation_id, holder, owner_epoch)
-        lease.attempt, lease.terms = command.attempt, terms
         return self._reserve(lease, placements, policy.name, now)
 
     def _reserve(
@@ -233,10 +243,17 @@ def _denied(
     return Denied(command.contemplation_id, command.attempt, reason, message, retryable, rejected)
 
 
-def _still_failed(lease: Lease | None, fleet: Sequence[EndpointSnapshot]) -> frozenset[str]:
+def _guessed(terms: Terms, command: Confirm) -> Terms:
+    """Returns terms that allow no more than was used, hence no more than was allowed."""
+    constraints = Constraints(
+        providers=terms.constraints.providers | command.providers,
+        regions=terms.constraints.regions | command.regions,
+    )
+    return dataclasses.replace(terms, constraints=constraints)
+
+
+def _still_failed(lease: Lease, fleet: Sequence[EndpointSnapshot]) -> frozenset[str]:
     """Returns the endpoints that failed the lease and are still the same process."""
-    if lease is None:
-        return frozenset()
     return frozenset(
         s.endpoint_id for s in fleet if lease.failed.get(s.endpoint_id) == s.incarnation
     )

@@ -51,6 +51,7 @@ class Lease:
     attempt: int = 0
     gangs_made: int = 0
     terms: Terms = field(default_factory=Terms)
+    declared: bool = False  # else the terms are only guessed from what was confirmed
     bookings: dict[str, Booking] = field(default_factory=dict)
     # Endpoint -> the incarnation that failed here; a newer process is another chance.
     failed: dict[str, int] = field(default_factory=dict)
@@ -121,12 +122,12 @@ class Leases:
     def confirm(
         self, lease: Lease, attempt: int, gangs: Mapping[str, tuple[str, int]], now: float
     ) -> None:
-        """Makes the bookings up to `attempt` what `gangs` says: gang id -> (endpoint, agents).
+        """Makes the bookings of `attempt` what `gangs` says: gang id -> (endpoint, agents).
 
-        Sizes of known bookings are kept; unknown ones take no KV blocks, the endpoint's own report
-        has them.
+        A gang another attempt booked may be among them. Sizes of known bookings are kept; unknown
+        ones take no KV blocks, the endpoint's own report has them.
         """
-        ended = [b.gang_id for b in lease.bookings.values() if b.attempt <= attempt]
+        ended = [b.gang_id for b in lease.bookings.values() if b.attempt == attempt]
         self._drop(lease, (g for g in ended if g not in gangs))
         for gang_id, (endpoint_id, agents) in sorted(gangs.items()):
             known = lease.bookings.get(gang_id)
@@ -157,6 +158,14 @@ class Leases:
         self._drop(lease, list(lease.bookings))
         del self.leases[contemplation_id]
         return True
+
+    def drop_empty(self) -> bool:
+        """Ends the oldest lease without bookings, such as one never granted; says if there was."""
+        for contemplation_id, lease in self.leases.items():
+            if not lease.bookings:
+                del self.leases[contemplation_id]
+                return True
+        return False
 
     def end(self, holder: int) -> tuple[str, ...]:
         """Ends all leases of a holder whose stream ended; returns their contemplations."""

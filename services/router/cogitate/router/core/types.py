@@ -213,12 +213,17 @@ class Replace:
 
 @dataclass(frozen=True, slots=True)
 class Confirm:
-    """Tells what runs where: gang id, endpoint and number of agents."""
+    """Tells what became of an attempt's placement: gang id, endpoint and number of agents.
+
+    `providers` and `regions` are where these gangs run.
+    """
 
     contemplation_id: str
     attempt: int
     gangs: tuple[tuple[str, str, int], ...] = ()
     failures: tuple[tuple[str, str], ...] = ()
+    providers: frozenset[str] = frozenset()
+    regions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
