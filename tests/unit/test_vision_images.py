@@ -1,0 +1,169 @@
+"""Reading image files: sizes, limits, orientation, colours; and what is refused before decoding."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from cogitate.kit.errors import InvalidRequest
+from cogitate.vision_encoder.core import image_header
+from cogitate.vision_encoder.core.image_header import read_header
+from cogitate.vision_encoder.core.picture import decode, orientation, read_picture
+from cogitate.vision_encoder.core.types import ImageHeader, ImageLimits
+from PIL import Image
+
+from tests.fakes import images
+
+pytestmark = pytest.mark.unit
+
+LIMITS = ImageLimits(
+    max_bytes=1 << 20, max_pixels=1_000_000, max_side_px=10_000, max_frames=10, max_scans=64
+)
+
+
+def refusal(data: bytes, limits: ImageLimits = LIMITS) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        read_picture(data, limits)
+    assert caught.value.reason == "BAD_IMAGE"
+    return caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("size", [(1, 1), (40, 30), (3, 257)])
+def test_sizes_are_found(kind: str, size: tuple[int, int]) -> None:
+    header, picture = read_picture(images.file(images.picture(*size), kind), LIMITS)
+    assert header == ImageHeader(f"image/{kind.lower()}", *size)
+    assert (picture.size, picture.mode) == (size, "RGB")
+
+
+@pytest.mark.parametrize(
+    ("options", "num_frames"),
+    [({"lossless": True}, 1), ({"save_all": True, "append_images": [images.picture(9, 7, 1)]}, 2)],
+)
+def test_the_other_kinds_of_webp(options: dict[str, object], num_frames: int) -> None:
+    header, picture = read_picture(images.file(images.picture(9, 7), "WEBP", **options), LIMITS)
+    assert header == ImageHeader("image/webp", 9, 7, num_frames)
+    assert picture.size == (9, 7)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "CMYK"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    grey = images.picture(8, 8).convert("L")
+    if mode == "I;16":
+        wide = [value * 257 for value in grey.tobytes()]
+        image = Image.frombytes("I;16", (8, 8), struct.pack("<64H", *wide))
+    elif mode == "PA":
+        image = grey.convert("P")
+        image.info["transparency"] = bytes(range(256))
+    elif mode == "LA":
+        image = grey.convert("LA")
+    else:
+        image = grey.convert("RGB").convert(mode)
+    data = images.file(image, "JPEG", quality=95) if mode == "CMYK" else images.file(image, "PNG")
+    _, picture = read_picture(data, LIMITS)
+    assert picture.mode == "RGB"
+    if mode in ("L", "LA", "P", "PA", "RGB", "RGBA", "I;16"):
+        expected = grey if mode != "P" else image.convert("L")
+        assert list(picture.convert("L").tobytes()) == pytest.approx(
+            list(expected.tobytes()), abs=1
+        )
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_the_orientation_is_applied(number: int) -> None:
+    from PIL import ImageOps
+
+    stored = images.picture(6, 4)
+    exif = Image.Exif()
+    exif[0x0112] = number
+    stored.info["exif"] = exif.tobytes()
+    stored.getexif()[0x0112] = number
+    _, picture = read_picture(images.turned(number), LIMITS)
+    wanted = ImageOps.exif_transpose(stored)
+    assert (picture.size, picture.tobytes()) == (wanted.size, wanted.tobytes())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_orientation_is_found_in_each_format(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    data = images.file(images.picture(6, 4), kind, exif=exif)
+    assert read_picture(data, LIMITS)[1].size == (4, 6)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        *(None, "text", b"", b"Exif\x00\x00", b"II*\x00", b"II*\x00\xff\xff\xff\xff"),
+        b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(20),
+        b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x09\x00\x00",
+        b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x04\x00\x00\x00\x01\x00\x06\x00\x00",
+    ],
+)
+def test_a_senseless_orientation_is_none(exif: object) -> None:
+    assert orientation(exif) == 1
+
+
+def test_both_byte_orders_are_read() -> None:
+    big = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"
+    little = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x05\x00\x00\x00"
+    assert (orientation(big), orientation(b"Exif\x00\x00" + little)) == (6, 5)
+
+
+def test_every_refusal_has_its_words() -> None:
+    assert refusal(b"") == image_header.EMPTY
+    assert refusal(bytes(2 << 20)) == image_header.TOO_MANY_BYTES
+    for other in (images.SVG, images.TIFF, images.BMP, images.JPEG2000, b"RIFF....WAVE"):
+        assert refusal(other) == image_header.UNKNOWN_FORMAT
+    assert refusal(images.png_claiming(50_000, 50_000)) == image_header.TOO_LONG_SIDE
+    assert refusal(images.png_claiming(1, 65_535)) == image_header.TOO_LONG_SIDE
+    assert refusal(images.png_claiming(5_000, 5_000)) == image_header.TOO_MANY_PIXELS
+    assert refusal(images.png_claiming(0, 5)) == image_header.NO_PIXELS
+    assert refusal(images.gif(11)) == image_header.TOO_MANY_FRAMES
+    assert refusal(images.apng_claiming(11)) == image_header.TOO_MANY_FRAMES
+    assert refusal(images.gif_frame_outside()) == image_header.DAMAGED
+    for kind in ("PNG", "JPEG", "WEBP", "GIF"):
+        whole = images.file(images.picture(9, 9), kind)
+        assert refusal(images.zip_after(whole)) == image_header.ARCHIVE
+        for length in (12, 20, 30, len(whole) // 2, len(whole) - 1):
+            assert refusal(whole[:length]) == image_header.DAMAGED
+
+
+def test_an_animated_webp_has_its_frames_counted() -> None:
+    frames = [images.picture(8, 8, seed) for seed in range(12)]
+    data = images.file(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    assert refusal(data) == image_header.TOO_MANY_FRAMES
+
+
+def test_scans_are_counted() -> None:
+    data = images.file(images.picture(64, 64), "JPEG", progressive=True)
+    num_scans = data.count(b"\xff\xda")
+    exact = ImageLimits(1 << 20, 10_000, 100, 1, num_scans)
+    assert read_header(data, exact).width_px == 64
+    assert refusal(data, ImageLimits(1 << 20, 10_000, 100, 1, num_scans - 1)) == (
+        image_header.TOO_MANY_SCANS
+    )
+
+
+def test_a_second_size_in_a_jpeg_is_a_lie() -> None:
+    data = images.file(images.picture(8, 8), "JPEG")
+    at = data.index(b"\xff\xc0")
+    (num_bytes,) = struct.unpack_from(">H", data, at + 2)
+    again = bytearray(data[at : at + 2 + num_bytes])
+    again[5:9] = struct.pack(">HH", 9_000, 9_000)
+    assert refusal(data[:at] + bytes(again) + data[at:]) == image_header.DAMAGED
+    assert refusal(data[:at] + data[at : at + 2 + num_bytes] + bytes(again)) == image_header.DAMAGED
+
+
+def test_too_many_pieces_are_refused() -> None:
+    empty = images.png_chunk(b"teSt", b"")
+    data = images.png()[:33] + empty * (image_header.MAX_PIECES + 1) + images.png()[33:]
+    wide = ImageLimits(1 << 30, 10_000, 100, 1, 1)
+    assert refusal(data, wide) == image_header.DAMAGED
+
+
+def test_pixels_other_than_promised_are_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        decode(images.png(40, 30), ImageHeader("image/png", 30, 40))
+    with pytest.raises(InvalidRequest):
+        decode(images.png(40, 30), ImageHeader("image/jpeg", 40, 30))
