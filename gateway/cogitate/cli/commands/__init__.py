@@ -1,0 +1,1 @@
+"""One module a command: NAME, HELP, DESCRIPTION, `configure(parser)` and `run(args)`."""

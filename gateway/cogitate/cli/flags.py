@@ -1,0 +1,94 @@
+"""Flags that several commands share, and the checks of their values."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from typing import Final
+
+from cogitate.cli.mesh.plan import Options
+
+_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h)?")
+
+
+def duration(text: str) -> float:
+    """Parses "10s", "500ms", "2m" or a number of seconds; greater than 0."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not (value := float(match[1]) * _UNITS[match[2] or ""]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; say 10s, 500ms or 2m")
+    return value
+
+
+def positive(text: str) -> int:
+    """Parses a whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Parses "1,2,8"."""
+    return tuple(positive(part) for part in text.split(","))
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which mesh is meant."""
+    group = parser.add_argument_group("which mesh")
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="a gateway anywhere [COGITATE_ADDRESS; default: the mesh running here]",
+    )
+    group.add_argument("--name", default="default", help="a mesh of this machine (%(default)s)")
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what a mesh is made of."""
+    group = parser.add_argument_group("what the mesh is made of")
+    group.add_argument(
+        "--decoders",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="agent-decoders, posing as providers in turn (%(default)s)",
+    )
+    group.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="compute threads of each process (default: the cores shared by the decoders)",
+    )
+    group.add_argument("--serve-model", default="mini", metavar="NAME", help="model (%(default)s)")
+    group.add_argument(
+        "--otlp-endpoint", default="", metavar="URL", help="send spans there as well (OTLP/gRPC)"
+    )
+    group.add_argument(
+        "--log-level",
+        default="INFO",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        help="of every process (%(default)s)",
+    )
+
+
+def mesh_options(args: argparse.Namespace) -> Options:
+    """Returns what the mesh is made of."""
+    return Options(
+        decoders=args.decoders,
+        model=args.serve_model,
+        threads=args.threads or default_threads(args.decoders),
+        otlp_endpoint=args.otlp_endpoint,
+        log_level=args.log_level,
+    )
+
+
+def default_threads(decoders: int, cores: int | None = None) -> int:
+    """Returns the cores that each decoder gets if all work at once; at least 1."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // decoders)

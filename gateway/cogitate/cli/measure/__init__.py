@@ -1,0 +1,1 @@
+"""Measures a running mesh: `statistics` (pure), `run` asks, `plot` draws."""

@@ -1,0 +1,153 @@
+"""Which processes make a mesh, with which flags and on which ports. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Services before decoders; their order is the order of the ports from the base.
+SERVICES: Final = ("gateway", "aggregator", "router", "vision-encoder", "tool-executor")
+# Signalled first to last: who takes work stops before who does it.
+STOP_ORDER: Final = (("gateway",), ("aggregator",))
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who the local decoders pose as; prices in millionths of a US dollar an hour."""
+
+    name: str
+    region: str
+    price_per_hour_micro_usd: int
+
+
+PROVIDERS: Final = (
+    Provider("aurora", "eu-north", 96_000),
+    Provider("borealis", "us-west", 84_000),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of a mesh."""
+
+    name: str
+    module: str
+    address: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `up` lets one choose."""
+
+    decoders: int = 2
+    model: str = "mini"
+    threads: int = 1
+    host: str = "127.0.0.1"
+    otlp_endpoint: str = ""
+    log_level: str = "INFO"
+
+
+def members(
+    options: Options, ports: Sequence[int], folder: Path, trace_store: Path
+) -> tuple[Member, ...]:
+    """Returns the processes in the order of their ports; `folder` holds journal and ready files."""
+    at = dict(zip(SERVICES, (f"{options.host}:{port}" for port in ports), strict=False))
+    needs = {
+        "gateway": _flags(
+            aggregator_address=at["aggregator"],
+            vision_encoder_address=at["vision-encoder"],
+            router_address=at["router"],
+        ),
+        "aggregator": _flags(
+            router_address=at["router"],
+            tool_executor_address=at["tool-executor"],
+            vision_encoder_address=at["vision-encoder"],
+            journal=folder / "journal.sqlite",
+        ),
+        "router": _flags(vision_encoder_address=at["vision-encoder"]),
+        "vision-encoder": (),
+        "tool-executor": (),
+    }
+    made = [
+        _member(name, name, at[name], needs[name], options, folder, trace_store)
+        for name in SERVICES
+    ]
+    for i in range(options.decoders):
+        who = PROVIDERS[i % len(PROVIDERS)]
+        endpoint = f"{who.name}-{i // len(PROVIDERS) + 1}"
+        flags = _flags(
+            router_addresses=at["router"],
+            vision_encoder_address=at["vision-encoder"],
+            endpoint_id=endpoint,
+            provider=who.name,
+            region=who.region,
+            price_per_hour_micro_usd=who.price_per_hour_micro_usd,
+            model=options.model,
+            threads=options.threads,
+        )
+        address = f"{options.host}:{ports[len(SERVICES) + i]}"
+        made.append(
+            _member("agent-decoder", endpoint, address, flags, options, folder, trace_store)
+        )
+    return tuple(made)
+
+
+def port_count(options: Options) -> int:
+    """Returns how many ports a mesh takes."""
+    return len(SERVICES) + options.decoders
+
+
+def ready_file(folder: Path, name: str) -> Path:
+    """Returns the file a member writes its address to once it serves."""
+    return folder / "ready" / name
+
+
+def log_file(folder: Path, name: str) -> Path:
+    """Returns the file that a member's output goes to."""
+    return folder / "logs" / f"{name}.log"
+
+
+def _member(
+    service: str,
+    name: str,
+    address: str,
+    flags: tuple[str, ...],
+    options: Options,
+    folder: Path,
+    trace_store: Path,
+) -> Member:
+    common = _flags(
+        listen=address,
+        ready_file=ready_file(folder, name),
+        trace_store=trace_store,
+        otlp_endpoint=options.otlp_endpoint,
+        log_level=options.log_level,
+    )
+    threads = str(options.threads)
+    return Member(
+        name=name,
+        module="cogitate." + service.replace("-", "_"),
+        address=address,
+        arguments=common + flags,
+        environment={
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        },
+    )
+
+
+def _flags(**values: object) -> tuple[str, ...]:
+    flags: list[str] = []
+    for name, value in values.items():
+        if value != "":
+            flags += ["--" + name.replace("_", "-"), str(value)]
+    return tuple(flags)
