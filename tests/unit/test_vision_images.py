@@ -8,7 +8,7 @@ import pytest
 from cogitate.kit.errors import InvalidRequest
 from cogitate.vision_encoder.core import image_header
 from cogitate.vision_encoder.core.image_header import read_header
-from cogitate.vision_encoder.core.picture import decode, orientation, read_picture
+from cogitate.vision_encoder.core.picture import decode, orientation, read_picture, split_jpeg
 from cogitate.vision_encoder.core.types import ImageHeader, ImageLimits
 from PIL import Image
 
@@ -108,6 +108,16 @@ def test_both_byte_orders_are_read() -> None:
     big = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"
     little = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x05\x00\x00\x00"
     assert (orientation(big), orientation(b"Exif\x00\x00" + little)) == (6, 5)
+
+
+def test_a_jpegs_metadata_never_reaches_the_decoder() -> None:
+    senseless = b"Exif\x00\x00II*\x00" + b"\xff" * 60_000
+    plain = images.picture(9, 7)
+    data = images.file(plain, "JPEG", exif=senseless, comment=b"c" * 99)
+    _, picture = read_picture(data, LIMITS)
+    assert picture.tobytes() == read_picture(images.file(plain, "JPEG"), LIMITS)[1].tobytes()
+    bare, exif = split_jpeg(data)
+    assert exif == senseless and b"Exif" not in bare and b"ccc" not in bare and b"JFIF" in bare
 
 
 def test_every_refusal_has_its_words() -> None:

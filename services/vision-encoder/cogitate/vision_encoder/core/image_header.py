@@ -38,7 +38,8 @@ _ZIP_COMMENT_BYTES = 65_535
 # In JPEG's entropy-coded data FF is followed by 00 (stuffing) or a restart; else it is a marker.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+# Markers that stand alone, without a length.
+JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
@@ -118,7 +119,7 @@ def _walk_jpeg(data: bytes, limits: ImageLimits) -> ImageHeader:
             break
         marker = data[at + 1]
         at += 2
-        if marker in _JPEG_BARE:
+        if marker in JPEG_BARE:
             continue
         if marker == 0xD9:
             if size is None or not num_scans:
