@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from cogitate.kit import lifecycle
 from cogitate.kit.auth import tenant_scope
 from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
 from cogitate.kit.errors import CogitateError
+from cogitate.kit.trace_store import TraceStore
 from cogitate.tool_executor.config import ToolExecutorConfig
 from cogitate.tool_executor.core.registry import TOOLS
 from cogitate.tool_executor.core.types import Arguments, Image, Outcome, Tool
@@ -393,6 +395,30 @@ async def test_running_calls_end_within_the_drain_and_new_ones_are_refused() -> 
         gate.opened.set()
         assert (await call).result.parts[0].text == "done"
         await leaving
+
+
+async def test_a_call_has_a_span_under_its_rpc_without_what_was_said(tmp_path: Path) -> None:
+    store = tmp_path / "traces"
+    async with executor(tool("crash", crash), trace_store=str(store)) as stub:
+        await execute(stub, request("calculator", {"expression": "12345+1"}, "a"))
+        await execute(stub, request("calculator", {"expression": "12345+1"}, "a"))
+        await execute(stub, request("crash", {}, "b"))
+    traces = TraceStore(store)
+    spans = [span for trace in traces.traces() for span in traces.spans(trace.trace_id)]
+    runs = {
+        span.attributes["gen_ai.tool.name"]: span for span in spans if span.name == "execute_tool"
+    }
+    assert len([span for span in spans if span.name == "execute_tool"]) == 2
+    parent = next(span for span in spans if span.span_id == runs["calculator"].parent_id)
+    assert parent.name == "ToolExecutorService/Execute"
+    assert runs["calculator"].attributes == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "calculator",
+        "gen_ai.tool.call.id": "a",
+        "cogitate.contemplation_id": "c-1",
+    }
+    assert runs["crash"].attributes["cogitate.reason"] == "TOOL_CRASHED"
+    assert "12345" not in str(spans) and "secret" not in str(spans)
 
 
 async def test_health_is_served() -> None:

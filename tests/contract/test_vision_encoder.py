@@ -21,6 +21,7 @@ from cogitate.kit.auth import tenant_scope
 from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
 from cogitate.kit.config import ConfigError, model_directory
 from cogitate.kit.errors import CogitateError
+from cogitate.kit.trace_store import TraceStore
 from cogitate.v1 import common_pb2
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1 import vision_encoder_service_pb2_grpc as pb_grpc
@@ -535,6 +536,23 @@ async def test_blobs_outlive_a_restart_but_damaged_ones_do_not(
     async with encoder(blob_directory=str(folder), blob_budget_bytes=len(good) + 600) as served:
         await served.put(good)
     assert len(list(folder.rglob("*.png"))) == 1
+
+
+async def test_each_real_encode_has_a_span_under_its_call(encoder: Any, tmp_path: Path) -> None:
+    store = tmp_path / "traces"
+    async with encoder(trace_store=str(store)) as served:
+        stored = await served.put(images.png())
+        await served.encode(view(stored.digest), view(stored.digest))
+        await served.encode(view(stored.digest))
+    traces = TraceStore(store)
+    spans = [span for trace in traces.traces() for span in traces.spans(trace.trace_id)]
+    (encode,) = (span for span in spans if span.name == "encode")
+    parent = next(span for span in spans if span.span_id == encode.parent_id)
+    assert parent.name == "VisionEncoderService/Encode"
+    assert encode.attributes == {
+        "cogitate.blob_digest": stored.digest,
+        "gen_ai.request.model": MODEL,
+    }
 
 
 async def test_a_model_without_a_tower_is_named_at_the_start(model_root: Path) -> None:

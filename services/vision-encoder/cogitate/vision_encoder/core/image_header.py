@@ -31,7 +31,7 @@ TOO_MANY_SCANS = "the image has more scans than allowed"
 NO_PIXELS = "the image has no pixels"
 
 # Chunks, segments or sub-blocks; a 20 MB GIF has 80,000.
-MAX_PIECES = 250_000
+MAX_PIECES = 100_000
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES = 22
 _ZIP_COMMENT_BYTES = 65_535
