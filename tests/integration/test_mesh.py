@@ -1,0 +1,223 @@
+"""The whole mesh as processes: a real image, real agents, one answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cogitate.client import Client, CogitateError, InvalidRequest
+from cogitate.v1 import gateway_service_pb2 as gateway_pb
+from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
+from cogitate.v1.gateway_service_pb2_grpc import GatewayServiceStub
+from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
+from tests.integration.mesh import Mesh, running_mesh
+
+pytestmark = pytest.mark.integration
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BOARD = EXAMPLES / "board.png"
+QUESTION = "What is the sum of the red cards?"
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    with running_mesh(tmp_path_factory.mktemp("state")) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def client(mesh: Mesh) -> Iterator[Client]:
+    with Client(mesh.address) as client:
+        yield client
+
+
+def events_of(client: Client, **options: Any) -> list[Any]:
+    with client.contemplate(QUESTION, images=[BOARD], seed=7, **options) as stream:
+        return list(stream)
+
+
+def kind(event: Any) -> str:
+    return str(event.WhichOneof("event"))
+
+
+def sampled(mesh: Mesh) -> int:
+    """Tokens the engines say they sampled, all endpoints together."""
+    with grpc.insecure_channel(mesh.address) as channel:
+        fleet = GatewayServiceStub(channel).DescribeFleet(
+            gateway_pb.DescribeFleetRequest(), timeout=5
+        )
+    return sum(endpoint.load.sampled_token_count for endpoint in fleet.endpoints)
+
+
+def encoder_info(mesh: Mesh) -> Any:
+    with grpc.insecure_channel(f"127.0.0.1:{mesh.base_port + 3}") as channel:
+        stub = VisionEncoderServiceStub(channel)
+        return stub.GetEncoderInfo(vision_pb.GetEncoderInfoRequest(), timeout=5)
+
+
+def test_eight_agents_on_two_providers_give_one_verdict(client: Client) -> None:
+    events = events_of(client, agents=8)
+    kinds = [kind(event) for event in events]
+    assert kinds[0] == "accepted" and kinds[-1] == "verdict"
+    assert sum(k in ("verdict", "failed", "cancelled") for k in kinds) == 1
+    placed = next(e.placed for e in events if kind(e) == "placed")
+    assert len({p.provider for p in placed.placements}) == 2
+    assert sorted(a for p in placed.placements for a in p.agent_ids) == list(range(8))
+    # One prefill for each endpoint, however many agents it has.
+    assert kinds.count("prefilled") == len(placed.placements)
+    verdict = events[-1].verdict
+    assert verdict.answer and not verdict.degraded
+    numbers = [(e.first_event_number, e.event_number) for e in events]
+    assert numbers[0] == (1, 1)
+    assert all(a[1] + 1 == b[0] for a, b in zip(numbers, numbers[1:], strict=False))
+
+
+def test_the_ledger_equals_the_engines_own_counters(mesh: Mesh, client: Client) -> None:
+    time.sleep(1.0)  # endpoints report twice a second
+    before = sampled(mesh)
+    answer = client.ask(QUESTION, images=[BOARD], agents=6, seed=3)
+    ledger = answer.certificate.ledger
+    assert ledger.generated_tokens == (
+        ledger.used_tokens + ledger.killed_tokens + ledger.lost_tokens
+    )
+    deadline = time.monotonic() + 10
+    while sampled(mesh) - before != ledger.generated_tokens and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sampled(mesh) - before == ledger.generated_tokens
+
+
+def test_a_crop_is_encoded_once_and_a_call_runs_once(mesh: Mesh, client: Client) -> None:
+    before = encoder_info(mesh).encoded_view_count
+    events = events_of(client, agents=8, quorum="all")
+    calls = [
+        (e.tool_call_started.call.name, e.tool_call_started.call.arguments_json)
+        for e in events
+        if kind(e) == "tool_call_started"
+    ]
+    zooms = {arguments for name, arguments in calls if name == "zoom"}
+    assert encoder_info(mesh).encoded_view_count - before <= len(zooms) + 1
+    ledger = events[-1].verdict.certificate.ledger
+    assert ledger.tool_call_count == len(calls)
+    assert ledger.tool_execution_count <= len(set(calls))
+
+
+def test_the_same_seed_gives_the_same_agents(client: Client) -> None:
+    def texts() -> dict[int, str]:
+        events = events_of(client, agents=4, quorum="all")
+        found: dict[int, str] = {}
+        for event in events:
+            for delta in event.deltas.deltas:
+                found[delta.agent_id] = found.get(delta.agent_id, "") + delta.text
+        return found
+
+    assert texts() == texts()
+
+
+def test_every_span_hangs_on_one_root(mesh: Mesh, client: Client) -> None:
+    answer = client.ask(QUESTION, images=[BOARD], agents=4, seed=11)
+    wanted = {"contemplate", "lease", "place", "gang", "prefill", "invoke_agent", "decode"}
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        spans = mesh.receiver.of_trace(answer.trace_id)
+        ids = {span.span_id for span in spans}
+        roots = [span for span in spans if span.parent_span_id not in ids]
+        if wanted <= {span.name for span in spans} and len(roots) == 1:
+            break
+        time.sleep(0.2)
+    assert wanted <= {span.name for span in spans}
+    assert [span.name for span in roots] == ["ContemplationService/Contemplate"]
+    assert sum(span.name == "invoke_agent" for span in spans) == 4
+
+
+def test_attach_gives_exactly_the_rest(client: Client) -> None:
+    events = events_of(client, agents=3)
+    contemplation_id = events[0].accepted.contemplation_id
+    for after in (0, 1, len(events) // 2, len(events) - 1):
+        with client.attach(contemplation_id, after) as stream:
+            numbers = [event.event_number for event in stream]
+        assert numbers == list(range(after + 1, events[-1].event_number + 1))
+
+
+def test_a_token_budget_is_never_overshot(client: Client) -> None:
+    for budget in (8, 40, 100):
+        try:
+            answer = client.ask(
+                QUESTION, images=[BOARD], agents=4, seed=5, budget_tokens=budget, quorum="all"
+            )
+        except CogitateError as error:
+            assert error.reason == "BUDGET_EXCEEDED"
+            continue
+        assert answer.certificate.ledger.generated_tokens <= budget
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"agents": 0}, "agent_count"),
+        ({"agents": -1}, "agent_count"),
+        ({"agents": 1_000_000}, "agent_count"),
+        ({"strategy": "dictator"}, "strategy"),
+        ({"quorum": "majority-of-the-loudest"}, "quorum"),
+        ({"temperature": 9.0}, "temperature"),
+    ],
+)
+def test_bad_options_are_refused_by_name(
+    client: Client, options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        client.ask(QUESTION, images=[BOARD], **options)
+    assert field in str(refused.value) or field in str(refused.value.metadata)
+
+
+@pytest.mark.parametrize("question", ["", "   "])
+def test_an_empty_question_is_refused(client: Client, question: str) -> None:
+    with pytest.raises(InvalidRequest):
+        client.ask(question, images=[BOARD])
+
+
+def test_over_long_text_is_refused(client: Client) -> None:
+    limit = client.server_info().limits.max_text_length
+    with pytest.raises(InvalidRequest):
+        client.ask("x" * (limit + 1))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        b"not an image",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+        BOARD.read_bytes()[:200] if BOARD.exists() else b"\x89PNG",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+    ids=["empty", "text", "lying", "truncated", "svg"],
+)
+def test_an_unreadable_image_is_refused_and_nothing_breaks(client: Client, image: bytes) -> None:
+    with pytest.raises(CogitateError):
+        client.ask(QUESTION, images=[image])
+    assert client.ask(QUESTION, images=[BOARD], agents=1).contemplation_id
+
+
+def test_an_unknown_model_is_refused_with_those_that_are_there(client: Client) -> None:
+    with pytest.raises(CogitateError, match="mini"):
+        client.ask(QUESTION, images=[BOARD], model="gpt-17")
+
+
+def test_ask_prints_one_event_a_line_and_the_verdict_last(mesh: Mesh) -> None:
+    done = mesh.run("ask", QUESTION, "--image", str(BOARD), "--agents", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert set(lines[-1]) >= {"answer", "ballots", "certificate", "usage"}
+
+
+def test_trace_draws_the_last_contemplation(mesh: Mesh) -> None:
+    mesh.run("ask", QUESTION, "--image", str(BOARD), "--agents", "2", "--plain", "--no-trace")
+    done = mesh.run("trace", "--last")
+    assert done.returncode == 0, done.stderr
+    assert "contemplate" in done.stdout and "invoke_agent" in done.stdout
