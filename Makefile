@@ -1,0 +1,74 @@
+# Every target is what CI runs, too. `make help` lists them.
+#
+# TORCH_INDEX_URL=…  another wheel index for torch alone. On Linux PyPI's default wheel of torch may be a CUDA
+#                    build of gigabytes; PyTorch's own site names an index of CPU wheels.
+# PYTHON=python3.12  the Python that makes the virtual environment (3.11 or newer).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX_URL ?=
+# What `make breaking` compares the contract with: main, or on main itself the commit before.
+AGAINST ?= $(if $(filter main,$(shell git branch --show-current)),HEAD~1,main)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+PIP := $(BIN)/pip install --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test integration chaos demo up protos drift breaking train-mini clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP) ## Make .venv with everything in it; done again when pyproject.toml changes
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
+	$(PIP) -e '.[all,eval,dev]'
+	@touch $@
+
+check: setup ## Format, lint, types, imports, protos, spelling, sizes; under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint protos
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(PYTEST) -q tests/unit/test_house.py
+
+format: setup ## Format the code and fix what ruff can fix
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+test: setup ## Unit, property, contract, replay and integration tests
+	$(PYTEST) -q -m 'not chaos and not gpu'
+
+integration: setup ## Integration tests alone: real processes and sockets
+	$(PYTEST) -m integration
+
+chaos: setup ## Faults injected into real processes
+	$(PYTEST) -m chaos
+
+demo: setup ## A contemplation on an image, start to verdict
+	$(BIN)/cogitate demo
+
+up: setup ## The whole mesh on this machine, until Ctrl-C
+	$(BIN)/cogitate up
+
+protos: ## Generate protos/gen from the contract with the pinned generator
+	protos/generate.sh
+
+drift: protos ## Fail if the committed generated code is not what the contract generates
+	git diff --exit-code --stat -- protos/gen
+
+breaking: setup ## Find changes of the contract that would break peers of branch AGAINST
+	$(BIN)/buf breaking protos --against '.git#ref=$(AGAINST),subdir=protos'
+
+train-mini: setup ## Train the embedded model again, from data to weights; about two hours on a CPU
+	$(BIN)/python services/agent-decoder/training/train.py
+
+clean: ## Remove .venv and the tools' caches; .cache, where training keeps its work, stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
