@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -311,6 +313,32 @@ async def test_a_call_nobody_waits_for_is_dropped_and_may_run_again() -> None:
         gate.opened.set()
         done = await execute(stub, request("gate", {}))
         assert not done.provenance.replayed and gate.num_runs == 2
+
+
+async def test_cancelled_calls_leave_nothing_behind() -> None:
+    random = Random(7)
+    slow = tool("slow", lambda arguments, images: time.sleep(0.002) or Outcome(text="x"))
+    knobs = ToolExecutorConfig(max_running_count=2, max_calls_count=1000)
+    async with lifecycle.serving(
+        replace(knobs, max_calls_per_tenant_count=1000, drain_grace_s=1), with_tools(slow)
+    ) as running:
+        async with open_channel(running.address) as channel:
+            stub = pb_grpc.ToolExecutorServiceStub(channel)
+            calls = [
+                asyncio.ensure_future(execute(stub, request("slow", {}, f"call-{n % 60}")))
+                for n in range(150)
+            ]
+            for _ in calls:
+                await asyncio.sleep(random.random() * 0.002)
+                random.choice(calls).cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert not any(isinstance(each, Exception) for each in results)
+        runtime = running.service.runtime  # type: ignore[attr-defined]
+        async with asyncio.timeout(5):
+            while runtime._runs or runtime._capacity.num_held or runtime._slots._value != 2:
+                await asyncio.sleep(0.01)
+        assert runtime._ledger.num_running == 0
+        assert len(runtime._supervisor) == 1  # the sweep
 
 
 async def test_a_result_is_forgotten_after_its_time() -> None:

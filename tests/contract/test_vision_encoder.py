@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -189,6 +190,14 @@ async def test_a_known_digest_needs_no_bytes(encoder: Any) -> None:
         assert (error.code, error.field) == ("INVALID_ARGUMENT", "expected_digest")
         error = await error_of(served.put(data, "sha256:xyz"))
         assert (error.code, error.field) == ("INVALID_ARGUMENT", "expected_digest")
+
+
+async def test_a_known_blob_may_be_sent_anyway(encoder: Any) -> None:
+    data = images.file(images.picture(900, 700), "PNG")
+    async with encoder() as served:
+        stored = await served.put(data)
+        for _ in range(3):
+            assert await served.put(data, stored.digest, chunk=20_000) == stored
 
 
 BAD = {
@@ -409,6 +418,38 @@ async def test_what_waits_is_batched_and_what_nobody_wants_is_not_encoded(
         assert gate.batches == [1, 4, 2]
         assert (await served.info()).encoded_view_count == 7
         assert not served.runtime._encoding
+
+
+async def test_cancelled_calls_leave_nothing_behind(encoder: Any) -> None:
+    random = Random(7)
+    async with encoder(max_batch_count=4, picture_budget_bytes=0) as served:
+        digests = [(await served.put(images.png(60, 60, seed))).digest for seed in range(4)]
+
+        async def one() -> None:
+            views = [
+                view(random.choice(digests), 0, 0, 500, random.randrange(200, 900))
+                for _ in range(3)
+            ]
+            kind = random.randrange(4)
+            if kind == 0:
+                await served.put(images.png(seed=random.randrange(50)), chunk=1000)
+            elif kind == 1:
+                await served.fetch(*views)
+            else:
+                await served.encode(*views)
+
+        calls = [asyncio.ensure_future(one()) for _ in range(150)]
+        for _ in calls:
+            await asyncio.sleep(random.random() * 0.002)
+            random.choice(calls).cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(each) for each in results} == {type(None), asyncio.CancelledError}
+        runtime = served.runtime
+        async with asyncio.timeout(5):
+            while runtime._encoding or runtime._decoding or runtime._num_uploads:
+                await asyncio.sleep(0.01)
+        assert len(runtime._batchers[MODEL]._queue) == 0
+        assert len(runtime._supervisor) == 1  # the batcher's task
 
 
 async def test_views_in_work_are_limited(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,15 @@ def test_agrees_with_fractions(term: Term) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("+-*"), st.integers(0, 99)), min_size=1, max_size=20))
-def test_precedence_is_that_of_python(steps: list[tuple[str, int]]) -> None:
+def test_products_bind_first_and_left_comes_before_right(steps: list[tuple[str, int]]) -> None:
     text = "7" + "".join(f"{operator}{number}" for operator, number in steps)
-    # The text is made here, of digits and operators alone.
-    assert calculate(text) == str(eval(text))
+    total, product = 0, 7
+    for operator, number in steps:
+        if operator == "*":
+            product *= number
+        else:
+            total, product = total + product, number if operator == "+" else -number
+    assert calculate(text) == str(total + product)
 
 
 @given(st.text(max_size=80) | st.text(alphabet=string.digits + "+-*/(),. maxinbs", max_size=520))

@@ -33,10 +33,11 @@ def slow_check(target: int, numbers: list[int], steps: list[str]) -> bool:
         match = re.fullmatch(r"(-?\d+)([-+*])(-?\d+)=(-?\d+)", step)
         if not match:
             return False
-        # Made of the digits and the operator just matched.
-        if eval(f"({match[1]}){match[2]}({match[3]})") != int(match[4]):
+        left, right = int(match[1]), int(match[3])
+        value = {"+": left + right, "-": left - right, "*": left * right}[match[2]]
+        if value != int(match[4]):
             return False
-        for operand in (int(match[1]), int(match[3])):
+        for operand in (left, right):
             if operand not in pool:
                 return False
             pool.remove(operand)

@@ -97,6 +97,7 @@ def test_the_orientation_is_found_in_each_format(kind: str) -> None:
         *(None, "text", b"", b"Exif\x00\x00", b"II*\x00", b"II*\x00\xff\xff\xff\xff"),
         b"II*\x00\x08\x00\x00\x00\xff\xff" + bytes(20),
         b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x09\x00\x00",
+        b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x00\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00",
         b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x04\x00\x00\x00\x01\x00\x06\x00\x00",
     ],
 )
@@ -170,6 +171,70 @@ def test_too_many_pieces_are_refused() -> None:
     data = images.png()[:33] + empty * (image_header.MAX_PIECES + 1) + images.png()[33:]
     wide = ImageLimits(1 << 30, 10_000, 100, 1, 1)
     assert refusal(data, wide) == image_header.DAMAGED
+
+
+def jpeg_with(*parts: bytes) -> bytes:
+    """Returns a good JPEG with parts put in after its first two bytes."""
+    good = images.file(images.picture(8, 8), "JPEG")
+    return good[:2] + b"".join(parts) + good[2:]
+
+
+def test_fill_bytes_and_bare_markers_of_jpeg_are_passed_over() -> None:
+    plain = read_picture(jpeg_with(), LIMITS)[1]
+    for parts in ([b"\xff\x01"], [b"\xff\xd0"], [b"\xff\xff"], [b"\xff\xfe\x00\x02"]):
+        assert read_header(jpeg_with(*parts), LIMITS).width_px == 8
+        assert read_picture(jpeg_with(*parts), LIMITS)[1].tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8\xff\xd9",  # ends before it begins
+        jpeg_with(b"\xff\xfe\x00\x01"),  # shorter than its own length
+        jpeg_with(b"\xff\xfe\xff\xff"),
+        jpeg_with(b"\xff\xd0\x00\x00"),  # no marker where one must be
+        jpeg_with(b"\xff\xd0" * image_header.MAX_PIECES),
+        b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + b";",  # no frame
+        b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + b"?",
+        b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0, 0, 0) + b"!\xfe\x05abcde",
+        b"GIF89a"
+        + struct.pack("<HHBBB", 4, 4, 0, 0, 0)
+        + b"!\xfe"
+        + b"\x01x" * (image_header.MAX_PIECES + 1),
+        b"GIF89a"
+        + struct.pack("<HHBBB", 4, 4, 0, 0, 0)
+        + b"!\xfe\x00" * (image_header.MAX_PIECES + 1),
+        b"RIFF\x04\x00\x00\x00WEBP",  # nothing in it
+        b"RIFF\x10\x00\x00\x00WEBPICCP\x04\x00\x00\x00abcd",
+        b"RIFF\x10\x00\x00\x00WEBPVP8L\xff\x00\x00\x00abcd",
+        b"RIFF\x0e\x00\x00\x00WEBPVP8 \x02\x00\x00\x00ab",
+        b"\x89PNG\r\n\x1a\n" + images.png_chunk(b"IDAT", bytes(13)),
+        b"\x89PNG\r\n\x1a\n" + images.png_chunk(b"IHDR", bytes(12)),
+    ],
+)
+def test_senseless_structures_are_damaged(data: bytes) -> None:
+    assert refusal(data) == image_header.DAMAGED
+
+
+def test_webp_with_too_many_chunks_is_damaged() -> None:
+    body = images.file(images.picture(9, 7), "WEBP")[12:]
+    body += b"JUNK\x00\x00\x00\x00" * image_header.MAX_PIECES
+    data = b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+    assert refusal(data) == image_header.DAMAGED
+
+
+def test_frames_of_png_are_counted_by_what_is_there_too() -> None:
+    control = images.png_chunk(b"fcTL", bytes(26))
+    good = images.png(8, 8)
+    assert read_header(good[:33] + control * 10 + good[33:], LIMITS).num_frames == 10
+    assert refusal(good[:33] + control * 11 + good[33:]) == image_header.TOO_MANY_FRAMES
+
+
+def test_the_bytes_of_a_zip_by_chance_are_no_zip() -> None:
+    good = images.png()
+    chance = images.png_chunk(b"teSt", b"PK\x05\x06" + bytes(18))
+    assert read_header(good[:33] + chance + good[33:], LIMITS).width_px == 40
+    assert read_header(good[:-12] + images.png_chunk(b"teSt", b"PK\x05\x06") + good[-12:], LIMITS)
 
 
 def test_pixels_other_than_promised_are_refused() -> None:

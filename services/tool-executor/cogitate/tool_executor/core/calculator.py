@@ -96,6 +96,7 @@ class _Parser:
         self._depth = 0
 
     def parse(self) -> Fraction:
+        """Returns the value of all the tokens. Raises ToolError."""
         value = self._sum()
         if self._peek():
             raise ToolError(f"The expression does not end where it should, at '{self._peek()}'.")

@@ -57,19 +57,17 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
         header = walk(data, limits)
     except (struct.error, IndexError):  # a field lies beyond the end
         raise bad_image(DAMAGED) from None
-    _check(header, limits)
+    _check_size(header, limits)
     return header
 
 
-def _check(header: ImageHeader, limits: ImageLimits) -> None:
+def _check_size(header: ImageHeader, limits: ImageLimits) -> None:
     if header.width_px < 1 or header.height_px < 1:
         raise bad_image(NO_PIXELS)
     if max(header.width_px, header.height_px) > limits.max_side_px:
         raise bad_image(TOO_LONG_SIDE)
     if header.width_px * header.height_px > limits.max_pixels:
         raise bad_image(TOO_MANY_PIXELS)
-    if header.num_frames > limits.max_frames:
-        raise bad_image(TOO_MANY_FRAMES)
 
 
 def _is_zip(data: bytes) -> bool:

@@ -53,8 +53,6 @@ def decode(data: bytes, header: ImageHeader) -> Image.Image:
         if picture.size != (header.width_px, header.height_px):
             raise bad_image(DAMAGED)
         picture.load()
-        if picture.size != (header.width_px, header.height_px):
-            raise bad_image(DAMAGED)
         turn = _TURNS.get(orientation(exif or picture.info.get("exif")))
         picture.info.clear()  # or Pillow warns of a transparent palette
         if picture.mode.startswith("I"):  # 16 bits of grey
