@@ -520,15 +520,15 @@ async def test_malformed_views_are_refused_with_the_field(encoder: Any) -> None:
             ("views[0].box", [view(stored.digest, 0, 0, 0, 10)]),
             ("views[0].box", [view(stored.digest, -1, 0, 10, 10)]),
             ("views[0].box", [view(stored.digest, 0, 0, 1001, 10)]),
-            ("views[1].box", [good, view(stored.digest, 0, 0, 87, 100)]),
+            ("views[1].box", [good, view(stored.digest, 0, 0, 37, 100)]),
         ]:
             error = await error_of(served.encode(*views))
             assert (error.code, error.field) == ("INVALID_ARGUMENT", field)
             error = await error_of(served.fetch(*views))
             assert (error.code, error.field) == ("INVALID_ARGUMENT", field)
-        # 88 per mille of 40 pixels are 4, the minimum.
-        assert await served.encode(good, view(stored.digest, 0, 0, 88, 100))
-        error = await error_of(served.get(stored.digest, box(0, 0, 87, 100)))
+        # 38 per mille of 40 pixels are 2, the minimum.
+        assert await served.encode(good, view(stored.digest, 0, 0, 38, 100))
+        error = await error_of(served.get(stored.digest, box(0, 0, 37, 100)))
         assert (error.code, error.field) == ("INVALID_ARGUMENT", "box")
         for model in ("", "other", "../tiny"):
             error = await error_of(served.encode(good, model=model))

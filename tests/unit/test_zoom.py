@@ -37,6 +37,15 @@ def test_a_box_may_be_too_small_within_a_crop() -> None:
         zoom(Image("sha256:1", Box(0, 0, 10, 10)), (0, 0, 1, 1))
 
 
+def test_a_box_may_be_too_small_in_pixels() -> None:
+    small = Image("sha256:1", None, 64, 64)
+    assert zoom(small, (0, 0, 3, 100)).box == Box(0, 0, 30, 1000)  # 1.92 pixels, rounded
+    for box in ((0.0, 0.0, 2.0, 100.0), (0.0, 0.0, 100.0, 2.0)):
+        with pytest.raises(ToolError, match="too small"):
+            zoom(small, box)
+        zoom(Image("sha256:1"), box)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

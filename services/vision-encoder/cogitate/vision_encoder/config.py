@@ -34,7 +34,7 @@ class VisionEncoderConfig(ServiceConfig):
     )
     max_views_count: int = knob(64, "views in one request", minimum=1, maximum=1024)
     min_crop_px: int = knob(
-        4, "least width and height of a region, in pixels of the image", minimum=1, maximum=4096
+        2, "least width and height of a region, in pixels of the image", minimum=1, maximum=4096
     )
     max_blob_bytes: int = knob(20 * MIB, "largest image file", minimum=1, maximum=256 * MIB)
     # Pillow's own limit, 89 million, is never reached.

@@ -25,12 +25,16 @@ from cogitate.tool_executor.core.types import (
     ToolError,
 )
 
+# What the vision-encoder takes at the least, so that the model hears of it from here.
+MIN_SIDE_PX = 2
+TOO_SMALL = "The box is too small to look at."
+
 
 def zoom(image: Image, box_percent: tuple[float, float, float, float]) -> Image:
     """Returns the region of `image`; `box_percent` is (x0, y0, x1, y1) of what is seen, 0 to 100.
 
     Edges are rounded to the nearest per mille, halves up. Raises ToolError if the box is empty,
-    outside, or smaller than one per mille of the whole image.
+    outside, or smaller than a per mille or, where the image's size is known, MIN_SIDE_PX.
     """
     x0, y0, x1, y1 = box_percent
     if not (0 <= x0 < x1 <= 100 and 0 <= y0 < y1 <= 100):
@@ -45,7 +49,13 @@ def zoom(image: Image, box_percent: tuple[float, float, float, float]) -> Image:
     try:
         box = Box(*edges)
     except ValueError:
-        raise ToolError("The box is too small to look at.") from None
+        raise ToolError(TOO_SMALL) from None
+    for size_px, start, end in (
+        (image.width_px, box.x0, box.x1),
+        (image.height_px, box.y0, box.y1),
+    ):
+        if size_px and round(size_px * end / 1000) - round(size_px * start / 1000) < MIN_SIDE_PX:
+            raise ToolError(TOO_SMALL)
     return Image(image.digest, box, image.width_px, image.height_px)
 
 
