@@ -133,9 +133,7 @@ def asking(text: str = "What?", *images: bytes, **fields: Any) -> pb2.Contemplat
     parts = [common_pb2.Part(text=text)]
     parts += [common_pb2.Part(image=common_pb2.ImagePart(data=data)) for data in images]
     question = common_pb2.Message(role=common_pb2.ROLE_USER, parts=parts)
-    return pb2.ContemplateRequest(
-        spec=pb2.ContemplationSpec(conversation=[question], **fields)
-    )
+    return pb2.ContemplateRequest(spec=pb2.ContemplationSpec(conversation=[question], **fields))
 
 
 async def refusal(call: Any) -> CogitateError:
@@ -199,9 +197,7 @@ async def test_tenant_metadata_of_a_client_is_not_believed() -> None:
 
 async def test_a_bad_spec_names_its_fields_and_reaches_nobody() -> None:
     async with mesh() as m:
-        error = await refusal(
-            m.contemplation.Contemplate(asking("  ", agent_count=65), timeout=5)
-        )
+        error = await refusal(m.contemplation.Contemplate(asking("  ", agent_count=65), timeout=5))
         assert ("INVALID_ARGUMENT", "INVALID_REQUEST") == (error.code, error.reason)
         assert "conversation[0].parts" == error.field
         assert "agent_count is 65, it must be 1 to 64" in error.message
@@ -370,13 +366,9 @@ async def test_models_fleet_and_limits() -> None:
             model.endpoint_count,
             model.max_sequence_count,
         )
-        fleet = await m.gateway.DescribeFleet(
-            gateway_service_pb2.DescribeFleetRequest(), timeout=5
-        )
+        fleet = await m.gateway.DescribeFleet(gateway_service_pb2.DescribeFleetRequest(), timeout=5)
         assert (2, 3) == (len(fleet.endpoints), fleet.lease_count)
-        info = await m.gateway.GetServerInfo(
-            gateway_service_pb2.GetServerInfoRequest(), timeout=5
-        )
+        info = await m.gateway.GetServerInfo(gateway_service_pb2.GetServerInfoRequest(), timeout=5)
         assert (64, 600) == (info.limits.max_agent_count, info.limits.max_duration.seconds)
         assert "verified" in info.quorums
 

@@ -98,14 +98,10 @@ def opening(agents: int, digest: str = DIGEST) -> list[Step]:
         Event(accepted=accepted),
         Event(placed=pb2.Placed(placements=places, policy="makespan")),
     ]
-    for endpoint in ("aurora-1", "borealis-1"):
-        steps.append(
-            Event(
-                prefilled=pb2.Prefilled(
-                    gang_id=endpoint, endpoint_id=endpoint, prompt_token_count=41
-                )
-            )
-        )
+    steps += [
+        Event(prefilled=pb2.Prefilled(gang_id=one, endpoint_id=one, prompt_token_count=41))
+        for one in ("aurora-1", "borealis-1")
+    ]
     steps.append(Event(round_started=pb2.RoundStarted(round_number=1, agent_ids=range(agents))))
     for agent in range(agents):
         endpoint = "aurora-1" if agent < half else "borealis-1"

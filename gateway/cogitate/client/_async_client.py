@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -21,6 +22,7 @@ from cogitate.v1 import (
     gateway_service_pb2_grpc,
 )
 
+_STATUS_WAIT_S = 1.0
 _BROKEN = "the stream ended before the contemplation did"
 
 
@@ -205,9 +207,15 @@ class AsyncContemplationStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._call is None:
+            return
+        if self._cursor.ending is not None and error is None:
+            # The status follows the ending; cancelled before it, the call looks like a failure.
+            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+                async with asyncio.timeout(_STATUS_WAIT_S):
+                    await self._call.read()
         # Without this the server would go on producing: leaving a loop does not end a call.
-        if self._call is not None:
-            self._call.cancel()
+        self._call.cancel()
 
     def __aiter__(self) -> Self:
         return self

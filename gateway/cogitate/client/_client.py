@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -205,9 +206,14 @@ class ContemplationStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._call is None:
+            return
+        if self._cursor.ending is not None and error is None:
+            # The status follows the ending; cancelled before it, the call looks like a failure.
+            with contextlib.suppress(grpc.RpcError):
+                next(self._call, None)
         # Without this the server would go on producing: leaving a loop does not end a call.
-        if self._call is not None:
-            self._call.cancel()
+        self._call.cancel()
 
     def __iter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ seconds under a name that ends in `_s`, bytes are told by their length only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -29,7 +30,7 @@ def _field(field: FieldDescriptor, value: Any) -> tuple[str, Any]:
         assert kind is not None, "a map's entries are messages"
         entry = kind.fields_by_name["value"]
         return field.name, {str(k): _value(entry, v) for k, v in value.items()}
-    if not isinstance(value, (str, bytes, Message)) and hasattr(value, "__iter__"):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return field.name, [_value(field, one) for one in value]
     name = f"{field.name}_s" if isinstance(value, Duration) else field.name
     return name, _value(field, value)

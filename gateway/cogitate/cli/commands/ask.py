@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.mesh import access
 from cogitate.cli.starting import Starting
 from cogitate.cli.view import trace, verdict
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     text = sys.stdin.read() if args.question == "-" else args.question
     asked = options(args)
     asked["images"] = args.image
-    console = Console(stderr=args.json)
+    console = screen.console(stderr=args.json)
     found = access.running(args.name, args.address)
     try:
         if found is not None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.commands import ask
 from cogitate.cli.mesh import access
 from cogitate.cli.mesh.processes import MeshError
 from cogitate.cli.starting import Starting
 from cogitate.client import AskOptions
-from rich.console import Console
 from rich.rule import Rule
 
 NAME = "demo"
@@ -41,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the demo."""
     folder = _examples(args.examples)
-    console = Console()
+    console = screen.console()
     starting = Starting(console, "starting a private mesh of separate processes")
     with access.private(args.name, flags.mesh_options(args), starting) as found:
         for image, question, quorum in QUESTIONS:

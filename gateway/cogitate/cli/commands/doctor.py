@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from cogitate.cli import screen
 from cogitate.cli.flags import default_threads
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.processes import busy_ports, is_serving
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one line a finding."""
-    console = Console()
+    console = screen.console()
     findings = examine(args.base_port, args.model)
     console.print(render(findings))
     bad = [one for one in findings if one.state == FAIL]

@@ -7,9 +7,8 @@ import os
 import signal
 import time
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.mesh import state
-from rich.console import Console
 
 NAME = "down"
 HELP = "drain and stop a mesh"
@@ -34,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Stops a mesh; that none is running is no error."""
-    console = Console(highlight=False)
+    console = screen.console()
     note = state.read(args.name)
     if note is None:
         console.print(f"No mesh {args.name!r} is running.")

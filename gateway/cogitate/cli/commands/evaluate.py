@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.measure import plot
 from cogitate.cli.measure.run import (
     DEFAULT_QUORUM,
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         except ImportError:
             raise UsageError("--plot needs matplotlib: pip install 'cogitate[eval]'") from None
     questions = _load(args)
-    console = Console()
+    console = screen.console()
     with ExitStack() as stack:
         found = access.running(args.name, args.address)
         if found is None:

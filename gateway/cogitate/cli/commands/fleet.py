@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.mesh import access
 from cogitate.client import Client, Endpoint, Fleet
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints a table."""
     with Client(access.require(args.name, args.address).address, timeout_s=10) as client:
         fleet = client.fleet()
-    Console().print(render(fleet))
+    screen.console().print(render(fleet))
     return 0
 
 
@@ -43,9 +42,9 @@ def render(fleet: Fleet) -> Table:
         caption_justify="left",
     )
     for name in ("endpoint", "state", "where", "models", "engine"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name in ("endpoint", "state"))
     for name in ("agents", "KV free", "step", "$/h"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in fleet.endpoints:
         table.add_row(
             Text(one.endpoint_id, "bold"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.mesh import access
+from cogitate.cli.mesh.processes import MeshError
 from cogitate.client import Client
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 NAME = "models"
@@ -39,5 +39,7 @@ def run(args: argparse.Namespace) -> int:
             str(one.endpoint_count),
             str(one.max_sequence_count),
         )
-    Console().print(table if models else "No endpoint serves a model now; see `cogitate fleet`.")
-    return 0 if models else 1
+    if not models:
+        raise MeshError("no endpoint serves a model now; see `cogitate fleet`")
+    screen.console().print(table)
+    return 0

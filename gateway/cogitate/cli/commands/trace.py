@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from cogitate.cli import screen
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.processes import MeshError
 from cogitate.cli.view import trace
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws a trace; says so if there is none."""
     path = args.store or state.trace_store(args.name)
-    store, console = TraceStore(path), Console()
+    store, console = TraceStore(path), screen.console()
     if not path.exists():
         raise MeshError(f"there are no traces yet: {path} does not exist; ask something first")
     if args.list:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cogitate.cli import flags
+from cogitate.cli import flags, screen
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.plan import Member, log_file, members, port_count
 from cogitate.cli.mesh.processes import (
@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Starts a mesh, or says that it runs already."""
-    console = Console()
+    console = screen.console()
     note = state.read(args.name)
     if note is not None:
         if note.state == "serving" and is_serving(note.gateway):

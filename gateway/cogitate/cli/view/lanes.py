@@ -139,7 +139,6 @@ def _header(view: View, question: str, pictures: Pictures, console: Console) -> 
     if not tall or thumb is None:
         return Group(*lines)
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(width=THUMB_WIDTH)
     table.add_row(thumb, Group(*lines[:THUMB_HEIGHT]))
     return table
 

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 _FOLD_FROM: Final = 3
+_TIME_WIDTH: Final = 8
+_GAP: Final = 2
 _COLOURS: Final = {
     "gateway": "blue",
     "aggregator": "magenta",
@@ -73,12 +75,15 @@ def render(
         return Text("the trace has no spans", "dim")
     start = min(span.start_ns for span in spans)
     end = max(span.end_ns for span in spans)
-    bar_width = max(10, min(60, width - 74))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("span", no_wrap=True, overflow="ellipsis", max_width=44)
-    table.add_column("service", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column(_axis(end - start, bar_width), no_wrap=True, width=bar_width)
+    services = sorted({span.service for span in spans})
+    service_width = max(map(len, services))
+    rest = width - service_width - _TIME_WIDTH - 4 * _GAP
+    bar_width = max(12, min(64, rest * 2 // 5))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP // 2))
+    table.add_column("span", no_wrap=True, overflow="ellipsis", max_width=max(16, rest - bar_width))
+    table.add_column("service", no_wrap=True, min_width=service_width)
+    table.add_column("time", justify="right", no_wrap=True, min_width=_TIME_WIDTH)
+    table.add_column(_axis(end - start, bar_width), no_wrap=True, min_width=bar_width)
     for node, guide, is_last in _walk(roots):
         span = node.span
         colour = _COLOURS.get(span.service, "white")
@@ -103,11 +108,8 @@ def render(
                     Text(f"+{_time(event.time_ns - start)}", "dim"),
                     _mark(event, start, end, bar_width),
                 )
-    services = len({span.service for span in spans})
-    return Group(
-        table,
-        Text(f"{len(spans)} spans of {services} services in {_time(end - start)}", "dim"),
-    )
+    said = f"{len(spans)} spans of {len(services)} services in {_time(end - start)}"
+    return Group(table, Text(said, "dim"))
 
 
 def _walk(roots: Sequence[Node]) -> Iterator[tuple[Node, str | None, bool]]:

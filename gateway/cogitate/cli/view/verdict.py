@@ -30,7 +30,7 @@ def _answer(answer: Answer) -> Panel:
         if said
     ]
     decision = answer.certificate.decision
-    body = Text(answer.answer, "bold")
+    body = Text(answer.answer, "bold") if answer.answer else Text("no answer", "italic")
     if decision:
         body.append(f"\n{decision}", "dim")
     return Panel(

@@ -20,6 +20,8 @@ MAX_REPETITION_PENALTY: Final = 10.0
 
 def violations(sampling: Sampling, limits: Limits) -> Iterator[Violation]:
     """Yields what is out of its range, in the order of the fields."""
+    asked = sampling.max_tokens
+    most = asked if asked is not None and asked > 0 else limits.max_token_count
     ranges: tuple[tuple[str, float | None, float, float], ...] = (
         ("temperature", sampling.temperature, 0, 2),
         ("top_k", sampling.top_k, 0, math.inf),
@@ -28,7 +30,7 @@ def violations(sampling: Sampling, limits: Limits) -> Iterator[Violation]:
         ("presence_penalty", sampling.presence_penalty, -2, 2),
         ("repetition_penalty", sampling.repetition_penalty, 0, MAX_REPETITION_PENALTY),
         ("max_tokens", sampling.max_tokens, 1, limits.max_token_count),
-        ("min_tokens", sampling.min_tokens, 0, sampling.max_tokens or limits.max_token_count),
+        ("min_tokens", sampling.min_tokens, 0, most),
         ("logprobs", sampling.logprobs, 0, MAX_LOGPROBS),
     )
     for name, value, low, high in ranges:
