@@ -196,8 +196,25 @@ async def test_a_known_blob_may_be_sent_anyway(encoder: Any) -> None:
     data = images.file(images.picture(900, 700), "PNG")
     async with encoder() as served:
         stored = await served.put(data)
+        # Also by a client that writes by hand, to whom an early answer looks like a failure.
         for _ in range(3):
             assert await served.put(data, stored.digest, chunk=20_000) == stored
+            call = served.stub.PutBlob(**outgoing(10))
+            for start in range(0, len(data), 20_000):
+                chunk = data[start : start + 20_000]
+                await call.write(pb.PutBlobRequest(chunk=chunk, expected_digest=stored.digest))
+            await call.done_writing()
+            assert await call == stored
+
+
+async def test_asking_for_a_known_blob_is_answered_before_the_stream_ends(encoder: Any) -> None:
+    async with encoder(max_blob_bytes=100_000) as served:
+        stored = await served.put(images.png())
+        call = served.stub.PutBlob(**outgoing(10))
+        await call.write(pb.PutBlobRequest(expected_digest=stored.digest))
+        assert await call == stored
+        error = await error_of(served.put(bytes(100_001), stored.digest))
+        assert error.reason == "BAD_IMAGE"
 
 
 BAD = {

@@ -26,9 +26,18 @@ from cogitate.vision_encoder.blobs import Blobs
 from cogitate.vision_encoder.config import VisionEncoderConfig
 from cogitate.vision_encoder.core import preprocess
 from cogitate.vision_encoder.core.digests import check_digest, embedding_digest
+from cogitate.vision_encoder.core.image_header import TOO_MANY_BYTES
 from cogitate.vision_encoder.core.picture import read_picture
 from cogitate.vision_encoder.core.tenant_lru import TenantLru
-from cogitate.vision_encoder.core.types import Blob, Box, Embedding, Encoded, Info, View
+from cogitate.vision_encoder.core.types import (
+    Blob,
+    Box,
+    Embedding,
+    Encoded,
+    Info,
+    View,
+    bad_image,
+)
 from cogitate.vision_encoder.core.upload import Upload
 from cogitate.vision_encoder.encoder import Encoder, Item
 from cogitate.vision_encoder.flights import Flights, Seat
@@ -82,14 +91,16 @@ class VisionRuntime:
         self._blobs.close()
 
     async def put(self, tenant: str, chunks: AsyncIterator[bytes], expected_digest: str) -> Blob:
-        """Stores an image file; returns early if the expected one is there already.
+        """Stores an image file; bytes of one that is there already are read and dropped.
 
-        Raises InvalidRequest, with reason BAD_IMAGE if it is not an image within the limits, and
+        They are read because a grpc client that is still writing when the answer comes sees a
+        failure. If the first chunk is empty the caller only asks, and is answered at once. Raises InvalidRequest, with reason BAD_IMAGE if it is not an image within the limits, and
         Rejected if too many files are being received.
         """
         if expected_digest:
             check_digest(expected_digest, "expected_digest")
             if (known := self._blobs.find(tenant, expected_digest)) is not None:
+                await _drop(chunks, self._limits.max_bytes)
                 return known
         if self._num_uploads >= self.config.max_uploads_count:
             raise Rejected("too many images are being received", retry_after_s=0.5)
@@ -232,6 +243,16 @@ class VisionRuntime:
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+async def _drop(chunks: AsyncIterator[bytes], max_bytes: int) -> None:
+    num_bytes = 0
+    async for chunk in chunks:
+        num_bytes += len(chunk)
+        if not num_bytes:
+            return
+        if num_bytes > max_bytes:
+            raise bad_image(TOO_MANY_BYTES)
 
 
 def _load(name: str, config: VisionEncoderConfig) -> Encoder:
