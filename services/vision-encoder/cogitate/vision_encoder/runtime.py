@@ -93,8 +93,10 @@ class VisionRuntime:
     async def put(self, tenant: str, chunks: AsyncIterator[bytes], expected_digest: str) -> Blob:
         """Stores an image file; bytes of one that is there already are read and dropped.
 
-        They are read because a grpc client that is still writing when the answer comes sees a
-        failure. If the first chunk is empty the caller only asks, and is answered at once. Raises InvalidRequest, with reason BAD_IMAGE if it is not an image within the limits, and
+        They are read because a gRPC client that still writes when the answer comes takes it for a
+        failure. If the first chunk is empty the caller only asks, and is answered at once.
+
+        Raises InvalidRequest, with reason BAD_IMAGE if it is not an image within the limits, and
         Rejected if too many files are being received.
         """
         if expected_digest:
