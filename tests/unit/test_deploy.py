@@ -1,0 +1,138 @@
+"""The deployment files say what the code can do: roles, users, entry points, flags, addresses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cogitate.kit import config as configuration
+from cogitate.kit.config import ServiceConfig
+
+pytestmark = pytest.mark.unit
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+ROLES = ("gateway", "aggregator", "router", "vision-encoder", "tool-executor", "agent-decoder")
+SERVICES = (*ROLES[:-1], "aurora-1", "borealis-1")
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Returns the instructions of each stage of the Dockerfile, with its parent's first."""
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", "")
+    found: dict[str, list[tuple[str, str]]] = {}
+    current: list[tuple[str, str]] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            parent, _, name = rest.partition(" AS ")
+            current = found[name] = list(found.get(parent, []))
+        current.append((word, rest))
+    return found
+
+
+def compose() -> dict[str, Any]:
+    text = (DEPLOY / "compose/compose.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def role_of(service: dict[str, Any]) -> str:
+    return str(service["build"]["target"])
+
+
+def knobs(role: str, arguments: list[str]) -> ServiceConfig:
+    """Parses arguments as the service would; raises or exits on what it would refuse."""
+    module = importlib.import_module(f"cogitate.{role.replace('-', '_')}.config")
+    (cls,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, ServiceConfig)
+        and value.__module__ == module.__name__
+    ]
+    return configuration.load(cls, role, arguments, env={})
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_has_an_image_that_is_not_root(role: str) -> None:
+    instructions = stages()[role]
+    users = [rest for word, rest in instructions if word == "USER"]
+    assert users[-1:] == ["10001:10001"]
+    (entry,) = [json.loads(rest) for word, rest in instructions if word == "ENTRYPOINT"]
+    assert entry[:2] == ["python", "-m"]
+    assert entry[2] == f"cogitate.{role.replace('-', '_')}"
+    assert importlib.util.find_spec(f"{entry[2]}.__main__") is not None
+    assert ("COPY", f"--from={role}-venv /venv /venv") in instructions
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_image_installs_an_extra_that_exists(role: str) -> None:
+    pyproject = (DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8")
+    runs = " ".join(rest for word, rest in stages()[f"{role}-venv"] if word == "RUN")
+    (extra,) = re.findall(r"\.whl\)\[(\w+)\]", runs)
+    assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE)
+
+
+def test_every_copied_path_exists_and_is_sent_to_the_builder() -> None:
+    ignored = (DEPLOY.parent / ".dockerignore").read_text(encoding="utf-8").split()
+    for instructions in stages().values():
+        for word, rest in instructions:
+            if word == "COPY" and "--from" not in rest:
+                for path in rest.split()[:-1]:
+                    assert (DEPLOY.parent / path).exists(), path
+                    assert f"!{path}" in ignored, path
+
+
+def test_every_role_is_composed_and_decoders_are_two_providers() -> None:
+    services = compose()["services"]
+    assert set(services) == set(SERVICES)
+    assert {role_of(service) for service in services.values()} == set(ROLES)
+    decoders = [s for s in services.values() if role_of(s) == "agent-decoder"]
+    seen = [knobs("agent-decoder", s["command"]) for s in decoders]
+    assert len({k.provider for k in seen}) == 2  # type: ignore[attr-defined]
+    assert len({k.endpoint_id for k in seen}) == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_flags_are_understood_and_addresses_meet(name: str) -> None:
+    services = compose()["services"]
+    listens = {knobs(role_of(s), s["command"]).listen for s in services.values()}
+    assert len(listens) == len(services)
+    chosen = knobs(role_of(services[name]), services[name]["command"])
+    host = "0.0.0.0" if name == "gateway" else name  # it is on two networks
+    assert chosen.listen.split(":")[0] == host
+    assert services[name]["hostname"] == name
+    for field in dataclasses.fields(chosen):
+        if field.name.endswith(("_address", "_addresses")):
+            value = getattr(chosen, field.name)
+            for address in (value,) if isinstance(value, str) else value:
+                assert address in listens, f"{field.name} of {name}"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_containers_are_confined_and_checked(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    listen = knobs(role_of(service), service["command"]).listen.replace("0.0.0.0", "127.0.0.1")
+    script = "/usr/local/lib/healthcheck.py"
+    assert service["healthcheck"]["test"] == ["CMD", "python", script, listen]
+    grace_s = knobs(role_of(service), service["command"]).drain_grace_s
+    assert float(service["stop_grace_period"].rstrip("s")) > grace_s
+    for dependency in service.get("depends_on", {}):
+        assert "healthcheck" in compose()["services"][dependency]
+
+
+def test_only_the_gateway_is_published_and_on_loopback() -> None:
+    services = compose()["services"]
+    published = {name: s["ports"] for name, s in services.items() if "ports" in s}
+    assert published == {"gateway": ["127.0.0.1:7100:7100"]}
+    assert compose()["networks"]["mesh"] == {"internal": True}
