@@ -199,7 +199,7 @@ async def test_a_bad_spec_names_its_fields_and_reaches_nobody() -> None:
     async with mesh() as m:
         error = await refusal(m.contemplation.Contemplate(asking("  ", agent_count=65), timeout=5))
         assert ("INVALID_ARGUMENT", "INVALID_REQUEST") == (error.code, error.reason)
-        assert "conversation[0].parts" == error.field
+        assert "spec.conversation[0].parts" == error.field
         assert "agent_count is 65, it must be 1 to 64" in error.message
         assert not m.aggregator.requests
 
@@ -369,7 +369,7 @@ async def test_models_fleet_and_limits() -> None:
         fleet = await m.gateway.DescribeFleet(gateway_service_pb2.DescribeFleetRequest(), timeout=5)
         assert (2, 3) == (len(fleet.endpoints), fleet.lease_count)
         info = await m.gateway.GetServerInfo(gateway_service_pb2.GetServerInfoRequest(), timeout=5)
-        assert (64, 600) == (info.limits.max_agent_count, info.limits.max_duration.seconds)
+        assert (64, 120) == (info.limits.max_agent_count, info.limits.max_duration.seconds)
         assert "verified" in info.quorums
 
 

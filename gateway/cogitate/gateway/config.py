@@ -14,7 +14,7 @@ class GatewayConfig(ServiceConfig):
 
     listen: str = knob("127.0.0.1:7100", "host:port to listen on; port 0 takes a free one")
     default_deadline_s: float = knob(
-        900.0,
+        180.0,
         "deadline of an RPC that brings none, and the longest one it may bring",
         minimum=0.001,
         maximum=86_400,
@@ -44,7 +44,7 @@ class GatewayConfig(ServiceConfig):
         1_000_000, "most tokens all agents of one question may sample", minimum=1, maximum=2**31 - 1
     )
     max_duration_s: float = knob(
-        600.0, "longest a contemplation may take", minimum=0.001, maximum=86_400
+        120.0, "longest a contemplation may take; the aggregator has its own limit", minimum=0.001, maximum=86_400
     )
 
     @property

@@ -53,10 +53,11 @@ class Setting:
     def options(self, question: Question, seed: int) -> AskOptions:
         """Returns the client's options; one agent alone is greedy unless told otherwise."""
         single = self.agents == 1
-        temperature = self.temperature
-        if temperature is None and single:
-            temperature = 0.0
         effort = self.effort or ("thinking" if single else "contemplating")
+        temperature = self.temperature
+        # An agent that contemplates alone is one of the baseline's tries: it must sample.
+        if temperature is None and single and effort != "contemplating":
+            temperature = 0.0
         return AskOptions(
             images=[question.image_png] if question.image_png is not None else [],
             agents=self.agents,

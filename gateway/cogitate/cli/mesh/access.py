@@ -42,9 +42,10 @@ class Watcher(Protocol):
 
 def running(name: str, address: str | None) -> Access | None:
     """Returns the mesh that is told of or that runs under `name`, or None."""
-    if told := address or os.environ.get("COGITATE_ADDRESS"):
-        return Access(told, _store(name))
     note = state.read(name)
+    if told := address or os.environ.get("COGITATE_ADDRESS"):
+        is_ours = note is not None and note.gateway == told
+        return Access(told, _store(name) if is_ours else None)
     if note is None or note.state != "serving":
         return None
     if not is_serving(note.gateway):

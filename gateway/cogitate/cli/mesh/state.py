@@ -55,8 +55,8 @@ class Note:
 
     @property
     def gateway(self) -> str:
-        """The address clients use."""
-        return next(one.address for one in self.members if one.name == "gateway")
+        """The address clients use; empty while it has not started."""
+        return next((one.address for one in self.members if one.name == "gateway"), "")
 
     def survivors(self) -> list[Identity]:
         """Returns the processes of the mesh that still run, the supervisor's first."""

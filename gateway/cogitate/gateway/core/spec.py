@@ -147,4 +147,4 @@ class Limits:
     max_text_length: int = 100_000
     max_message_count: int = 64
     max_token_count: int = 1_000_000
-    max_duration_s: float = 600.0
+    max_duration_s: float = 120.0

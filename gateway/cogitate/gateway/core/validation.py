@@ -53,7 +53,7 @@ MAX_PRIORITY: Final = 100
 
 def check(spec: Spec, limits: Limits) -> None:
     """Raises InvalidRequest naming every field that is wrong, the first of them as its field."""
-    require(violations(spec, limits))
+    require(violations(spec, limits), "spec")
 
 
 def violations(spec: Spec, limits: Limits) -> list[Violation]:

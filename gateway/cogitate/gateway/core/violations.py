@@ -14,22 +14,24 @@ SHOWN: Final = 5
 
 @dataclass(frozen=True)
 class Violation:
-    """One field and what it has to be."""
+    """One field, dotted from what was checked, and what it has to be."""
 
     field: str
     reason: str
 
 
-def require(found: Sequence[Violation]) -> None:
-    """Raises InvalidRequest if anything was found."""
+def require(found: Sequence[Violation], root: str = "") -> None:
+    """Raises InvalidRequest if anything was found; `root` is where in the request it was."""
     if not found:
         return
     shown = "; ".join(f"{one.field} {one.reason}" for one in found[:SHOWN])
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    first = found[0].field
+    field = f"{root}.{first}" if root and not first.startswith("filter.") else first
     raise InvalidRequest(
         shown + more,
-        field=found[0].field,
-        metadata={"field": found[0].field, "violation_count": str(len(found))},
+        field=field,
+        metadata={"field": field, "violation_count": str(len(found))},
     )
 
 

@@ -1,0 +1,203 @@
+"""`cogitate ask` against a scripted mesh: what it prints, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from cogitate.cli.main import main
+from cogitate.cli.measure.run import Setting, measure, retry_baseline
+from cogitate.cli.measure.statistics import Outcome
+from cogitate.cli.view.watch import LiveOutput, watch
+from cogitate.client import AsyncClient
+from cogitate.evals.datasets import Question
+from cogitate.kit.config import ServiceConfig
+from cogitate.kit.lifecycle import serving
+from cogitate.v1 import common_pb2
+from cogitate.v1 import contemplation_service_pb2 as pb2
+from rich.console import Console
+
+from tests.fakes import scenarios
+from tests.fakes.aggregator import FakeAggregator, Script, Step, Wait
+
+pytestmark = pytest.mark.contract
+
+Event = pb2.ContemplationEvent
+
+
+@asynccontextmanager
+async def mesh(script: Script) -> AsyncIterator[tuple[str, FakeAggregator]]:
+    """A scripted mesh; the CLI reaches the aggregator without a gateway."""
+    made: list[FakeAggregator] = []
+
+    async def build(_: ServiceConfig, server: grpc.aio.Server) -> FakeAggregator:
+        made.append(FakeAggregator(server, script))
+        return made[0]
+
+    config = ServiceConfig(listen="127.0.0.1:0", drain_grace_s=0.2)
+    async with serving(config, build) as running:
+        yield running.address, made[0]
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COGITATE_STATE", str(tmp_path))
+    monkeypatch.delenv("COGITATE_ADDRESS", raising=False)
+
+
+def eight(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """A countdown of eight agents."""
+    return scenarios.countdown(8)
+
+
+def failing(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """No endpoint is left."""
+    failed = pb2.Failed(code=14, reason="NO_ENDPOINT", message="no endpoint is left")
+    return (Event(accepted=pb2.Accepted()), Event(failed=failed))
+
+
+async def run(*arguments: str) -> int:
+    """Runs the command in a thread of its own, as a process would."""
+    return await asyncio.to_thread(main, arguments)
+
+
+async def test_json_is_one_event_a_line_and_the_verdict_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with mesh(eight) as (address, fake):
+        code = await run("ask", "Make 26.", "--agents", "8", "--json", "--address", address)
+    assert 0 == code
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "accepted" == lines[0]["event"]
+    assert list(range(1, len(lines))) == [line["event_number"] for line in lines[:-1]]
+    last = lines[-1]
+    assert ("verdict", "6*4=24, 24+5=29, 29-3=26.", True) == (
+        last["event"],
+        last["answer"],
+        last["proved"],
+    )
+    assert [5, 3] == [ballot["agent_id"] for ballot in last["ballots"]]
+    assert "verified" == last["certificate"]["quorum"]
+    assert 357 == last["usage"]["sampled_tokens"]
+    assert 1 == sum(line["event"] == "verdict" for line in lines)
+    assert 8 == fake.requests[0].spec.agent_count
+
+
+async def test_plain_lines_end_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    async with mesh(eight) as (address, _):
+        assert 0 == await run("ask", "Make 26.", "--address", address)
+    shown = capsys.readouterr().out
+    assert "agent 3 votes 26, proved by a tool" in shown
+    assert "verdict · proved by a tool" in shown
+    assert "\x1b" not in shown
+
+
+async def test_no_answer_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    async with mesh(failing) as (address, _):
+        assert 1 == await run("ask", "?", "--address", address)
+        assert "no endpoint is left" in capsys.readouterr().err
+        assert 1 == await run("ask", "?", "--address", address, "--json")
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert "NO_ENDPOINT" == last["error"]["reason"]
+
+
+async def test_nobody_there_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 1 == await run("ask", "?", "--address", "127.0.0.1:1", "--deadline", "5s")
+    assert "no mesh answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+async def test_the_live_view_draws_every_agent_and_stays() -> None:
+    def slow(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        return [*scenarios.countdown(8)[:-1], Wait(0.2), scenarios.countdown(8)[-1]]
+
+    console = Console(force_terminal=True, width=120, height=40, file=io.StringIO(), record=True)
+    async with mesh(slow) as (address, _):
+        with LiveOutput(console, "Make 26.") as live:
+            answer = await watch(address, "Make 26.", {"agents": 8}, live)
+    assert answer.proved
+    shown = console.export_text()
+    for words in ("7 borealis-1", "26 proved", "✕ not needed", "decided agent 3", "Make 26."):
+        assert words in shown
+
+
+async def test_cancelling_the_watch_cancels_the_contemplation() -> None:
+    def endless(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        return [Event(accepted=pb2.Accepted()), *[Wait(0.01)] * 1000]
+
+    console = Console(force_terminal=True, width=80, height=24, file=io.StringIO())
+    async with mesh(endless) as (address, fake):
+        with LiveOutput(console, "?") as live:
+            task = asyncio.create_task(watch(address, "?", {}, live))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        async with asyncio.timeout(1):
+            await fake.cancelled.wait()
+
+
+def question(number: int) -> Question:
+    """A question whose right answer is its number."""
+    return Question(str(number), "test", str(number), None, str(number), str(number).__eq__)
+
+
+def verdict(answer: str, tokens: int, *, proved: bool = False) -> Event:
+    """An ending."""
+    event = Event(verdict=common_pb2.Verdict(answer=answer, proved=proved))
+    event.verdict.certificate.ledger.generated_token_count = tokens
+    return event
+
+
+async def test_measuring_asks_in_the_way_of_the_setting() -> None:
+    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        text = request.spec.conversation[-1].parts[0].text
+        if text == "3":
+            return failing(request)
+        return (Event(accepted=pb2.Accepted()), verdict("0" if text == "2" else text, 10))
+
+    done: list[Outcome] = []
+    async with mesh(script) as (address, fake), AsyncClient(address) as client:
+        questions = [question(i) for i in range(4)]
+        outcomes = await measure(client, questions, Setting(1, seed=5), 2, done.append)
+        assert [True, True, False, False] == [one.right for one in outcomes]
+        assert ["", "", "", "NO_ENDPOINT"] == [one.error for one in outcomes]
+        assert [10, 10, 10, 0] == [one.tokens for one in outcomes]
+        assert 4 == len(done)
+        alone = fake.requests[0].spec
+        assert (0.0, common_pb2.EFFORT_THINKING) == (
+            alone.sampling_params.temperature,
+            alone.effort,
+        )
+        await measure(client, questions[:1], Setting(8), 1, done.append)
+        many = fake.requests[-1].spec
+        assert not many.sampling_params.HasField("temperature")
+        assert (8, common_pb2.EFFORT_CONTEMPLATING) == (many.agent_count, many.effort)
+
+
+async def test_the_retry_baseline_stops_at_a_proof_or_at_its_budget() -> None:
+    tries: dict[str, int] = {}
+
+    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        text = request.spec.conversation[-1].parts[0].text
+        tries[text] = tries.get(text, 0) + 1
+        right = text == "1" and tries[text] == 3
+        return (
+            Event(accepted=pb2.Accepted()),
+            verdict(text if right else "no", 10, proved=right),
+        )
+
+    async with mesh(script) as (address, fake), AsyncClient(address) as client:
+        setting = Setting(1, effort="contemplating")
+        questions = [question(0), question(1)]
+        outcomes = await retry_baseline(client, questions, setting, [45, 80], 1, lambda _: None)
+        assert {"0": 5, "1": 3} == tries
+        assert [(False, 50), (True, 30)] == [(one.right, one.tokens) for one in outcomes]
+        seeds = [request.spec.sampling_params.seed for request in fake.requests]
+        assert len(set(seeds)) == len(seeds)
+        assert not fake.requests[0].spec.sampling_params.HasField("temperature")
