@@ -68,6 +68,7 @@ breaking: setup ## Find changes of the contract that would break peers of branch
 	$(BIN)/buf breaking protos --against '.git#ref=$(AGAINST),subdir=protos'
 
 train-mini: setup ## Train the embedded model again, from data to weights; about two hours on a CPU
+	$(PIP) -e '.[train]'
 	$(BIN)/python services/agent-decoder/training/train.py
 
 clean: ## Remove .venv and the tools' caches; .cache, where training keeps its work, stays
