@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def private(
 ) -> Iterator[Access]:
     """Runs a mesh of one's own on free ports; its traces go to the store of the mesh `name`.
 
-    Its folder goes with it, unless starting it failed.
+    Its folder goes with it, unless something failed: then its logs are kept for whoever looks.
     """
     folder = state.root() / f"private-{os.getpid()}"
     store = _store(name)
@@ -82,11 +83,18 @@ def private(
     processes = Processes(planned, folder)
     with starting.shown():
         processes.start(starting.changed)
+    failed = False
     try:
         yield Access(planned[0].address, store, private=True)
+    except Exception:
+        failed = True
+        raise
     finally:
         processes.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        if failed:
+            sys.stderr.write(f"cogitate: the logs are kept in {folder / 'logs'}\n")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _store(name: str) -> Path:

@@ -193,7 +193,9 @@ def _accepted(view: View, event: pb2.Accepted) -> View:
         quorum=event.quorum,
         seed=event.seed,
         images=tuple(_crop(image) for image in event.images),
-        lanes={i: Lane(i) for i in range(event.agent_count)},
+        lanes=dict(
+            sorted({**{i: Lane(i) for i in range(event.agent_count)}, **view.lanes}.items())
+        ),
     )
 
 
