@@ -287,6 +287,7 @@ async def test_bookings_of_another_router_are_taken_over_by_confirmation() -> No
 async def test_absurd_loads_are_unknown_and_never_win() -> None:
     async with router() as address, FakeEndpoint("good", address):
         async with FakeEndpoint("bad", address) as bad, LeaseStream(address) as lease:
+            await until_fleet(address, lambda f: all(e.HasField("load") for e in f.endpoints))
             for load in (
                 decoder_pb2.EndpointLoad(running_sequence_count=-5, free_block_count=10),
                 decoder_pb2.EndpointLoad(prefill_tokens_per_s=float("nan")),

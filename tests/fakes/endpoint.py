@@ -83,6 +83,9 @@ class FakeEndpoint:
 
     async def _requests(self) -> AsyncIterator[router_pb2.ReportRequest]:
         yield router_pb2.ReportRequest(description=self.description)
+        # A write that meets the end of the call hides its status behind INTERNAL: wait for the
+        # answer, which a refused endpoint does not get.
+        await self._answered.wait()
         yield router_pb2.ReportRequest(load=self.load)
         while True:
             try:
