@@ -44,7 +44,10 @@ class GatewayConfig(ServiceConfig):
         1_000_000, "most tokens all agents of one question may sample", minimum=1, maximum=2**31 - 1
     )
     max_duration_s: float = knob(
-        120.0, "longest a contemplation may take; the aggregator has its own limit", minimum=0.001, maximum=86_400
+        120.0,
+        "longest a contemplation may take; the aggregator has its own limit",
+        minimum=0.001,
+        maximum=86_400,
     )
 
     @property

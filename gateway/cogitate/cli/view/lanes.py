@@ -230,7 +230,7 @@ def _body(
     console: Console,
 ) -> RenderableType:
     """Draws what was said, its end if it is too long, and below it the latest crops."""
-    strip = _strip(lane, pictures, width // (CROP_WIDTH + 1)) if height >= 2 * CROP_HEIGHT else None
+    strip = _strip(lane, pictures, width) if height >= 2 * CROP_HEIGHT else None
     height -= 0 if strip is None else CROP_HEIGHT
     shown: list[Text] = []
     if lane.hint:
@@ -243,13 +243,20 @@ def _body(
     return Group(Text("\n").join(lines), strip)
 
 
-def _strip(lane: Lane, pictures: Mapping[Crop, Text | None], count: int) -> RenderableType | None:
+def _strip(lane: Lane, pictures: Mapping[Crop, Text | None], width: int) -> RenderableType | None:
+    """Draws the latest crops side by side, as many as fit."""
     crops = [item.crop for item in lane.items if isinstance(item, Called) and item.crop is not None]
     drawn = [picture for crop in crops if (picture := pictures.get(crop)) is not None]
-    if not drawn or not count:
+    shown: list[Text] = []
+    for picture in reversed(drawn):
+        width -= picture.plain.find("\n") + 1 if "\n" in picture.plain else len(picture) + 1
+        if width < -1:
+            break
+        shown.insert(0, picture)
+    if not shown:
         return None
     table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_row(*drawn[-count:])
+    table.add_row(*shown)
     return table
 
 
