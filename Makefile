@@ -17,7 +17,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test integration chaos demo up protos drift breaking train-mini clean
+.PHONY: help setup check format test integration chaos bless demo up protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +51,10 @@ integration: setup ## Integration tests alone: real processes and sockets
 
 chaos: setup ## Faults injected into real processes
 	$(PYTEST) -m chaos
+
+bless: setup ## Record the decisions that replay tests compare with anew; look at the diff
+	COGITATE_BLESS=1 $(PYTEST) -m replay
+	git diff --stat -- tests/replay
 
 demo: setup ## A contemplation on an image, start to verdict
 	$(BIN)/cogitate demo

@@ -214,6 +214,8 @@ def _why(estimate: Estimate, k: int, need: GangNeed, used: int, alone: float | N
     ]
     if snapshot.load is None:
         parts.append(f"its load is unknown ({snapshot.unknown_because}), but no other has room")
+    if used > 1 and need.constraints.min_failure_domains > 1:
+        parts.append(f"{need.constraints.min_failure_domains} failure domains were asked for")
     if used > 1 and alone is not None:
         parts.append(f"one endpoint alone would take {alone:.2f} s")
     return "; ".join(parts)
