@@ -43,14 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     from cogitate.cli.mesh.processes import MeshError
-    from cogitate.client import CogitateError, InvalidRequest
+    from cogitate.client import CogitateError
 
     try:
         return int(args.run(args))
     except UsageError as error:
         return _fail(str(error), 2)
-    except InvalidRequest as error:
-        return _fail(str(error), 1)
     except (CogitateError, MeshError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:

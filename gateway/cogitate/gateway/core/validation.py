@@ -141,7 +141,9 @@ def _conversation(conversation: tuple[Message, ...], limits: Limits) -> Iterator
     if conversation[last].role != "USER":
         yield Violation(f"conversation[{last}].role", "must be ROLE_USER: it is the question")
     if not _says_something(conversation[last]):
-        yield Violation(f"conversation[{last}].parts", "asks nothing: a text that is not empty")
+        yield Violation(
+            f"conversation[{last}].parts", "asks nothing: it must hold a text that is not empty"
+        )
     count = sum(1 for one in conversation for _ in _images(one.parts))
     if count > limits.max_image_count:
         yield Violation(
