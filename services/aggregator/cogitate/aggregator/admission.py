@@ -1,7 +1,9 @@
-"""From a request's spec to what the state machine takes: defaults filled in, names checked."""
+"""From a request's spec to what the state machine takes: defaults filled in, everything checked."""
 
 from __future__ import annotations
 
+import math
+import re
 import secrets
 from collections.abc import Iterable
 
@@ -17,31 +19,36 @@ from cogitate.v1 import contemplation_service_pb2 as pb
 # What the embedded model was trained to call.
 DEFAULT_TOOLS = ("zoom", "calculator", "prove")
 NO_TOOLS = "none"
+MAX_REQUEST_ID_CHARS = 128
+MAX_STOPS = 16
+MAX_STOP_BYTES = 128
+MAX_LOGIT_BIASES = 300
+_SPEAKERS = (common.ROLE_SYSTEM, common.ROLE_USER, common.ROLE_ASSISTANT, common.ROLE_TOOL)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TOOL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Optional fields of SamplingParams, and those whose 0 means off: lowest and highest.
+_RANGES = {"temperature": (0, 2), "top_p": (1e-6, 1), "max_tokens": (1, 10**6), "logprobs": (0, 20)}
+_PLAIN_RANGES = {
+    "top_k": (0, 2**31),
+    "min_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "repetition_penalty": (0, 10),
+    "min_tokens": (0, 10**6),
+}
 
 
 def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: AggregatorConfig) -> Spec:
     """Checks and completes a spec. Raises InvalidRequest naming the field."""
-    effort = request.effort or common.EFFORT_CONTEMPLATING
-    single = effort in (common.EFFORT_INSTANT, common.EFFORT_THINKING)
-    default_count = 1 if single else config.default_agent_count
-    num_agents = request.agent_count if request.HasField("agent_count") else default_count
-    if not 1 <= num_agents <= config.max_agent_count:
+    effort = _effort(request)
+    num_agents = _num_agents(request, effort, config)
+    _check_conversation(request)
+    _check_sampling(request.sampling_params)
+    _check_tools(request)
+    if len(request.request_id) > MAX_REQUEST_ID_CHARS:
         raise InvalidRequest(
-            f"agent_count must be from 1 to {config.max_agent_count}", field="spec.agent_count"
+            f"request_id has more than {MAX_REQUEST_ID_CHARS} characters", field="spec.request_id"
         )
-    if single and num_agents != 1:
-        raise InvalidRequest(
-            "efforts instant and thinking use one agent; ask for contemplating to use more",
-            field="spec.agent_count",
-        )
-    budget = request.budget.max_tokens
-    if budget and budget < num_agents:
-        raise InvalidRequest(
-            f"a budget of {budget} tokens is less than one for each of {num_agents} agents",
-            field="spec.budget.max_tokens",
-        )
-    if not any(part.text.strip() for message in request.conversation for part in message.parts):
-        raise InvalidRequest("the question is empty", field="spec.conversation")
     params = request.sampling_params
     return Spec(
         contemplation_id=contemplation_id,
@@ -53,24 +60,118 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         equivalence=_named(request.equivalence or "auto", EQUIVALENCES, "equivalence"),
         seed=params.seed if params.HasField("seed") else secrets.randbits(62),
         temperature=params.temperature if params.HasField("temperature") else None,
-        budget_tokens=budget,
+        budget_tokens=_budget(request, num_agents),
         max_tokens=params.max_tokens if params.HasField("max_tokens") else 0,
         client_tools=frozenset(tool.name for tool in request.client_tools),
-        payload=request,
+        patience_s=config.place_timeout_s,
+        left_out=tuple(_left_out(request)),
     )
+
+
+def _effort(request: pb.ContemplationSpec) -> common.Effort.ValueType:
+    effort = request.effort or common.EFFORT_CONTEMPLATING
+    if effort not in common.Effort.values():
+        raise InvalidRequest("unknown effort", field="spec.effort")
+    return effort
+
+
+def _num_agents(
+    request: pb.ContemplationSpec, effort: common.Effort.ValueType, config: AggregatorConfig
+) -> int:
+    single = effort in (common.EFFORT_INSTANT, common.EFFORT_THINKING)
+    default_count = 1 if single else min(config.default_agent_count, config.max_agent_count)
+    num_agents = request.agent_count if request.HasField("agent_count") else default_count
+    if not 1 <= num_agents <= config.max_agent_count:
+        raise InvalidRequest(
+            f"agent_count must be from 1 to {config.max_agent_count}", field="spec.agent_count"
+        )
+    if single and num_agents != 1:
+        raise InvalidRequest(
+            "efforts instant and thinking use one agent; ask for contemplating to use more",
+            field="spec.agent_count",
+        )
+    return num_agents
+
+
+def _budget(request: pb.ContemplationSpec, num_agents: int) -> int:
+    budget = request.budget.max_tokens
+    if budget < 0 or 0 < budget < num_agents:
+        raise InvalidRequest(
+            f"a budget of {budget} tokens is less than one for each of {num_agents} agents",
+            field="spec.budget.max_tokens",
+        )
+    if request.budget.max_cost_micro_usd < 0:
+        raise InvalidRequest(
+            "the most money cannot be negative", field="spec.budget.max_cost_micro_usd"
+        )
+    return budget
+
+
+def _check_conversation(request: pb.ContemplationSpec) -> None:
+    field = "spec.conversation"
+    if not any(part.text.strip() for message in request.conversation for part in message.parts):
+        raise InvalidRequest("the question is empty", field=field)
+    if any(message.role not in _SPEAKERS for message in request.conversation):
+        raise InvalidRequest("a message has no role that is known here", field=field)
+    if not all(_DIGEST.fullmatch(image.digest) for image in images_of(request)):
+        raise InvalidRequest(
+            "an image needs the digest of its blob here: store it with PutBlob first", field=field
+        )
+
+
+def _check_sampling(params: common.SamplingParams) -> None:
+    values = {name: getattr(params, name) for name in _RANGES if params.HasField(name)}  # type: ignore[arg-type]
+    values |= {name: getattr(params, name) for name in _PLAIN_RANGES}
+    for name, value in values.items():
+        lowest, highest = (_RANGES | _PLAIN_RANGES)[name]
+        if not (math.isfinite(value) and lowest <= value <= highest):
+            raise InvalidRequest(
+                f"{name} must be from {lowest} to {highest}", field=f"spec.sampling_params.{name}"
+            )
+    if len(params.stop) > MAX_STOPS or any(len(s.encode()) > MAX_STOP_BYTES for s in params.stop):
+        raise InvalidRequest(
+            f"there may be {MAX_STOPS} stop strings of {MAX_STOP_BYTES} bytes each",
+            field="spec.sampling_params.stop",
+        )
+    biases = params.logit_bias.values()
+    if len(biases) > MAX_LOGIT_BIASES or not all(abs(bias) <= 100 for bias in biases):
+        raise InvalidRequest(
+            f"there may be {MAX_LOGIT_BIASES} logit biases, each from -100 to 100",
+            field="spec.sampling_params.logit_bias",
+        )
+
+
+def _check_tools(request: pb.ContemplationSpec) -> None:
+    names = [tool.name for tool in request.client_tools]
+    if len(set(names)) < len(names) or not all(_TOOL.fullmatch(name) for name in names):
+        raise InvalidRequest(
+            "client tools need names of 1 to 64 letters, digits, dots, dashes or underscores, "
+            "each a different one",
+            field="spec.client_tools",
+        )
 
 
 def _named(name: str, known: Iterable[str], field: str) -> str:
     names = sorted(known)
     if name not in names:
         raise InvalidRequest(
-            f"unknown {field} {name!r}; there are: {', '.join(names)}", field=f"spec.{field}"
+            f"unknown {field} {name[:64]!r}; there are: {', '.join(names)}", field=f"spec.{field}"
         )
     return name
 
 
+def _left_out(request: pb.ContemplationSpec) -> Iterable[tuple[str, str]]:
+    """What was asked for and is not there yet: said in the events, never silently."""
+    if request.initial_agent_count:
+        yield "INITIAL_AGENT_COUNT", "all agents start at once; widening is not there yet"
+    if request.max_round_count > 1:
+        yield "ROUNDS", "the strategy uses one round"
+    if request.response_json_schema:
+        yield "RESPONSE_JSON_SCHEMA", "answers are not held to the schema"
+
+
 def allowed_tools(request: pb.ContemplationSpec) -> tuple[str, ...]:
-    """The tools agents may use."""
+    """The tools agents may have run for them; those of the client are not among them."""
     if list(request.allowed_tools) == [NO_TOOLS]:
         return ()
     return tuple(request.allowed_tools) or DEFAULT_TOOLS

@@ -31,9 +31,12 @@ class AggregatorConfig(ServiceConfig):
         120.0, "longest time a contemplation may take", minimum=0.1, maximum=86_400
     )
     place_timeout_s: float = knob(
-        10.0, "how long the router may take to place a gang", minimum=0.05, maximum=600
+        10.0, "how long an agent may wait for a place", minimum=0.05, maximum=600
     )
     tool_timeout_s: float = knob(10.0, "how long a tool call may take", minimum=0.05, maximum=600)
+    journal_timeout_s: float = knob(
+        1.0, "how long a commit may hold events up before they go out", minimum=0.01, maximum=60
+    )
     kill_ack_timeout_s: float = knob(
         1.0, "how long a kill's acknowledgement is waited for", minimum=0.05, maximum=60
     )

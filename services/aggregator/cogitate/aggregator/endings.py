@@ -8,12 +8,14 @@ from typing import Any
 import grpc
 from cogitate.aggregator import wire
 from cogitate.aggregator.core.contemplation import Contemplation
-from cogitate.aggregator.core.messages import Outcome
+from cogitate.aggregator.core.outcome import Outcome
 from cogitate.kit.errors import every_class
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 
 _NUMBERS: dict[str, int] = {status.name: status.value[0] for status in grpc.StatusCode}
+# Reasons without a class of their own.
+_CODES = {"UNKNOWN_MODEL": "INVALID_ARGUMENT", "BAD_IMAGE": "INVALID_ARGUMENT"}
 MICROSECONDS_PER_HOUR = 3_600_000_000
 
 
@@ -43,8 +45,23 @@ def build(
 
 def status_number(reason: str) -> int:
     """The gRPC status number that belongs to a reason; UNAVAILABLE for those of lost endpoints."""
-    codes = {cls.reason: cls.code for cls in every_class()}
+    codes = dict(_CODES)
+    for cls in every_class():  # parents first: theirs is the code of the reason
+        codes.setdefault(cls.reason, cls.code)
     return _NUMBERS[codes.get(reason, "UNAVAILABLE")]
+
+
+def broken() -> pb.ContemplationEvent:
+    """The last resort, which looks at nothing that may be the cause."""
+    failed = pb.Failed(code=13, reason="INTERNAL", message="internal error", retryable=True)
+    return pb.ContemplationEvent(failed=failed)
+
+
+def restarted() -> pb.ContemplationEvent:
+    """What a contemplation ends with whose process died."""
+    message = "the aggregator was restarted; ask again"
+    failed = pb.Failed(code=14, reason="UNAVAILABLE", message=message, retryable=True)
+    return pb.ContemplationEvent(failed=failed)
 
 
 def ledger(machine: Contemplation, seconds: float, num_executions: int) -> common.Ledger:
@@ -63,9 +80,10 @@ def ledger(machine: Contemplation, seconds: float, num_executions: int) -> commo
 
 def _cost(machine: Contemplation, seconds: float) -> int:
     """Time on endpoints priced by the hour, shared by nobody: an upper estimate."""
-    hourly: int = sum(g.payload.price_per_hour_micro_usd for g in machine.gangs.values())
+    endpoints = {gang.endpoint_id: gang.payload for gang in machine.places.gangs.values()}
+    hourly: int = sum(placed.price_per_hour_micro_usd for placed in endpoints.values())
     per_million: int = max(
-        (g.payload.price_per_million_tokens_micro_usd for g in machine.gangs.values()), default=0
+        (placed.price_per_million_tokens_micro_usd for placed in endpoints.values()), default=0
     )
     tokens = machine.accounts.generated * per_million / 1_000_000
     return round(hourly * seconds * 1_000_000 / MICROSECONDS_PER_HOUR + tokens)
@@ -88,7 +106,7 @@ def _verdict(
             decision=outcome.decision,
             ballots=[wire.to_ballot(ballot) for ballot in outcome.ballots],
             killed_agents=[wire.to_killed(killed) for killed in machine.killed],
-            placements=wire.to_placements(machine.gangs.values()),
+            placements=wire.to_placements(machine.places.gangs.values()),
             evidence=_evidence(outcome, machine),
             ledger=bill,
             seed=spec.seed,
@@ -108,13 +126,11 @@ def _verdict(
 
 def _evidence(outcome: Outcome, machine: Contemplation) -> list[common.Evidence]:
     """What the winning words rest on: the tool results their agent saw."""
-    winners = [ballot for ballot in outcome.ballots if ballot.answer == outcome.answer]
-    if not winners:
+    if outcome.agent_id is None:
         return []
-    agent_id = winners[0].agent_id
     return [
-        common.Evidence(agent_id=agent_id, tool_result=segment.result)
-        for segment in machine.agents[agent_id].segments
+        common.Evidence(agent_id=outcome.agent_id, tool_result=segment.result)
+        for segment in machine.agents[outcome.agent_id].segments
         if segment.result is not None
     ]
 
@@ -122,7 +138,7 @@ def _evidence(outcome: Outcome, machine: Contemplation) -> list[common.Evidence]
 def _builds(machine: Contemplation) -> dict[str, str]:
     builds = {}
     for agent in machine.agents.values():
-        gang = machine.gangs.get(agent.gang_id)
+        gang = machine.places.gangs.get(agent.gang_id)
         if gang is not None and agent.build_digest:
             builds[gang.endpoint_id] = agent.build_digest
     return builds

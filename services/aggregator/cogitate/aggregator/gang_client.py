@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -10,8 +11,11 @@ from cogitate.aggregator import wire
 from cogitate.aggregator.core import messages as m
 from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
 from cogitate.kit.errors import CogitateError
+from cogitate.kit.telemetry import stack_of
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
+
+logger = logging.getLogger(__name__)
 
 
 class Channels:
@@ -56,10 +60,9 @@ class GangClient:
         """No more commands."""
         self._commands.put_nowait(None)
 
-    async def ended_within(self, timeout_s: float) -> None:
-        """Waits for the orderly end; breaks the stream off when the time is over."""
+    def break_off(self) -> None:
+        """Cuts the stream; nothing more of it is heard."""
         if self.task is not None:
-            await asyncio.wait((self.task,), timeout=timeout_s)
             self.task.cancel()
 
     async def run(self) -> None:
@@ -70,21 +73,27 @@ class GangClient:
             call = stub.Decode(self._requests(), **outgoing())
             async for response in call:
                 if response.HasField("refused"):
-                    refused = response.refused
-                    self._on_input(m.GangLost(self._gang_id, refused.reason, refused.message))
+                    self._on_input(wire.to_refusal(self._gang_id, response.refused))
                     return
                 for item in wire.to_inputs(self._gang_id, response):
                     self._on_input(item)
             # An orderly end leaves no open agent behind; if it did, they are lost.
-            self._on_input(m.GangLost(self._gang_id, "GONE", "the endpoint ended the gang"))
+            self._lost("UNAVAILABLE", "the endpoint ended the gang")
         except grpc.aio.AioRpcError as error:
             failure = from_rpc_error(error)
-            self._on_input(m.GangLost(self._gang_id, failure.reason, str(failure)))
+            self._lost(failure.reason, str(failure), failure.retry_after_s)
         except CogitateError as failure:
-            self._on_input(m.GangLost(self._gang_id, failure.reason, str(failure)))
+            self._lost(failure.reason, str(failure))
+        except Exception as error:
+            # Nonsense from one endpoint costs its agents, not the contemplation.
+            logger.error("gang %s failed: %s", self._gang_id, stack_of(error))
+            self._lost("INTERNAL", "the endpoint's events could not be understood")
         finally:
             if call is not None:
                 call.cancel()
+
+    def _lost(self, reason: str, message: str, retry_after_s: float | None = None) -> None:
+        self._on_input(m.GangLost(self._gang_id, reason, message, retry_after_s))
 
     async def _requests(self) -> AsyncIterator[pb.DecodeRequest]:
         yield pb.DecodeRequest(open=self._opening)

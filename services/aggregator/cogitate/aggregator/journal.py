@@ -1,16 +1,19 @@
 """The journal: every event on disk before it is sent.
 
 One SQLite file in WAL mode; what has gathered while the last commit ran goes into the next one
-(group commit). Survives the death of the process; of power too with ``fsync``.
+(group commit). Survives the death of the process; of power too with ``fsync``. One process has the
+file at a time: what it finds unfinished has no owner any more.
 """
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS contemplations (
@@ -40,6 +43,9 @@ class Record:
     accepted: bytes  # the first event
 
 
+# A contemplation's id, its event's number and bytes, and for an ending its time, else None.
+Row = tuple[str, int, bytes, int | None]
+
 _COLUMNS = "id, tenant, request_id, spec, accept_ns, end_ns, last_event, ending"
 
 
@@ -47,14 +53,16 @@ class Journal:
     """Blocking; call it off the event loop. Safe to use from several threads."""
 
     def __init__(self, path: str, *, fsync: bool = False) -> None:
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=5.0)
+        """Opens the file, or memory for an empty path. Raises OSError if it cannot be had."""
+        self._owner = _own(path) if path else None
         self._lock = threading.Lock()
-        with self._lock:
+        try:
+            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=1.0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
             self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise OSError(f"the journal {path} cannot be used: {error}") from None
 
     def accept(self, record: Record) -> None:
         """Journals a contemplation with its first event. Raises sqlite3.IntegrityError if known."""
@@ -68,20 +76,19 @@ class Journal:
             )  # fmt: skip
             self._db.execute("INSERT INTO events VALUES (?,?,?)", (record.id, 1, record.accepted))
 
-    def append(self, events: Sequence[tuple[str, int, bytes]]) -> None:
-        """Journals events (id, number, bytes) in one commit."""
+    def append(self, rows: Sequence[Row]) -> None:
+        """Journals events in one commit, all or none; an ending marks its contemplation."""
         with self._lock, self._db:
-            self._db.executemany("INSERT INTO events VALUES (?,?,?)", events)
+            self._db.executemany(
+                "INSERT INTO events VALUES (?,?,?)", [(id_, n, raw) for id_, n, raw, _ in rows]
+            )
             self._db.executemany(
                 "UPDATE contemplations SET last_event=? WHERE id=?",
-                [(number, id_) for id_, number, _ in events],
+                [(number, id_) for id_, number, _, _ in rows],
             )
-
-    def end(self, id_: str, end_ns: int, ending: bytes) -> None:
-        """Marks a contemplation as ended."""
-        with self._lock, self._db:
-            self._db.execute(
-                "UPDATE contemplations SET end_ns=?, ending=? WHERE id=?", (end_ns, ending, id_)
+            self._db.executemany(
+                "UPDATE contemplations SET end_ns=?, ending=? WHERE id=?",
+                [(end_ns, raw, id_) for id_, _, raw, end_ns in rows if end_ns is not None],
             )
 
     def get(self, id_: str) -> Record | None:
@@ -93,10 +100,12 @@ class Journal:
         where = "WHERE tenant=? AND request_id=?"
         return next(iter(self._records(where, (tenant, request_id))), None)
 
-    def page(self, tenant: str, limit: int, before_ns: int) -> list[Record]:
-        """A tenant's contemplations accepted before a time, newest first."""
-        where = "WHERE tenant=? AND accept_ns<? ORDER BY accept_ns DESC LIMIT ?"
-        return self._records(where, (tenant, before_ns, limit))
+    def page(self, tenant: str, limit: int, before: tuple[int, str]) -> list[Record]:
+        """A tenant's contemplations before a time and id, newest first."""
+        where = (
+            "WHERE tenant=? AND (accept_ns, id) < (?,?) ORDER BY accept_ns DESC, id DESC LIMIT ?"
+        )
+        return self._records(where, (tenant, *before, limit))
 
     def unfinished(self) -> list[Record]:
         """Contemplations without an ending."""
@@ -122,12 +131,26 @@ class Journal:
             return [row[0] for row in self._db.execute(query, (before_ns,))]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file and lets another process have it."""
         with self._lock:
             self._db.close()
+        if self._owner is not None:
+            self._owner.close()
 
     def _records(self, where: str, arguments: tuple[object, ...]) -> list[Record]:
         first = "(SELECT event FROM events e WHERE e.id=contemplations.id AND e.number=1)"
         query = f"SELECT {_COLUMNS}, {first} FROM contemplations {where}"
         with self._lock:
             return [Record(*row) for row in self._db.execute(query, arguments)]
+
+
+def _own(path: str) -> TextIO:
+    """Takes the file for this process; the lock ends with it, however it ends."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    owner = Path(f"{path}.lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner.close()
+        raise OSError(f"another aggregator uses the journal {path}") from None
+    return owner

@@ -11,10 +11,11 @@ import grpc
 from cogitate.kit.channels import deadline_scope, open_channel
 from cogitate.kit.errors import NoEndpoint
 from cogitate.kit.tasks import Supervisor
+from cogitate.kit.telemetry import stack_of
 from cogitate.v1 import router_service_pb2 as pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
 
@@ -23,13 +24,19 @@ Listener = Callable[[pb.LeaseResponse], None]
 
 
 class LeaseClient:
-    """Keeps the stream open. Leases of a lost stream are declared anew by confirming them."""
+    """Keeps the stream open. Leases of a lost stream are made known to the next by confirming them.
+
+    State: who waits for an answer, who listens for news, and what was confirmed. What is queued for
+    a stream that breaks is dropped: its questions are answered with NoEndpoint at once, its leases
+    ended with it.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._requests: asyncio.Queue[pb.LeaseRequest] = asyncio.Queue()
         self._listeners: dict[str, Listener] = {}
-        self._held: dict[str, pb.ConfirmPlacement] = {}
+        # What runs, by contemplation and attempt: a confirmation speaks of one attempt.
+        self._held: dict[str, dict[int, pb.ConfirmPlacement]] = {}
         self._waiting: dict[tuple[str, int], asyncio.Future[pb.LeaseResponse]] = {}
         self._tasks = Supervisor()
 
@@ -45,8 +52,12 @@ class LeaseClient:
         self, contemplation_id: str, request: pb.LeaseRequest, listener: Listener, timeout_s: float
     ) -> pb.LeaseResponse:
         """Declares or replaces gangs; returns Granted or Denied. Raises NoEndpoint on silence."""
-        body = request.declare if request.HasField("declare") else request.replace
-        key = (contemplation_id, body.attempt)
+        if request.HasField("declare"):
+            attempt = request.declare.attempt
+        else:
+            attempt = request.replace.attempt
+            self._left(contemplation_id, {f.endpoint_id for f in request.replace.failures})
+        key = (contemplation_id, attempt)
         self._listeners[contemplation_id] = listener
         answer: asyncio.Future[pb.LeaseResponse] = asyncio.get_running_loop().create_future()
         self._waiting[key] = answer
@@ -64,40 +75,60 @@ class LeaseClient:
 
     def confirm(self, confirmation: pb.ConfirmPlacement) -> None:
         """Tells the router what runs; kept, to tell a new router."""
-        self._held[confirmation.contemplation_id] = confirmation
+        held = self._held.setdefault(confirmation.contemplation_id, {})
+        held[confirmation.attempt] = confirmation
         self._requests.put_nowait(pb.LeaseRequest(confirm=confirmation))
 
     def release(self, contemplation_id: str) -> None:
         """Ends a lease."""
-        self._listeners.pop(contemplation_id, None)
+        if self._listeners.pop(contemplation_id, None) is None:
+            return
         self._held.pop(contemplation_id, None)
         release = pb.ReleaseLease(contemplation_id=contemplation_id)
         self._requests.put_nowait(pb.LeaseRequest(release=release))
+
+    def _left(self, contemplation_id: str, endpoint_ids: set[str]) -> None:
+        """Forgets what ran on endpoints that failed."""
+        held = self._held.get(contemplation_id, {})
+        for attempt, confirmation in list(held.items()):
+            gangs = [g for g in confirmation.gangs if g.endpoint_id not in endpoint_ids]
+            if not gangs:
+                del held[attempt]
+            elif len(gangs) < len(confirmation.gangs):
+                held[attempt] = pb.ConfirmPlacement(
+                    contemplation_id=contemplation_id, attempt=attempt, gangs=gangs
+                )
 
     async def _run(self) -> None:
         with deadline_scope(None):
             async with open_channel(self._address) as channel:
                 stub = RouterServiceStub(channel)
                 while True:
-                    call = stub.Lease(timeout=None)
-                    # Written by a task of ours: a request iterator that outlives its call would
-                    # take the next call's requests.
-                    sender = asyncio.create_task(self._send(call))
-                    try:
-                        async for response in call:
-                            self._dispatch(response)
-                    except grpc.aio.AioRpcError as error:
-                        log.info("router %s: %s", self._address, error.code().name)
-                        self._fail_waiting()
-                    finally:
-                        sender.cancel()
-                        await asyncio.gather(sender, return_exceptions=True)
-                        call.cancel()
+                    await self._stream(stub.Lease(timeout=None))
                     await asyncio.sleep(RECONNECT_S)
 
+    async def _stream(self, call: LeaseCall) -> None:
+        """One stream, to its end."""
+        # Written by a task of ours: a request iterator that outlives its call would take the next
+        # call's requests.
+        sender = asyncio.create_task(self._send(call), name="lease sender")
+        try:
+            async for response in call:
+                self._dispatch(response)
+        except grpc.aio.AioRpcError as error:
+            logger.info("router %s: %s", self._address, error.code().name)
+        except Exception as error:
+            logger.error("the lease stream failed: %s", stack_of(error))
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            call.cancel()
+            self._broken()
+
     async def _send(self, call: LeaseCall) -> None:
-        for confirmation in list(self._held.values()):
-            await call.write(pb.LeaseRequest(confirm=confirmation))
+        for held in list(self._held.values()):
+            for confirmation in list(held.values()):
+                await call.write(pb.LeaseRequest(confirm=confirmation))
         while True:
             await call.write(await self._requests.get())
 
@@ -113,13 +144,11 @@ class LeaseClient:
         if answer is not None and not answer.done():
             answer.set_result(response)
 
-    def _fail_waiting(self) -> None:
+    def _broken(self) -> None:
         """The router is down: who waits is told at once, not at the timeout."""
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        message = f"the router at {self._address} is down; start it and ask again"
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(
-                    NoEndpoint(
-                        f"the router at {self._address} is down; start it and ask again",
-                        reason="UNAVAILABLE",
-                    )
-                )
+                answer.set_exception(NoEndpoint(message, reason="UNAVAILABLE"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from cogitate.aggregator import admission, endings, wire
@@ -14,7 +16,7 @@ from cogitate.aggregator.agent_spans import AgentSpans
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.contemplation import Contemplation
-from cogitate.aggregator.event_log import ENDINGS, EventLog, JournalWriter
+from cogitate.aggregator.event_log import ENDINGS, EventLog, JournalWriter, is_ending
 from cogitate.aggregator.gang_client import Channels, GangClient
 from cogitate.aggregator.lease_client import LeaseClient
 from cogitate.aggregator.tool_client import ToolClient
@@ -29,7 +31,7 @@ from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1 import router_service_pb2 as router_pb
 from opentelemetry.trace import Span as OtelSpan
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Positions a question is expected to take, per character of text and per image, until an endpoint
 # has rendered it: the router only compares endpoints by it.
@@ -38,6 +40,10 @@ TOKENS_PER_IMAGE = 64
 TOKENS_PER_AGENT = 160
 # Gangs that end in order have this long for their last message.
 CLOSE_S = 0.5
+# At the deadline the answer may not wait for a slow endpoint: kills have this long then.
+DEADLINE_ACK_S = 0.1
+# How soon a router that is down is asked again, for the sake of agents that already worked.
+ROUTER_RETRY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +68,18 @@ class Runner:
         events: EventLog,
         span: OtelSpan,
     ) -> None:
-        self._n, self._request, self._spec, self._events = neighbours, request, spec, events
+        self._n, self._request, self._spec, self.events = neighbours, request, spec, events
         self.machine = Contemplation(spec)
-        self._span = span
+        self.span = span
         self._spans = AgentSpans(span, spec)
         self._inputs: asyncio.Queue[m.Input] = asyncio.Queue()
         self._gangs: dict[str, GangClient] = {}
+        # Questions to router and tools, void once the outcome stands; and timers, void at the end.
+        self._questions: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.Task[None]] = set()
         self._tool_seconds: dict[str, float] = {}
         self._num_executions = 0
+        self._num_listeners = 0
         self._began = time.monotonic()
         self._allowed = admission.allowed_tools(request)
         self._images = admission.images_of(request)
@@ -77,6 +87,22 @@ class Runner:
     def put(self, item: m.Input) -> None:
         """Queues an input."""
         self._inputs.put_nowait(item)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While a client that asked for it listens; the last one to leave may cancel it."""
+        self._num_listeners += 1
+        try:
+            yield
+        finally:
+            self._num_listeners -= 1
+            self.left()
+
+    def left(self) -> None:
+        """Cancels if nobody listens any more, unless it is to go on."""
+        goes_on = self._request.on_disconnect == pb.ON_DISCONNECT_CONTINUE
+        if not self._num_listeners and not goes_on:
+            self.put(m.CancelRequested("DISCONNECTED"))
 
     def awaits_client(self, call_id: str) -> bool:
         """Whether agents wait for the client to answer this call."""
@@ -86,32 +112,43 @@ class Runner:
     async def run(self, tenant: str, timeout_s: float) -> None:
         """Runs to the ending, within the deadline."""
         # The contemplation's own limits, not those of the call that started it.
-        with deadline_scope(None), tenant_scope(tenant), telemetry.use(self._span):
+        with deadline_scope(None), tenant_scope(tenant), telemetry.use(self.span):
             try:
                 with deadline_scope(timeout_s + self._n.config.kill_ack_timeout_s + CLOSE_S):
                     await self._run(timeout_s)
             except Exception as error:
-                log.error("contemplation failed: %s", telemetry.stack_of(error))
-                self._fail_inside()
+                logger.error("contemplation failed: %s", telemetry.stack_of(error))
             finally:
+                if not is_ending(self.events.events[-1]):
+                    # So that an accepted contemplation always ends, whatever broke.
+                    self._n.writer.write(self.events, endings.broken())
                 self._n.lease.release(self._spec.contemplation_id)
                 self._spans.end()
-                self._span.end()
+                self.span.end()
 
     async def _run(self, timeout_s: float) -> None:
         async with asyncio.TaskGroup() as tasks:
-            timers = [
-                tasks.create_task(self._later(timeout_s, m.DeadlinePassed())),
-                tasks.create_task(self._flush_often()),
-            ]
+            self._start(tasks, self._timers, self._later(timeout_s, m.DeadlinePassed()))
+            self._start(tasks, self._timers, self._flush_often())
             self._perform(self.machine.start(), tasks)
             while not self.machine.ended:
                 item = await self._inputs.get()
                 self._spans.observe(item)
                 self._perform(self.machine.handle(item), tasks)
-            for timer in timers:
-                timer.cancel()
-            tasks.create_task(self._end_gangs())
+                if self.machine.decision is not None:
+                    _cancel(self._questions)
+            _cancel(self._timers)
+            await self._end_gangs()
+
+    def _start(
+        self,
+        tasks: asyncio.TaskGroup,
+        kind: set[asyncio.Task[None]],
+        work: Coroutine[Any, Any, None],
+    ) -> None:
+        task = tasks.create_task(work)
+        kind.add(task)
+        task.add_done_callback(kind.discard)
 
     async def _later(self, delay_s: float, item: m.Input) -> None:
         await asyncio.sleep(delay_s)
@@ -126,11 +163,11 @@ class Runner:
 
     async def _end_gangs(self) -> None:
         """Lets the streams end in order, then breaks off what does not."""
-        await asyncio.sleep(0)
-        deadline = asyncio.get_running_loop().time() + CLOSE_S
+        running = {gang.task for gang in self._gangs.values() if gang.task is not None}
+        if running:
+            await asyncio.wait(running, timeout=CLOSE_S)
         for gang in self._gangs.values():
-            remaining = deadline - asyncio.get_running_loop().time()
-            await gang.ended_within(max(0.0, remaining))
+            gang.break_off()
 
     # -- effects -----------------------------------------------------------------------------
 
@@ -139,20 +176,25 @@ class Runner:
             if isinstance(effect, m.Emit):
                 self._emit(effect)
             elif isinstance(effect, m.Declare):
-                tasks.create_task(self._place(effect))
+                self._start(tasks, self._questions, self._place(effect))
+            elif isinstance(effect, m.AskLater):
+                again = m.AskAgain(effect.agent_ids)
+                self._start(tasks, self._questions, self._later(effect.after_s, again))
             elif isinstance(effect, m.OpenGang):
                 self._open(effect, tasks)
             elif isinstance(effect, m.RunTool):
-                tasks.create_task(self._run_tool(effect))
+                self._start(tasks, self._questions, self._run_tool(effect))
             elif isinstance(effect, m.Kill):
                 self._send(effect.gang_id, wire.kill(effect))
-                tasks.create_task(self._overdue(effect))
+                self._start(tasks, self._timers, self._overdue(effect))
             elif isinstance(effect, m.Grant):
                 self._send(effect.gang_id, wire.grant(effect))
             elif isinstance(effect, m.Inject):
                 self._send(effect.gang_id, wire.inject(effect))
-            elif isinstance(effect, m.CloseGang) and effect.gang_id in self._gangs:
+            elif isinstance(effect, m.CloseGang):
                 self._gangs[effect.gang_id].close()
+            elif isinstance(effect, m.BreakOff):
+                self._gangs[effect.gang_id].break_off()
 
     def _send(self, gang_id: str, command: decoder_pb.DecodeRequest) -> None:
         if gang := self._gangs.get(gang_id):
@@ -171,19 +213,14 @@ class Runner:
                 seconds = self._tool_seconds.get(fields["call_id"], 0.0)
                 fields = {**fields, "seconds": seconds}
             event = wire.to_event(effect.kind, fields)
-        self._n.writer.write(self._events, event)
-
-    def _fail_inside(self) -> None:
-        """The last resort, so that an accepted contemplation always ends."""
-        if self.machine.ended:
-            return
-        self.machine.ended = True
-        fields = {"reason": "INTERNAL", "message": "internal error", "retryable": True}
-        self._emit(m.Emit("failed", fields))
+        self._n.writer.write(self.events, event)
 
     async def _overdue(self, effect: m.Kill) -> None:
         """A gang that does not acknowledge is taken for lost."""
-        await asyncio.sleep(self._n.config.kill_ack_timeout_s)
+        timeout_s = self._n.config.kill_ack_timeout_s
+        await asyncio.sleep(
+            min(timeout_s, DEADLINE_ACK_S) if effect.reason == "DEADLINE" else timeout_s
+        )
         self.put(m.GangLost(effect.gang_id, "DEADLINE_EXCEEDED", "the kill was not acknowledged"))
 
     # -- places ------------------------------------------------------------------------------
@@ -198,28 +235,25 @@ class Runner:
                     self._n.config.place_timeout_s,
                 )
         except CogitateError as error:
-            self.put(m.Denied(effect.attempt, error.reason, str(error), True))
+            retry_after_s = None if effect.anew else ROUTER_RETRY_S
+            self.put(m.Denied(effect.attempt, error.reason, str(error), retry_after_s))
             return
         if response.HasField("denied"):
-            denied = response.denied
-            retryable = denied.HasField("retry_delay")
-            self.put(m.Denied(effect.attempt, denied.reason, denied.message, retryable))
+            self.put(wire.to_denied(response.denied))
             return
-        granted = wire.to_granted(response.granted)
-        confirmed = [gang.payload for gang in granted.gangs]
         self._n.lease.confirm(
             router_pb.ConfirmPlacement(
                 contemplation_id=self._spec.contemplation_id,
                 attempt=effect.attempt,
-                gangs=confirmed,
+                gangs=response.granted.gangs,
             )
         )
-        self.put(granted)
+        self.put(wire.to_granted(response.granted))
 
     def _lease_request(self, effect: m.Declare) -> router_pb.LeaseRequest:
         needs = [decoder_pb.CAPABILITY_KILL]
         needs += [decoder_pb.CAPABILITY_VISION] if self._images else []
-        needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed else []
+        needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self._spec.client_tools else []
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
         prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
         gang = router_pb.GangSpec(
@@ -234,7 +268,7 @@ class Runner:
             router_pb.EndpointFailure(endpoint_id=endpoint, reason=reason)
             for endpoint, reason in effect.failed
         ]
-        if effect.attempt > 1:
+        if not effect.anew:
             replace = router_pb.ReplaceAgents(
                 contemplation_id=self._spec.contemplation_id,
                 attempt=effect.attempt,
@@ -254,6 +288,7 @@ class Runner:
             traceparent=telemetry.current_traceparent(),
         )
         declare.constraints.CopyFrom(self._request.constraints)
+        declare.constraints.excluded_endpoint_ids.extend(f.endpoint_id for f in failures)
         if not declare.constraints.min_failure_domain_count and self._spec.num_agents > 1:
             # Losing one provider is to cost agents, not the answer.
             declare.constraints.min_failure_domain_count = 2
@@ -264,9 +299,10 @@ class Runner:
         news = response.news
         if news.state not in ("EXPIRED", "GONE", "EJECTED"):
             return
-        for gang in self.machine.gangs.values():
+        for gang in self.machine.places.gangs.values():
             if gang.endpoint_id == news.endpoint_id:
-                self.put(m.GangLost(gang.gang_id, news.state, "the endpoint stopped reporting"))
+                message = "the endpoint stopped reporting"
+                self.put(m.GangLost(gang.gang_id, "UNAVAILABLE", message))
 
     # -- gangs and tools ---------------------------------------------------------------------
 
@@ -280,6 +316,10 @@ class Runner:
             tenant=current_tenant(),
             model=self._spec.model,
             conversation=self._request.conversation,
+            tools=[
+                *(common.ToolSpec(name=name) for name in self._allowed),
+                *self._request.client_tools,
+            ],
             effort=common.Effort.Value(f"EFFORT_{self._spec.effort}"),
             role="solver",
             vision_encoder_address=self._n.config.vision_encoder_address,
@@ -314,3 +354,8 @@ class Runner:
         self._num_executions += ran
         self._tool_seconds[effect.call.call_id] = time.monotonic() - began
         self.put(m.ToolReturned(effect.call.call_id, wire.to_result(result)))
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in list(tasks):
+        task.cancel()

@@ -6,32 +6,43 @@ State owned here: the runners and logs of contemplations in memory, and the jour
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
-from cogitate.aggregator import admission
+from cogitate.aggregator import admission, endings, wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.event_log import EventLog, JournalWriter
 from cogitate.aggregator.gang_client import Channels
 from cogitate.aggregator.journal import Journal, Record
 from cogitate.aggregator.lease_client import LeaseClient
-from cogitate.aggregator.runner import Neighbours, Runner
+from cogitate.aggregator.runner import CLOSE_S, Neighbours, Runner
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.kit import telemetry
 from cogitate.kit.auth import current_tenant
 from cogitate.kit.channels import remaining_s
-from cogitate.kit.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Rejected
+from cogitate.kit.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NoEndpoint,
+    NotFound,
+    OutOfRange,
+    Rejected,
+)
 from cogitate.kit.tasks import Supervisor
 from cogitate.kit.telemetry import Attr, Span
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 from opentelemetry.trace import Span as OtelSpan
 
-# Kept from the caller's deadline for the answer's way back.
-DEADLINE_MARGIN_S = 0.05
+# Kept from the caller's deadline for the last kills and the answer's way back; of a short one, a
+# share.
+DEADLINE_MARGIN_S = 0.25
+DEADLINE_MARGIN_SHARE = 0.25
 EXPIRY_CHECK_S = 60.0
 
 
@@ -42,7 +53,7 @@ class Runtime:
         self.config = config
         self.draining = False
         self.journal = Journal(config.journal, fsync=config.journal_fsync)
-        self._writer = JournalWriter(self.journal)
+        self._writer = JournalWriter(self.journal, config.journal_timeout_s)
         self._neighbours = Neighbours(
             config,
             self._writer,
@@ -68,19 +79,27 @@ class Runtime:
         """Returns when no contemplation runs."""
         await self._idle.wait()
 
-    async def stop(self) -> None:
-        """Cancels what runs; every contemplation gets its ending in the journal."""
+    def shut_down(self) -> None:
+        """Ends what runs: answers from what exists, else a failure that says to ask again."""
         for runner in self._runners.values():
-            runner.put(m.CancelRequested("REQUESTED"))
-        try:
-            async with asyncio.timeout(self.config.kill_ack_timeout_s + 1.0):
+            runner.put(m.ShuttingDown())
+
+    @property
+    def ending_s(self) -> float:
+        """How long ``shut_down`` takes at most."""
+        return self.config.kill_ack_timeout_s + CLOSE_S + 0.2
+
+    async def stop(self) -> None:
+        """Ends what runs; every contemplation gets its ending in the journal."""
+        self.draining = True
+        self.shut_down()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.ending_s):
                 await self._idle.wait()
-        except TimeoutError:
-            pass
         await self._tasks.stop()
         if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+            self._writer.stop()
+            await self._writing
         await self._neighbours.lease.stop()
         await self._neighbours.tools.close()
         await self._neighbours.channels.close()
@@ -90,29 +109,53 @@ class Runtime:
 
     async def accept(self, request: pb.ContemplationSpec) -> tuple[EventLog, Runner | None]:
         """Journals and starts a contemplation; a known request id joins the one it named."""
+        if (known := await self._known(request)) is not None:
+            return known
+        self._check_room()
+        timeout_s = self._timeout_s(request)
+        spec = admission.to_spec(request, str(uuid.uuid4()), self.config)
         tenant = current_tenant()
-        if request.request_id:
-            known = await asyncio.to_thread(self.journal.find_request, tenant, request.request_id)
-            if known is not None:
-                if known.spec != _canonical(request):
-                    raise AlreadyExists("this request id was used with another request")
-                log = await self.log_of(known.id)
-                return log, self._runners.get(known.id)
+        runner = self._register(request, spec, tenant)
+        # A caller that leaves while the journal is written must not leave half a contemplation.
+        starting = self._tasks.spawn(self._start(runner, request, tenant, timeout_s), name="accept")
+        try:
+            refusal = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            runner.left()
+            raise
+        if refusal is None:
+            return runner.events, runner
+        if isinstance(refusal, sqlite3.IntegrityError):
+            # The same request id came twice at once, and the other was faster.
+            if (known := await self._known(request)) is not None:
+                return known
+        raise _unwritable()
+
+    async def _known(self, request: pb.ContemplationSpec) -> tuple[EventLog, Runner | None] | None:
+        """The contemplation this request id named before. Raises AlreadyExists."""
+        if not request.request_id:
+            return None
+        tenant = current_tenant()
+        record = await asyncio.to_thread(self.journal.find_request, tenant, request.request_id)
+        if record is None:
+            return None
+        if record.spec != _canonical(request):
+            raise AlreadyExists("this request id was used with another request", field="request_id")
+        return await self.log_of(record.id), self._runners.get(record.id)
+
+    def _check_room(self) -> None:
         if self.draining:
             raise Rejected("this aggregator is draining; ask another", retry_after_s=1.0)
+        if self._writer.failing:
+            raise _unwritable()
         if len(self._runners) >= self.config.max_contemplation_count:
             raise Rejected(
                 f"{self.config.max_contemplation_count} contemplations are running already",
                 retry_after_s=1.0,
             )
-        contemplation_id = str(uuid.uuid4())
-        spec = admission.to_spec(request, contemplation_id, self.config)
-        return await self._start(request, spec, tenant)
 
-    async def _start(
-        self, request: pb.ContemplationSpec, spec: m.Spec, tenant: str
-    ) -> tuple[EventLog, Runner]:
-        timeout_s = self._timeout_s(request)
+    def _register(self, request: pb.ContemplationSpec, spec: m.Spec, tenant: str) -> Runner:
+        """Takes a place among those that run, before anything is awaited."""
         span = telemetry.start_span(
             Span.CONTEMPLATION,
             {
@@ -124,40 +167,63 @@ class Runtime:
             },
         )
         log = EventLog(spec.contemplation_id)
-        event = pb.ContemplationEvent(accepted=_accepted(request, spec, span))
-        log.add(event)
-        now = event.event_time.ToNanoseconds()
-        record = Record(
-            spec.contemplation_id, tenant, request.request_id, _canonical(request), now, None, 1,
-            None, event.SerializeToString(),
-        )  # fmt: skip
-        await asyncio.to_thread(self.journal.accept, record)
-        log.publish(1)
+        log.add(pb.ContemplationEvent(accepted=_accepted(request, spec, span)))
         runner = Runner(self._neighbours, request, spec, log, span)
         self._runners[spec.contemplation_id] = runner
         self._idle.clear()
         self._remember(tenant, log)
-        self._tasks.spawn(self._run(runner, spec, tenant, timeout_s), name="contemplation")
-        return log, runner
+        return runner
 
-    async def _run(self, runner: Runner, spec: m.Spec, tenant: str, timeout_s: float) -> None:
+    def _unregister(self, contemplation_id: str) -> None:
+        del self._runners[contemplation_id]
+        if not self._runners:
+            self._idle.set()
+
+    async def _start(
+        self, runner: Runner, request: pb.ContemplationSpec, tenant: str, timeout_s: float
+    ) -> sqlite3.Error | None:
+        """Journals the acceptance and lets it run; returns what the journal said against it."""
+        log = runner.events
+        accepted = log.events[0]
+        record = Record(
+            id=log.contemplation_id,
+            tenant=tenant,
+            request_id=request.request_id,
+            spec=_canonical(request),
+            accept_ns=accepted.event_time.ToNanoseconds(),
+            end_ns=None,
+            last_event=1,
+            ending=None,
+            accepted=accepted.SerializeToString(),
+        )
+        try:
+            await asyncio.to_thread(self.journal.accept, record)
+        except sqlite3.Error as error:
+            runner.span.end()
+            self._logs.pop(record.id, None)
+            self._unregister(record.id)
+            return error
+        log.publish(1)
+        self._tasks.spawn(self._run(runner, tenant, timeout_s), name="contemplation")
+        return None
+
+    async def _run(self, runner: Runner, tenant: str, timeout_s: float) -> None:
         try:
             await runner.run(tenant, timeout_s)
         finally:
-            del self._runners[spec.contemplation_id]
-            if not self._runners:
-                self._idle.set()
+            self._unregister(runner.events.contemplation_id)
 
     def _timeout_s(self, request: pb.ContemplationSpec) -> float:
-        limits = [self.config.max_duration_s]
+        limits = []
         if request.budget.HasField("deadline_time"):
             limits.append(request.budget.deadline_time.ToNanoseconds() / 1e9 - time.time())
         remaining = remaining_s()
         if remaining is not None and request.on_disconnect != pb.ON_DISCONNECT_CONTINUE:
-            limits.append(remaining - DEADLINE_MARGIN_S)
-        if min(limits) <= 0:
+            limits.append(remaining)
+        if min(limits, default=1.0) <= 0:
             raise InvalidRequest("the deadline is over already", field="spec.budget.deadline_time")
-        return min(limits)
+        limits = [limit - min(DEADLINE_MARGIN_S, limit * DEADLINE_MARGIN_SHARE) for limit in limits]
+        return min([self.config.max_duration_s, *limits])
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -170,13 +236,16 @@ class Runtime:
         record = await self.record_of(contemplation_id)
         log = EventLog(record.id)
         for raw in await asyncio.to_thread(self.journal.events, record.id, 0):
-            log.events.append(pb.ContemplationEvent.FromString(raw))
+            log.events.append(wire.to_journalled(raw))
         log.publish(len(log.events))
+        if not log.ended:
+            # Reading it would never end.
+            raise wire.Damaged("the journal's record of this contemplation is damaged")
         self._remember(tenant, log)
         return log
 
     async def record_of(self, contemplation_id: str) -> Record:
-        """The journal's record. Raises NotFound, also for another tenant: no oracle."""
+        """The journal's record. Raises NotFound, also for another tenant's: no oracle."""
         record = await asyncio.to_thread(self.journal.get, contemplation_id)
         if record is None or record.tenant != current_tenant():
             raise NotFound("there is no such contemplation", field="contemplation_id")
@@ -185,7 +254,7 @@ class Runtime:
     async def attach(
         self, contemplation_id: str, after: int
     ) -> AsyncIterator[pb.ContemplationEvent]:
-        """Events after a number. Raises OutOfRange beyond the last."""
+        """Events after a number. Raises NotFound, and OutOfRange beyond the last."""
         if after < 0:
             raise InvalidRequest(
                 "after_event_number cannot be negative", field="after_event_number"
@@ -200,13 +269,15 @@ class Runtime:
 
     async def page(self, size: int, token: str) -> tuple[list[Record], str]:
         """The tenant's contemplations, newest first, and the token of the next page."""
-        try:
-            before = int(token) if token else time.time_ns() + 1
-        except ValueError:
-            raise InvalidRequest("the page token is malformed", field="page_token") from None
+        before = (2**63 - 1, "")
+        if token:
+            accept_ns, _, id_ = token.partition("-")
+            if not (accept_ns.isascii() and accept_ns.isdigit() and len(accept_ns) < 20):
+                raise InvalidRequest("the page token is malformed", field="page_token")
+            before = (min(int(accept_ns), 2**63 - 1), id_)
         records = await asyncio.to_thread(self.journal.page, current_tenant(), size + 1, before)
-        more = len(records) > size
-        return records[:size], str(records[size - 1].accept_ns) if more else ""
+        last = records[size - 1] if len(records) > size else None
+        return records[:size], f"{last.accept_ns}-{last.id}" if last else ""
 
     def runner_of(self, contemplation_id: str) -> Runner | None:
         """The runner, if the contemplation runs here."""
@@ -218,10 +289,13 @@ class Runtime:
         await asyncio.to_thread(self.journal.delete, [contemplation_id])
 
     def _remember(self, tenant: str, log: EventLog) -> None:
-        """Keeps a log in memory; running ones are never dropped."""
+        """Keeps a log in memory; running and unwritten ones are never dropped."""
         self._logs[log.contemplation_id] = (tenant, log)
-        surplus = len(self._logs) - self.config.max_kept_contemplation_count - len(self._runners)
-        for id_ in [i for i in self._logs if i not in self._runners][: max(0, surplus)]:
+        if self._writer.failing:
+            return
+        running = self._runners
+        ended = [i for i, (_, held) in self._logs.items() if held.ended and i not in running]
+        for id_ in ended[: max(0, len(ended) - self.config.max_kept_contemplation_count)]:
             del self._logs[id_]
 
     # -- housekeeping ------------------------------------------------------------------------
@@ -229,21 +303,11 @@ class Runtime:
     def _fail_unfinished(self) -> None:
         """Agents of a dead process are gone; its contemplations still get their one ending."""
         for record in self.journal.unfinished():
-            event = pb.ContemplationEvent(
-                event_number=record.last_event + 1,
-                first_event_number=record.last_event + 1,
-                failed=pb.Failed(
-                    code=14,
-                    reason="UNAVAILABLE",
-                    message="the aggregator was restarted; ask again",
-                    retryable=True,
-                ),
-            )
+            event = endings.restarted()
+            event.event_number = event.first_event_number = record.last_event + 1
             now = time.time_ns()
             event.event_time.FromNanoseconds(now)
-            raw = event.SerializeToString()
-            self.journal.append([(record.id, event.event_number, raw)])
-            self.journal.end(record.id, now, raw)
+            self.journal.append([(record.id, event.event_number, event.SerializeToString(), now)])
 
     async def _expire(self) -> None:
         while True:
@@ -253,6 +317,12 @@ class Runtime:
                 self._logs.pop(id_, None)
             await asyncio.to_thread(self.journal.delete, expired)
             await asyncio.sleep(EXPIRY_CHECK_S)
+
+
+def _unwritable() -> NoEndpoint:
+    return NoEndpoint(
+        "the journal cannot be written just now; try again", reason="UNAVAILABLE", retry_after_s=1.0
+    )
 
 
 def _canonical(request: pb.ContemplationSpec) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from cogitate.aggregator import wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.event_log import is_ending
+from cogitate.aggregator.journal import Record
 from cogitate.aggregator.runtime import Runtime
 from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -42,14 +44,10 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
     ) -> AsyncIterator[pb.ContemplateResponse]:
         log, runner = await self._runtime.accept(request.spec)
         excluded = frozenset(request.filter.excluded_events)
-        try:
+        with runner.listening() if runner is not None else nullcontext():
             async for event in log.read(0):
                 if shown(event, excluded):
                     yield pb.ContemplateResponse(event=event)
-        finally:
-            goes_on = request.spec.on_disconnect == pb.ON_DISCONNECT_CONTINUE
-            if runner is not None and not goes_on and not log.ended:
-                runner.put(m.CancelRequested("DISCONNECTED"))
 
     async def Attach(
         self, request: pb.AttachRequest, context: Context
@@ -64,9 +62,9 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
         self, request: pb.GetContemplationRequest, context: Context
     ) -> pb.GetContemplationResponse:
         record = await self._runtime.record_of(request.contemplation_id)
-        response = pb.GetContemplationResponse(summary=wire.to_summary(record))
+        response = pb.GetContemplationResponse(summary=self._summary(record))
         if record.ending is not None:
-            response.ending.ParseFromString(record.ending)
+            response.ending.CopyFrom(wire.to_journalled(record.ending))
         return response
 
     async def ListContemplations(
@@ -77,7 +75,7 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
             raise InvalidRequest(f"page_size must be from 1 to {MAX_PAGE_SIZE}", field="page_size")
         records, token = await self._runtime.page(size, request.page_token)
         return pb.ListContemplationsResponse(
-            contemplations=[wire.to_summary(record) for record in records], next_page_token=token
+            contemplations=[self._summary(record) for record in records], next_page_token=token
         )
 
     async def CancelContemplation(
@@ -86,13 +84,13 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
         record = await self._runtime.record_of(request.contemplation_id)
         if (runner := self._runtime.runner_of(record.id)) is not None:
             runner.put(m.CancelRequested("REQUESTED"))
-        return pb.CancelContemplationResponse(summary=wire.to_summary(record))
+        return pb.CancelContemplationResponse(summary=self._summary(record))
 
     async def DeleteContemplation(
         self, request: pb.DeleteContemplationRequest, context: Context
     ) -> pb.DeleteContemplationResponse:
         record = await self._runtime.record_of(request.contemplation_id)
-        if self._runtime.runner_of(record.id) is not None:
+        if record.ending is None:
             raise NotWaiting("the contemplation is running; cancel it first")
         await self._runtime.forget(record.id)
         return pb.DeleteContemplationResponse()
@@ -115,6 +113,11 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
             "no engine of this fleet can pause its agents for a message; ask a new question"
         )
 
+    def _summary(self, record: Record) -> pb.ContemplationSummary:
+        runner = self._runtime.runner_of(record.id)
+        waits = runner is not None and runner.machine.awaits_client
+        return wire.to_summary(record, awaits_client=waits)
+
 
 def shown(event: pb.ContemplationEvent, excluded: frozenset[str]) -> bool:
     """Whether a client that filters events gets this one; endings are never left out."""
@@ -133,11 +136,14 @@ class Aggregator:
         await self._runtime.start()
 
     async def drain(self, grace_s: float) -> None:
-        """Takes no new contemplations and waits for those that run."""
-        self._runtime.draining = True
+        """Takes no new contemplations, waits for those that run, and ends them while it can."""
+        runtime = self._runtime
+        runtime.draining = True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._runtime.wait_idle()
+            async with asyncio.timeout(max(0.0, grace_s - runtime.ending_s)):
+                await runtime.wait_idle()
+        runtime.shut_down()
+        await runtime.wait_idle()
 
     async def stop(self) -> None:
         await self._runtime.stop()

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.ballots import Ballot
 from cogitate.aggregator.journal import Record
+from cogitate.kit.errors import CogitateError
 from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1 import router_service_pb2 as router_pb
+from google.protobuf.message import DecodeError
+
+# Stands for a log probability that is no number: it never breaks a tie.
+WORST_LOGPROB = -1000.0
+
+
+class Damaged(CogitateError):
+    """What was journalled cannot be read."""
+
+    code = "DATA_LOSS"
+    reason = "INTERNAL"
+
 
 # -- from the decoder --------------------------------------------------------------------------
 
@@ -32,7 +46,7 @@ def _step(gang_id: str, step: decoder_pb.GangStep) -> m.Input:
             token_ids=tuple(d.token_ids),
             text=d.text,
             is_answer=d.is_answer,
-            logprob_sum=sum(d.logprobs),
+            logprob_sum=_finite(math.fsum(d.logprobs) if d.logprobs else 0.0, WORST_LOGPROB),
         )
         for d in step.deltas
     )
@@ -49,14 +63,25 @@ def _finished(gang_id: str, event: decoder_pb.AgentFinished) -> m.Input:
         gang_id=gang_id,
         agent_id=event.agent_id,
         attempt=event.attempt,
-        finish=common.FinishReason.Name(event.finish_reason).removeprefix("FINISH_REASON_"),
+        finish=_finish_name(event.finish_reason),
         answer=event.answer,
         num_sampled=event.usage.sampled_token_count,
         num_injected=event.usage.injected_token_count,
-        mean_logprob=event.confidence.mean_logprob,
-        lowest_confidence=event.confidence.lowest_group_confidence,
-        group_confidence=event.confidence.group_confidence,
+        mean_logprob=_finite(event.confidence.mean_logprob, WORST_LOGPROB),
+        lowest_confidence=_finite(event.confidence.lowest_group_confidence, 0.0),
+        group_confidence=_finite(event.confidence.group_confidence, 0.0),
     )
+
+
+def _finish_name(number: int) -> str:
+    """A reason this version does not know is UNSPECIFIED."""
+    known = common.FinishReason.DESCRIPTOR.values_by_number.get(number)
+    return known.name.removeprefix("FINISH_REASON_") if known else "UNSPECIFIED"
+
+
+def _finite(value: float, otherwise: float) -> float:
+    """No NaN comes near a comparison."""
+    return value if math.isfinite(value) else otherwise
 
 
 def _prefilled(gang_id: str, event: decoder_pb.GangPrefilled) -> m.Input:
@@ -78,6 +103,13 @@ _INPUTS: dict[str, Callable[[str, Any], m.Input]] = {
 }
 
 
+def to_refusal(gang_id: str, refused: decoder_pb.GangRefused) -> m.GangLost:
+    """The endpoint does not take the gang, for now or for good."""
+    delay = refused.retry_delay
+    retry_after_s = delay.ToNanoseconds() / 1e9 if refused.HasField("retry_delay") else None
+    return m.GangLost(gang_id, refused.reason or "UNAVAILABLE", refused.message, retry_after_s)
+
+
 def to_result(result: common.ToolResult) -> m.Result:
     """A tool's result."""
     return m.Result(result.is_error, result.proof.answer, result)
@@ -87,10 +119,10 @@ def to_result(result: common.ToolResult) -> m.Result:
 
 
 def to_granted(granted: router_pb.LeaseGranted) -> m.Granted:
-    """A placement. Gang ids are made unique over attempts."""
+    """A placement. Gang ids are the router's own."""
     gangs = tuple(
         m.PlacedGang(
-            gang_id=f"{granted.attempt}.{gang.gang_id}",
+            gang_id=gang.gang_id,
             endpoint_id=gang.endpoint_id,
             provider=gang.provider,
             region=gang.region,
@@ -101,6 +133,13 @@ def to_granted(granted: router_pb.LeaseGranted) -> m.Granted:
         for gang in granted.gangs
     )
     return m.Granted(granted.attempt, gangs, granted.policy, granted)
+
+
+def to_denied(denied: router_pb.LeaseDenied) -> m.Denied:
+    """Why there is no place."""
+    delay = denied.retry_delay
+    retry_after_s = delay.ToNanoseconds() / 1e9 if denied.HasField("retry_delay") else None
+    return m.Denied(denied.attempt, denied.reason, denied.message, retry_after_s)
 
 
 # -- to the decoder ----------------------------------------------------------------------------
@@ -271,10 +310,18 @@ _STATES = {
 }
 
 
-def to_summary(record: Record) -> pb.ContemplationSummary:
-    """A journalled contemplation's state."""
-    accepted = pb.ContemplationEvent.FromString(record.accepted).accepted
-    ending = pb.ContemplationEvent.FromString(record.ending) if record.ending else None
+def to_journalled(raw: bytes) -> pb.ContemplationEvent:
+    """An event from the journal. Raises Damaged."""
+    try:
+        return pb.ContemplationEvent.FromString(raw)
+    except DecodeError:
+        raise Damaged("the journal's record of this contemplation is damaged") from None
+
+
+def to_summary(record: Record, *, awaits_client: bool = False) -> pb.ContemplationSummary:
+    """A journalled contemplation's state. Raises Damaged."""
+    accepted = to_journalled(record.accepted).accepted
+    ending = to_journalled(record.ending) if record.ending else None
     summary = pb.ContemplationSummary(
         contemplation_id=record.id,
         state=_STATES[ending.WhichOneof("event") if ending else None],
@@ -284,6 +331,8 @@ def to_summary(record: Record) -> pb.ContemplationSummary:
         trace=accepted.trace,
     )
     summary.accept_time.FromNanoseconds(record.accept_ns)
+    if awaits_client and ending is None:
+        summary.state = pb.ContemplationSummary.STATE_AWAITING_CLIENT
     if record.end_ns is not None:
         summary.end_time.FromNanoseconds(record.end_ns)
     return summary

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from cogitate.aggregator.core.messages import AgentOrder, Call, Delta, Result, Segment
 from cogitate.aggregator.core.strategies import AgentPlan
@@ -14,22 +14,37 @@ class AgentState:
     """One agent over all its attempts. ``open`` until it has voted, was killed or is given up."""
 
     plan: AgentPlan
-    granted: int
+    granted: int = 0  # tokens it may sample in all, over its attempts; 0 without a budget
     attempt: int = 1
     gang_id: str = ""  # empty while it has no place
     open: bool = True
+    voted: bool = False
     num_sampled: int = 0
     num_losses: int = 0
-    starved: bool = False
+    num_refusals: int = 0  # by endpoints that were full, since it last ran
+    waited_s: float = 0.0  # for a place, since it last ran
+    starved: bool = False  # it used up its grant
     killing: str = ""  # the reason it is being stopped for
     build_digest: str = ""
     pending_call: Call | None = None
     proved_answer: str = ""
     segments: list[Segment] = field(default_factory=list)
 
+    @property
+    def agent_id(self) -> int:
+        """Its number."""
+        return self.plan.agent_id
+
+    @property
+    def placeless(self) -> bool:
+        """Whether it needs a place."""
+        return self.open and not self.gang_id
+
     def record(self, delta: Delta) -> None:
         """Books sampled tokens, so that the agent can go on elsewhere."""
-        self.num_sampled = delta.token_offset + len(delta.token_ids)
+        self.num_sampled += len(delta.token_ids)
+        if not delta.token_ids:
+            return
         if self.segments and self.segments[-1].token_ids:
             last = self.segments[-1].token_ids
             self.segments[-1] = Segment(token_ids=last + delta.token_ids)
@@ -41,6 +56,7 @@ class AgentState:
         self.segments.clear()
         self.num_sampled = 0
         self.pending_call = None
+        self.proved_answer = ""
         self.build_digest = ""
 
     def order(self) -> AgentOrder:
@@ -73,19 +89,31 @@ class ToolRuns:
 
     by_content: dict[tuple[str, str], ToolRun] = field(default_factory=dict)
     by_call_id: dict[str, ToolRun] = field(default_factory=dict)
-    num_calls: int = 0
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def num_calls(self) -> int:
+        """Calls the agents asked for, run or shared."""
+        return len(self.seen)
 
     def join(self, agent_id: int, call: Call) -> tuple[ToolRun, bool]:
         """Adds a call; True if it is the first of its kind and must be run."""
-        self.num_calls += 1
-        key = (call.name, call.arguments_json)
+        self.seen.add(call.call_id)
+        key = (call.name, _canonical(call.arguments_json))
         run = self.by_content.get(key)
+        first = run is None
         if run is None:
-            run = ToolRun(call, [(agent_id, call)])
-            self.by_content[key] = self.by_call_id[call.call_id] = run
-            return run, True
+            run = self.by_content[key] = self.by_call_id[call.call_id] = ToolRun(call)
         run.waiting.append((agent_id, call))
-        return run, False
+        return run, first
+
+
+def _canonical(arguments_json: str) -> str:
+    """Arguments that differ in spacing or order only are the same."""
+    try:
+        return json.dumps(json.loads(arguments_json), sort_keys=True)
+    except (ValueError, RecursionError):
+        return arguments_json
 
 
 @dataclass(slots=True)
@@ -103,41 +131,3 @@ class Accounts:
     def generated(self) -> int:
         """All tokens the engines sampled."""
         return self.used + self.killed + self.lost
-
-
-@dataclass(slots=True)
-class DeltaBuffer:
-    """Collects text between flushes: one event then covers several engine steps."""
-
-    deltas: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, delta: Delta) -> None:
-        """Merges with what the agent wrote before, if it is the same kind of text."""
-        entry = self.deltas.get(delta.agent_id)
-        if entry is None:
-            self.deltas[delta.agent_id] = {
-                "agent_id": delta.agent_id,
-                "attempt": delta.attempt,
-                "token_offset": delta.token_offset,
-                "token_count": len(delta.token_ids),
-                "text": delta.text,
-                "is_answer": delta.is_answer,
-                "logprob_sum": delta.logprob_sum,
-            }
-            return
-        entry["token_count"] += len(delta.token_ids)
-        entry["text"] += delta.text
-        entry["logprob_sum"] += delta.logprob_sum
-
-    def splits(self, delta: Delta) -> bool:
-        """Whether this delta cannot be merged with what is held."""
-        entry = self.deltas.get(delta.agent_id)
-        return entry is not None and (
-            entry["is_answer"] != delta.is_answer or entry["attempt"] != delta.attempt
-        )
-
-    def take(self) -> list[dict[str, Any]]:
-        """Empties the buffer, by agent id."""
-        taken = [self.deltas[agent_id] for agent_id in sorted(self.deltas)]
-        self.deltas.clear()
-        return taken

@@ -1,7 +1,8 @@
 """When are two answers the same? Turns an agent's answer into the key it is compared by.
 
 Equivalences by name, in one dict: "number", "choice", "text", "json", and "auto", which picks the
-first of number, choice and text that fits.
+first of number, choice and text that fits. All but "json" look at the answer's text key, so that
+they cannot disagree about what is spacing and what is content.
 
 Invariants (``tests/property/test_answers.py``): a key's own key is itself; an answer abstains if
 and only if its key is empty.
@@ -11,54 +12,66 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 
-_NUMBER = re.compile(
-    r"(?<![\w.])-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w])|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)"
-)
-_CHOICE = re.compile(r"^(yes|no|true|false|[a-e])\b[.!]?$", re.IGNORECASE)
-_WORDS = re.compile(r"[^\w\s=+*/()-]")
-# How a model says that it has no answer. Such a ballot abstains.
+_SIGNS = str.maketrans({"−": "-", "–": "-", "×": "*", "÷": "/", "’": None, "'": None, "_": " "})
+_THOUSANDS = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:,[0-9]{3})+(?![\w,])")
+_LEADING_POINT = re.compile(r"(?<![\w.])\.(?=[0-9])")
+_POINT = re.compile(r"(?<![0-9])\.|\.(?![0-9])")
+_PUNCTUATION = re.compile(r"[^\w\s.=+*/()-]")
+_AROUND_SIGN = re.compile(r"\s*([=+*/()])\s*|(?<=[\w)])\s+(-)\s+(?=[\w(])")
+_NUMBER = re.compile(r"(?<![\w.])-?[0-9]+(?:\.[0-9]+)?(?![\w]|\.[0-9])")
+_CHOICE = re.compile(r"[(*]*(yes|no|true|false|[a-e])[)*]*")
+# How a model says that it has no answer, as a text key. Such a ballot abstains.
 _REFUSAL = re.compile(
-    r"^(?:(?:i['’]?m )?sorry,? (?:but )?)?"
-    r"i (?:can['’]?t|cannot|can not|could not|couldn['’]?t|am not able to|don['’]?t know)\b",
-    re.IGNORECASE,
+    r"(?:(?:im |i am )?sorry (?:but )?)?"
+    r"i (?:cant|cannot|can not|could not|couldnt|am not able to|am unable to|dont know|do not know)"
+    r"(?!\w)"
 )
-MAX_KEY_CHARS = 512
+
+
+def text_key(answer: str) -> str:
+    """Case, punctuation and spacing put aside; numbers and equations stay readable."""
+    text: str = unicodedata.normalize("NFC", answer).lower().translate(_SIGNS)
+    text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    text = _PUNCTUATION.sub(" ", text)
+    text = _POINT.sub(" ", _LEADING_POINT.sub("0.", text))
+    text = " ".join(text.split())
+    return _AROUND_SIGN.sub(r"\1\2", text)
 
 
 def number_key(answer: str) -> str:
     """The one number in the answer in its shortest form; empty if there is none or several."""
-    found = _NUMBER.findall(answer)
+    found = _NUMBER.findall(text_key(answer))
     if len(found) != 1:
         return ""
-    try:
-        value = Decimal(found[0].replace(",", ""))
-    except InvalidOperation:
-        return ""
-    if value == value.to_integral_value():
-        return str(int(value))
-    return str(value.normalize())
+    sign = "-" if found[0].startswith("-") else ""
+    whole, _, fraction = found[0].lstrip("-").partition(".")
+    digits = (whole.lstrip("0") or "0") + "." + fraction.rstrip("0")
+    digits = digits.rstrip(".")
+    return digits if digits == "0" else sign + digits
 
 
 def choice_key(answer: str) -> str:
     """yes, no, true, false or a letter from a to e; empty otherwise."""
-    match = _CHOICE.match(answer.strip())
-    return match.group(1).lower() if match else ""
-
-
-def text_key(answer: str) -> str:
-    """Case, punctuation and spacing put aside."""
-    return " ".join(_WORDS.sub(" ", answer.lower()).split())[:MAX_KEY_CHARS]
+    match = _CHOICE.fullmatch(text_key(answer))
+    return match[1] if match else ""
 
 
 def json_key(answer: str) -> str:
     """A JSON value with its keys in order; empty if it is not JSON."""
     try:
-        return json.dumps(json.loads(answer), sort_keys=True, separators=(",", ":"))[:MAX_KEY_CHARS]
+        value = json.loads(answer, parse_float=_number)
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (ValueError, RecursionError):
         return ""
+
+
+def _number(digits: str) -> int | float:
+    """1.0 and 1e0 are the number 1."""
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def auto_key(answer: str) -> str:
@@ -77,11 +90,9 @@ EQUIVALENCES: dict[str, Callable[[str], str]] = {
 
 def is_refusal(answer: str) -> bool:
     """Whether the model says that it has no answer."""
-    return bool(_REFUSAL.match(answer.strip()))
+    return bool(_REFUSAL.match(text_key(answer)))
 
 
 def key_of(answer: str, equivalence: str) -> str:
     """The key of an answer; empty means the ballot abstains."""
-    if not answer.strip() or is_refusal(answer):
-        return ""
-    return EQUIVALENCES[equivalence](answer)
+    return "" if is_refusal(answer) else EQUIVALENCES[equivalence](answer)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Tally:
 
     @property
     def weight(self) -> float:
-        """Sum of the ballots' weights."""
-        return sum(ballot.weight for ballot in self.ballots)
+        """Sum of the ballots' weights, exact, so that their order does not matter."""
+        return fsum(ballot.weight for ballot in self.ballots)
 
     @property
     def proved(self) -> bool:

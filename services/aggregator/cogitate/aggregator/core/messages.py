@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cogitate.aggregator.core.ballots import Ballot
-
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -28,7 +26,10 @@ class Spec:
     budget_tokens: int  # 0: no limit
     max_tokens: int  # of one agent; 0: the model's default
     client_tools: frozenset[str] = frozenset()
-    payload: Any = None
+    patience_s: float = 0.0  # how long an agent may wait for a place
+    left_out: tuple[
+        tuple[str, str], ...
+    ] = ()  # what was asked for and is not there: name, sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,19 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """The router has no place."""
+    """The router has no place; ``retry_after_s`` says when it may have one, None for never."""
 
     attempt: int
     reason: str
     message: str
-    retryable: bool
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """The time of an AskLater is over."""
+
+    agent_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +177,15 @@ class GrantUsedUp:
 
 @dataclass(frozen=True, slots=True)
 class GangLost:
-    """An endpoint refused a gang, broke off or vanished."""
+    """An endpoint refused a gang, broke off or vanished.
+
+    ``retry_after_s`` is set if it refused because it is full just now.
+    """
 
     gang_id: str
     reason: str
     message: str = ""
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +200,15 @@ class CancelRequested:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ShuttingDown:
+    """This process ends."""
+
+
 Input = (
     Granted
     | Denied
+    | AskAgain
     | Admitted
     | Prefilled
     | Stepped
@@ -201,6 +219,7 @@ Input = (
     | GangLost
     | DeadlinePassed
     | CancelRequested
+    | ShuttingDown
 )
 
 # -- effects ---------------------------------------------------------------------------------
@@ -231,11 +250,23 @@ class AgentOrder:
 
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """Ask the router for places; ``failed`` names endpoints not to use again."""
+    """Ask the router for places; ``failed`` names endpoints not to use again.
+
+    ``anew`` asks for a lease, else for other places under the lease there is.
+    """
 
     attempt: int
     agent_ids: tuple[int, ...]
     failed: tuple[tuple[str, str], ...] = ()
+    anew: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AskLater:
+    """Wait, then put AskAgain."""
+
+    agent_ids: tuple[int, ...]
+    after_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +321,13 @@ class CloseGang:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakOff:
+    """Cut a Decode stream: its agents have gone elsewhere."""
+
+    gang_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """Journal and publish an event: a field name of ContemplationEvent and its content."""
 
@@ -297,22 +335,6 @@ class Emit:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """The ending was emitted: release everything."""
-
-
-Effect = Declare | OpenGang | Kill | Grant | RunTool | Inject | CloseGang | Emit | End
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The verdict before it becomes a message."""
-
-    answer: str
-    key: str
-    proved: bool
-    abstained: bool
-    degraded_reasons: tuple[str, ...]
-    decision: str
-    ballots: tuple[Ballot, ...]
+Effect = (
+    Declare | AskLater | OpenGang | Kill | Grant | RunTool | Inject | CloseGang | BreakOff | Emit
+)

@@ -1,0 +1,223 @@
+"""Where agents run: places asked for, gangs opened, agents moved when an endpoint is lost.
+
+::
+
+    placeless --ask--> asked --granted--> in a gang --lost, refused--> placeless
+        ^                |
+        +-----wait-------+ denied for now; given up when patience or attempts end
+
+Every question to the router has a new attempt number, so a late answer to an older one is told
+apart. An agent that moves keeps its tokens and gets a new attempt too, so that whatever its old
+endpoint still says is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.agents import Accounts, AgentState
+from cogitate.aggregator.core.budget import Budget
+from cogitate.aggregator.core.outbox import Outbox
+
+# An agent that lost its endpoint this often is given up.
+MAX_LOSSES = 3
+# A router or an endpoint that asks for less is not hammered.
+MIN_RETRY_S = 0.05
+
+
+class Places:
+    """Owns the gangs and who waits for a place. Its methods append to the outbox."""
+
+    def __init__(
+        self,
+        agents: Mapping[int, AgentState],
+        budget: Budget,
+        accounts: Accounts,
+        outbox: Outbox,
+        patience_s: float,
+    ) -> None:
+        self.gangs: dict[str, m.PlacedGang] = {}
+        self.gave_up = False
+        # The last thing that went wrong: reason, message, whether asking again may help.
+        self.failure: tuple[str, str, bool] | None = None
+        self._agents, self._budget, self._accounts = agents, budget, accounts
+        self._out, self._patience_s = outbox, patience_s
+        self._attempt = 0
+        self._asked: dict[int, m.Declare] = {}
+
+    def of(self, gang_id: str) -> list[AgentState]:
+        """The open agents of a gang."""
+        return [a for a in self._agents.values() if a.open and a.gang_id == gang_id]
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        agents: Iterable[AgentState],
+        failed: tuple[tuple[str, str], ...] = (),
+        *,
+        anew: bool = False,
+    ) -> None:
+        """Asks the router for places."""
+        agent_ids = tuple(agent.agent_id for agent in agents if agent.placeless)
+        if not agent_ids:
+            return
+        anew = anew or not self.gangs
+        self._attempt += 1
+        self._asked[self._attempt] = m.Declare(self._attempt, agent_ids, failed, anew)
+        self._out.add(self._asked[self._attempt])
+
+    def ask_again(self, event: m.AskAgain) -> None:
+        """The wait is over."""
+        self.ask(self._agents[i] for i in event.agent_ids)
+
+    def granted(self, event: m.Granted) -> None:
+        """Opens the gangs. Agents the router forgot have no place."""
+        asked = self._asked.pop(event.attempt, None)
+        if asked is None:
+            return
+        self._out.emit("placed", gangs=event.gangs, policy=event.policy, payload=event.payload)
+        for gang in event.gangs:
+            if gang.gang_id in self.gangs:
+                continue  # ids are unique; whoever is named under a known one gets no place
+            here = [self._agents[i] for i in gang.agent_ids if i in asked.agent_ids]
+            self._open(event.attempt, gang, [agent for agent in here if agent.placeless])
+        self._without_place(
+            [agent for agent in self._still(asked) if not agent.starved],
+            ("NO_ENDPOINT", "the router left agents without a place", True),
+            None,
+        )
+
+    def _open(self, attempt: int, gang: m.PlacedGang, agents: Sequence[AgentState]) -> None:
+        """An agent without a token left keeps its place in the queue for tokens instead."""
+        orders = []
+        for agent in agents:
+            agent.starved = not self._budget.can_start(agent)
+            if not agent.starved:
+                agent.gang_id = gang.gang_id
+                orders.append(agent.order())
+        if orders:
+            self.gangs[gang.gang_id] = gang
+            self._out.add(m.OpenGang(gang, attempt, tuple(orders)))
+
+    def denied(self, event: m.Denied) -> None:
+        """Waits and asks again, if that may help and patience lasts."""
+        asked = self._asked.pop(event.attempt, None)
+        if asked is None:
+            return
+        agents = self._still(asked)
+        if event.reason == "NOT_FOUND" and not asked.anew:
+            self.ask(agents, asked.failed, anew=True)  # a router that does not know the lease
+            return
+        failure = (event.reason, event.message, event.retry_after_s is not None)
+        self._without_place(agents, failure, event.retry_after_s)
+
+    def _still(self, asked: m.Declare) -> list[AgentState]:
+        return [self._agents[i] for i in asked.agent_ids if self._agents[i].placeless]
+
+    def _without_place(
+        self,
+        agents: Sequence[AgentState],
+        failure: tuple[str, str, bool],
+        retry_after_s: float | None,
+    ) -> None:
+        if not agents:
+            return
+        self._note(failure)
+        hopeless = retry_after_s is None or (self.failure is not None and not self.failure[2])
+        delay_s = max(MIN_RETRY_S, retry_after_s or 0.0)
+        waiting = []
+        for agent in agents:
+            agent.waited_s += delay_s
+            if hopeless or agent.waited_s > self._patience_s:
+                self.give_up(agent)
+            else:
+                waiting.append(agent.agent_id)
+        if waiting:
+            self._out.add(m.AskLater(tuple(waiting), delay_s))
+
+    def _note(self, failure: tuple[str, str, bool]) -> None:
+        """Remembers what went wrong; what can never work explains more than what followed it."""
+        if self.failure is None or self.failure[2]:
+            self.failure = failure
+
+    # -- losing ------------------------------------------------------------------------------
+
+    def admitted(self, gang_id: str, build_digest: str) -> list[AgentState]:
+        """The endpoint took the gang; returns its agents."""
+        agents = self.of(gang_id)
+        for agent in agents:
+            agent.build_digest = build_digest
+            agent.waited_s, agent.num_refusals = 0.0, 0
+        return agents
+
+    def lost(self, event: m.GangLost) -> None:
+        """Cuts the stream and moves the gang's agents."""
+        agents = self.of(event.gang_id)
+        if not agents:
+            return
+        self._out.add(m.BreakOff(event.gang_id))
+        if event.retry_after_s is not None:
+            self._refused(agents, event)
+            return
+        self.move(agents, event.reason, event.message or "an endpoint was lost")
+
+    def _refused(self, agents: Sequence[AgentState], event: m.GangLost) -> None:
+        """The endpoint is full: another at once, and from the second time on after a while."""
+        endpoint_id = self.gangs[event.gang_id].endpoint_id
+        again = any(agent.num_refusals for agent in agents)
+        for agent in agents:
+            agent.gang_id = ""
+            agent.attempt += 1
+            agent.num_refusals += 1
+        failure = (event.reason, event.message, True)
+        if again:
+            self._without_place(agents, failure, event.retry_after_s)
+        else:
+            self._note(failure)
+            self.ask(agents, ((endpoint_id, event.reason),))
+
+    def move(self, agents: Sequence[AgentState], reason: str, message: str) -> None:
+        """Takes agents off their endpoint and asks for another, or gives them up."""
+        endpoint_id = self.gangs[agents[0].gang_id].endpoint_id
+        stale_state = reason == "BUILD_MISMATCH"
+        self._note((reason, message, reason != "INVALID_REQUEST"))
+        moving = []
+        for agent in agents:
+            agent.gang_id, agent.starved = "", False
+            agent.num_losses += 1
+            moves = agent.num_losses < MAX_LOSSES
+            self._out.emit(
+                "agent_lost",
+                agent_id=agent.agent_id,
+                attempt=agent.attempt,
+                endpoint_id=endpoint_id,
+                reason=reason,
+                resumed=moves,
+            )
+            if stale_state:
+                self._retract(agent)
+            if not moves:
+                self.give_up(agent)
+                continue
+            agent.attempt += 1
+            moving.append(agent)
+        self.ask(moving, () if stale_state else ((endpoint_id, reason),))
+
+    def _retract(self, agent: AgentState) -> None:
+        """What it wrote cannot be continued where it goes: it starts over, visibly."""
+        self._accounts.lost += agent.num_sampled
+        self._budget.write_off(agent)
+        if agent.num_sampled:
+            self._out.emit(
+                "text_retracted", agent_id=agent.agent_id, attempt=agent.attempt, token_offset=0
+            )
+        agent.forget()
+
+    def give_up(self, agent: AgentState) -> None:
+        """The agent ends without a ballot."""
+        agent.open = False
+        self.gave_up = True
+        self._accounts.lost += agent.num_sampled
+        self._budget.settle(agent)

@@ -1,0 +1,802 @@
+"""ContemplationService over real sockets, with scripted decoders, router and tools."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cogitate.aggregator.config import AggregatorConfig
+from cogitate.aggregator.server import build
+from cogitate.kit import lifecycle
+from cogitate.kit.channels import open_channel
+from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import contemplation_service_pb2 as pb
+from cogitate.v1 import router_service_pb2 as router_pb
+from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
+from google.protobuf.duration_pb2 import Duration
+
+from tests.fakes.decoder import Call, End, FakeDecoder, Hold, Script, Step, token_id
+from tests.fakes.router import FakeRouter
+from tests.fakes.tools import FakeTools, text
+
+pytestmark = pytest.mark.contract
+
+SOON = Duration(nanos=60_000_000)
+ENDINGS = ("verdict", "failed", "cancelled")
+
+
+@dataclass
+class Mesh:
+    """A running aggregator and its scripted neighbours."""
+
+    stub: Any
+    decoders: list[FakeDecoder]
+    router: FakeRouter
+    tools: FakeTools
+    address: str
+    runtime: Any
+
+    async def ask(self, **fields: Any) -> list[pb.ContemplationEvent]:
+        """Contemplates to the end."""
+        request = pb.ContemplateRequest(spec=spec(**fields))
+        async with asyncio.timeout(10):
+            return [r.event async for r in self.stub.Contemplate(request, timeout=10)]
+
+    async def attach(self, contemplation_id: str, after: int) -> list[pb.ContemplationEvent]:
+        request = pb.AttachRequest(contemplation_id=contemplation_id, after_event_number=after)
+        async with asyncio.timeout(10):
+            return [r.event async for r in self.stub.Attach(request, timeout=10)]
+
+    async def get(self, contemplation_id: str) -> pb.GetContemplationResponse:
+        request = pb.GetContemplationRequest(contemplation_id=contemplation_id)
+        return await self.stub.GetContemplation(request, timeout=5)
+
+    async def cancel(self, contemplation_id: str) -> pb.CancelContemplationResponse:
+        request = pb.CancelContemplationRequest(contemplation_id=contemplation_id)
+        return await self.stub.CancelContemplation(request, timeout=5)
+
+
+def spec(**fields: Any) -> pb.ContemplationSpec:
+    question = common.Message(role=common.ROLE_USER, parts=[common.Part(text="How many cards?")])
+    defaults = {"conversation": [question], "agent_count": 3, "quorum": "all"}
+    return pb.ContemplationSpec(**{**defaults, **fields})
+
+
+@asynccontextmanager
+async def aggregator(router: FakeRouter, tools: FakeTools, **knobs: Any) -> AsyncIterator[Any]:
+    config = AggregatorConfig(
+        **{
+            "router_address": router.address,
+            "tool_executor_address": tools.address,
+            "flush_interval_s": 0.005,
+            "drain_grace_s": 0.0,
+            "place_timeout_s": 2.0,
+            **knobs,
+        }
+    )
+    async with (
+        lifecycle.serving(config, build, name="aggregator") as running,
+        open_channel(running.address) as channel,
+    ):
+        yield ContemplationServiceStub(channel), running
+
+
+@asynccontextmanager
+async def mesh(
+    *scripts: Script, tools: FakeTools | None = None, builds: tuple[str, ...] = (), **knobs: Any
+) -> AsyncIterator[Mesh]:
+    """One decoder for each script, named d0, d1 and so on."""
+    async with AsyncExitStack() as stack:
+        decoders = []
+        for number, script in enumerate(scripts):
+            made = FakeDecoder(script, endpoint_id=f"d{number}")
+            made.build = builds[number] if builds else made.build
+            decoders.append(await stack.enter_async_context(made))
+        addresses = {decoder.endpoint_id: decoder.address for decoder in decoders}
+        router = await stack.enter_async_context(FakeRouter(addresses))
+        tools = await stack.enter_async_context(tools or FakeTools())
+        stub, running = await stack.enter_async_context(aggregator(router, tools, **knobs))
+        yield Mesh(stub, decoders, router, tools, running.address, running.service._runtime)
+
+
+def saying(answer: str, tokens: int = 4) -> Script:
+    return every(*(f"w{i} " for i in range(tokens)), End(answer))
+
+
+def every(*steps: Step) -> Script:
+    """All agents follow these steps."""
+    return lambda _: steps
+
+
+def one(agent_id: int, steps: Sequence[Step], others: Sequence[Step]) -> Script:
+    """One agent follows other steps than the rest."""
+    return lambda agent: steps if agent.agent_id == agent_id else others
+
+
+def kinds(events: list[pb.ContemplationEvent]) -> list[str]:
+    return [event.WhichOneof("event") or "" for event in events]
+
+
+def check_grammar(events: list[pb.ContemplationEvent]) -> pb.ContemplationEvent:
+    """Accepted first, one ending last, numbers without gaps, times that never go back."""
+    seen = kinds(events)
+    assert seen[0] == "accepted"
+    assert [kind in ENDINGS for kind in seen] == [False] * (len(seen) - 1) + [True]
+    assert [event.event_number for event in events] == list(range(1, len(events) + 1))
+    assert all(event.first_event_number == event.event_number for event in events)
+    times = [event.event_time.ToNanoseconds() for event in events]
+    assert times == sorted(times)
+    ending = getattr(events[-1], seen[-1])
+    ledger = ending.certificate.ledger if seen[-1] == "verdict" else ending.ledger
+    assert ledger.generated_token_count == (
+        ledger.used_token_count + ledger.killed_token_count + ledger.lost_token_count
+    )
+    return events[-1]
+
+
+def check_tokens(events: list[pb.ContemplationEvent]) -> dict[int, int]:
+    """Each agent's offsets follow each other; returns how many tokens each wrote."""
+    written: dict[int, int] = {}
+    for event in events:
+        for delta in event.deltas.deltas:
+            assert delta.token_offset == written.get(delta.agent_id, 0), delta
+            written[delta.agent_id] = delta.token_offset + delta.token_count
+    return written
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Waits; the limit is the test's failure."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def status_of(awaitable: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(awaitable, "read"):
+            async for _ in awaitable:
+                pass
+        else:
+            await awaitable
+    return caught.value.code(), caught.value.details() or ""
+
+
+def open_stream(mesh: Mesh, **fields: Any) -> Any:
+    return mesh.stub.Contemplate(pb.ContemplateRequest(spec=spec(**fields)), timeout=10)
+
+
+async def first(call: Any) -> str:
+    """Reads Accepted and returns the contemplation's id."""
+    async with asyncio.timeout(5):
+        return (await call.read()).event.accepted.contemplation_id
+
+
+async def rest(call: Any) -> list[pb.ContemplationEvent]:
+    events = []
+    async with asyncio.timeout(10):
+        while (response := await call.read()) is not grpc.aio.EOF:
+            events.append(response.event)
+    return events
+
+
+# -- the happy path ----------------------------------------------------------------------------
+
+
+async def test_a_contemplation_from_question_to_verdict() -> None:
+    async with mesh(saying("There are 3 red cards."), saying("3")) as m:
+        events = await m.ask(agent_count=4)
+        verdict = check_grammar(events).verdict
+        released = m.router.released.wait()
+        async with asyncio.timeout(2):
+            await released
+    assert verdict.key == "3"
+    assert not verdict.degraded
+    ledger = verdict.certificate.ledger
+    assert ledger.used_token_count == 16 == sum(d.num_sampled for d in m.decoders)
+    assert ledger.cost_micro_usd > 0
+    assert check_tokens(events) == {0: 4, 1: 4, 2: 4, 3: 4}
+    seen = kinds(events)
+    order = ["accepted", "round_started", "placed", "agent_started", "prefilled", "deltas"]
+    assert [kind for kind in dict.fromkeys(seen) if kind in order] == order
+    assert seen.count("ballot_cast") == 4
+    assert seen.index("decided") < seen.index("verdict")
+    assert {p.endpoint_id for p in verdict.certificate.placements} == {"d0", "d1"}
+    assert dict(verdict.certificate.build_digests) == {"d0": "sha256:fake", "d1": "sha256:fake"}
+    [declared] = m.router.told("declare")
+    [confirmed] = m.router.told("confirm")
+    assert declared.contemplation_id == confirmed.contemplation_id
+    # The router is told its own gang ids, and the endpoints are given them too.
+    ids = {gang.gang_id for gang in confirmed.gangs}
+    assert ids == {gang.gang_id for d in m.decoders for gang in d.opened} == {"1.1", "1.2"}
+
+
+async def test_unbeatable_kills_the_rest_and_books_their_tokens() -> None:
+    async with mesh(one(3, [*"abc", Hold()], ["x", End("7")])) as m:
+        events = await m.ask(agent_count=4, quorum="unbeatable")
+        verdict = check_grammar(events).verdict
+        assert m.decoders[0].running == 0
+    assert verdict.key == "7"
+    assert [k.reason for k in verdict.certificate.killed_agents] == ["DECIDED"]
+    ledger = verdict.certificate.ledger
+    assert ledger.generated_token_count == m.decoders[0].num_sampled
+
+
+async def test_excluded_events_are_left_out_and_numbers_stay() -> None:
+    async with mesh(saying("3")) as m:
+        request = pb.ContemplateRequest(
+            spec=spec(), filter=pb.EventFilter(excluded_events=["deltas", "verdict"])
+        )
+        events = [r.event async for r in m.stub.Contemplate(request, timeout=10)]
+    assert "deltas" not in kinds(events)
+    assert kinds(events)[-1] == "verdict"
+    numbers = [event.event_number for event in events]
+    assert numbers[-1] > len(events)
+
+
+async def test_what_is_not_there_is_said() -> None:
+    async with mesh(saying("3")) as m:
+        events = await m.ask(initial_agent_count=1, max_round_count=3)
+    degraded = [e.feature_degraded.feature for e in events if e.HasField("feature_degraded")]
+    assert degraded == ["INITIAL_AGENT_COUNT", "ROUNDS"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"agent_count": 0},
+        {"conversation": []},
+        {"strategy": "dice"},
+        {"effort": 99},
+        {"sampling_params": common.SamplingParams(temperature=float("nan"))},
+    ],
+)
+async def test_a_bad_spec_is_refused_before_acceptance(fields: dict[str, Any]) -> None:
+    async with mesh(saying("3")) as m:
+        code, _ = await status_of(open_stream(m, **fields))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        listed = await m.stub.ListContemplations(pb.ListContemplationsRequest(), timeout=5)
+    assert not listed.contemplations
+
+
+# -- attach ------------------------------------------------------------------------------------
+
+
+async def test_attach_at_every_number_gives_exactly_the_rest(tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal.db")
+    async with mesh(saying("3"), journal=journal) as m:
+        events = await m.ask()
+        id_ = events[0].accepted.contemplation_id
+        for after in range(len(events) + 1):
+            assert await m.attach(id_, after) == events[after:]
+        call = m.stub.Attach(
+            pb.AttachRequest(contemplation_id=id_, after_event_number=len(events) + 1), timeout=5
+        )
+        assert (await status_of(call))[0] is grpc.StatusCode.OUT_OF_RANGE
+    async with mesh(saying("3"), journal=journal) as m:
+        for after in (0, 1, len(events) - 1, len(events)):
+            assert await m.attach(id_, after) == events[after:]
+        assert (await m.get(id_)).ending == events[-1]
+
+
+async def test_attach_to_one_that_runs_goes_on_live() -> None:
+    hold = Hold()
+    async with mesh(every("a", hold, "b", End("3"))) as m:
+        call = open_stream(m)
+        id_ = await first(call)
+        attached = m.stub.Attach(pb.AttachRequest(contemplation_id=id_), timeout=10)
+        await until(lambda: m.decoders[0].num_sampled == 3)
+        hold.open.set()
+        events = await rest(call)
+        assert (await rest(attached))[1:] == events
+
+
+async def test_unknown_and_foreign_contemplations_are_not_found() -> None:
+    async with mesh(saying("3")) as m:
+        id_ = (await m.ask())[0].accepted.contemplation_id
+        stranger = (("x-cogitate-tenant", "stranger"),)
+        for wanted, metadata in ((str(uuid.uuid4()), ()), (id_, stranger)):
+            codes = [
+                await status_of(
+                    m.stub.Attach(
+                        pb.AttachRequest(contemplation_id=wanted), timeout=5, metadata=metadata
+                    )
+                )
+            ]
+            for name in ("GetContemplation", "CancelContemplation", "DeleteContemplation"):
+                request = getattr(pb, f"{name}Request")(contemplation_id=wanted)
+                call = getattr(m.stub, name)(request, timeout=5, metadata=metadata)
+                codes.append(await status_of(call))
+            assert {code for code, _ in codes} == {grpc.StatusCode.NOT_FOUND}
+            assert len({details for _, details in codes}) == 1
+        listed = await m.stub.ListContemplations(
+            pb.ListContemplationsRequest(), timeout=5, metadata=stranger
+        )
+        assert not listed.contemplations
+
+
+# -- idempotency -------------------------------------------------------------------------------
+
+
+async def test_the_same_request_id_joins_and_another_spec_is_refused() -> None:
+    async with mesh(saying("3")) as m:
+        events = await m.ask(request_id="r1")
+        assert await m.ask(request_id="r1") == events
+        code, _ = await status_of(open_stream(m, request_id="r1", agent_count=2))
+        assert code is grpc.StatusCode.ALREADY_EXISTS
+        assert len(m.decoders[0].opened) == 1
+
+
+async def test_the_same_request_id_many_times_at_once_runs_once() -> None:
+    async with mesh(saying("3")) as m:
+        all_events = await asyncio.gather(*(m.ask(request_id="r1") for _ in range(6)))
+        assert len(m.router.told("declare")) == 1
+    assert all(events == all_events[0] for events in all_events)
+    check_grammar(all_events[0])
+
+
+async def test_two_different_specs_at_once_with_one_request_id() -> None:
+    async with mesh(saying("3")) as m:
+        results = await asyncio.gather(
+            *(m.ask(request_id="r1", agent_count=n) for n in (1, 2)), return_exceptions=True
+        )
+    refused = [r for r in results if isinstance(r, grpc.aio.AioRpcError)]
+    assert [r.code() for r in refused] == [grpc.StatusCode.ALREADY_EXISTS]
+
+
+# -- disconnect, cancel, delete, list ----------------------------------------------------------
+
+
+async def test_a_disconnect_stops_agents_and_tools_at_once() -> None:
+    tools = FakeTools({"zoom": text("x")}, delay_s=30)
+    script = one(0, ["a", Call("zoom")], ["a", Hold()])
+    async with mesh(script, script, tools=tools) as m:
+        call = open_stream(m, agent_count=4)
+        id_ = await first(call)
+        await until(lambda: m.tools.ran and sum(d.num_sampled for d in m.decoders) == 4)
+        began = asyncio.get_running_loop().time()
+        call.cancel()
+        await until(lambda: not any(d.running for d in m.decoders))
+        async with asyncio.timeout(1):
+            await tools.dropped.wait()
+        assert asyncio.get_running_loop().time() - began < 0.5  # 0.1 s on a machine at rest
+        ending = check_grammar(await m.attach(id_, 0))
+        assert ending.cancelled.reason == "DISCONNECTED"
+        assert ending.cancelled.ledger.killed_token_count == 4
+
+
+async def test_two_listeners_of_one_request_and_one_leaves() -> None:
+    hold = Hold()
+    async with mesh(every("a", hold, End("3"))) as m:
+        calls = [open_stream(m, request_id="r1") for _ in range(2)]
+        assert await first(calls[0]) == await first(calls[1])
+        calls[0].cancel()
+        await asyncio.sleep(0.05)
+        hold.open.set()
+        assert kinds(await rest(calls[1]))[-1] == "verdict"
+
+
+async def test_continue_goes_on_without_the_client() -> None:
+    hold = Hold()
+    async with mesh(every("a", hold, End("3"))) as m:
+        call = open_stream(m, on_disconnect=pb.ON_DISCONNECT_CONTINUE)
+        id_ = await first(call)
+        await until(lambda: m.decoders[0].num_sampled == 3)
+        call.cancel()
+        await asyncio.sleep(0.05)
+        hold.open.set()
+        assert check_grammar(await m.attach(id_, 0)).verdict.key == "3"
+
+
+async def test_cancel_is_idempotent_and_delete_needs_an_ending() -> None:
+    async with mesh(every("a", Hold())) as m:
+        call = open_stream(m)
+        id_ = await first(call)
+        delete = pb.DeleteContemplationRequest(contemplation_id=id_)
+        code, _ = await status_of(m.stub.DeleteContemplation(delete, timeout=5))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        State = pb.ContemplationSummary
+        assert (await m.cancel(id_)).summary.state == State.STATE_RUNNING
+        assert (await rest(call))[-1].cancelled.reason == "REQUESTED"
+        assert (await m.cancel(id_)).summary.state == State.STATE_CANCELLED
+        await m.stub.DeleteContemplation(delete, timeout=5)  # at once after the ending
+        code, _ = await status_of(m.stub.DeleteContemplation(delete, timeout=5))
+        assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_pages_list_everything_once_newest_first() -> None:
+    async with mesh(saying("3")) as m:
+        ids = [(await m.ask(agent_count=1))[0].accepted.contemplation_id for _ in range(5)]
+        seen, token = [], ""
+        while True:
+            request = pb.ListContemplationsRequest(page_size=2, page_token=token)
+            page = await m.stub.ListContemplations(request, timeout=5)
+            seen += [summary.contemplation_id for summary in page.contemplations]
+            token = page.next_page_token
+            if not token:
+                break
+        assert seen == ids[::-1]
+        for size, token in ((1001, ""), (-1, ""), (1, "x"), (1, "9" * 30)):
+            request = pb.ListContemplationsRequest(page_size=size, page_token=token)
+            code, _ = await status_of(m.stub.ListContemplations(request, timeout=5))
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_one_contemplation_more_than_may_run_is_refused() -> None:
+    async with mesh(every(Hold()), max_contemplation_count=1) as m:
+        call = open_stream(m)
+        await first(call)
+        code, _ = await status_of(open_stream(m))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        call.cancel()
+
+
+# -- tools -------------------------------------------------------------------------------------
+
+
+async def test_identical_calls_of_siblings_run_once() -> None:
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        arguments = '{"a":1, "b":2}' if agent.agent_id else '{"b":2,"a":1}'
+        return ["a", Call("calculator", arguments), "b", End("3")]
+
+    tools = FakeTools({"calculator": text("3")}, delay_s=0.05)
+    async with mesh(script, script, tools=tools) as m:
+        events = await m.ask(agent_count=4)
+        ledger = check_grammar(events).verdict.certificate.ledger
+        assert len(m.tools.ran) == 1
+    assert (ledger.tool_call_count, ledger.tool_execution_count) == (4, 1)
+    finished = [e.tool_call_finished for e in events if e.HasField("tool_call_finished")]
+    assert sorted(f.shared for f in finished) == [False, True, True, True]
+    injected = [c.inject for d in m.decoders for c in d.commands if c.HasField("inject")]
+    assert sorted(i.agent_id for i in injected) == [0, 1, 2, 3]
+    assert {i.tool_result.parts[0].text for i in injected} == {"3"}
+
+
+async def test_a_proof_ends_a_verified_contemplation() -> None:
+    script = one(1, ["a", Call("prove")], ["b", Hold()])
+    tools = FakeTools({"prove": text("ok", proves="6*4=24")})
+    async with mesh(script, tools=tools) as m:
+        events = await m.ask(quorum="verified")
+    verdict = check_grammar(events).verdict
+    assert verdict.proved
+    assert verdict.answer == "6*4=24"
+    assert verdict.certificate.evidence[0].tool_result.proof.answer == "6*4=24"
+    assert sorted(k.agent_id for k in verdict.certificate.killed_agents) == [0, 2]
+
+
+async def test_agents_go_on_without_a_tool_executor() -> None:
+    async with mesh(every(Call("calculator"), "b", End("3"))) as m:
+        await m.tools.kill()
+        events = await m.ask()
+    assert check_grammar(events).verdict.key == "3"
+    finished = [e.tool_call_finished for e in events if e.HasField("tool_call_finished")]
+    assert all(f.result.is_error for f in finished)
+    assert len(finished) == 3
+
+
+async def test_a_tool_in_the_client_is_waited_for() -> None:
+    async with mesh(every("a", Call("ask_user", "{}"), "b", End("3"))) as m:
+        call = open_stream(m, client_tools=[common.ToolSpec(name="ask_user")])
+        id_ = await first(call)
+        while not (event := (await call.read()).event).HasField("awaiting_client"):
+            pass
+        State = pb.ContemplationSummary
+        assert (await m.get(id_)).summary.state == State.STATE_AWAITING_CLIENT
+        result = common.ToolResult(call_id="nobody's")
+        submit = pb.SubmitToolResultRequest(contemplation_id=id_, result=result)
+        code, _ = await status_of(m.stub.SubmitToolResult(submit, timeout=5))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        submit.result.call_id = event.awaiting_client.call.call_id
+        await m.stub.SubmitToolResult(submit, timeout=5)
+        assert (await rest(call))[-1].verdict.key == "3"
+        assert not m.tools.ran
+        code, _ = await status_of(m.stub.SubmitToolResult(submit, timeout=5))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+# -- losses ------------------------------------------------------------------------------------
+
+
+async def test_agents_of_a_killed_decoder_go_on_with_their_very_tokens() -> None:
+    hold = Hold()
+    script = every("a", "b", Call("zoom"), "c", hold, "d", End("3"))
+    async with mesh(script, script, tools=FakeTools({"zoom": text("a crop")})) as m:
+        call = open_stream(m, agent_count=4)
+        await first(call)
+        await until(lambda: sum(d.num_sampled for d in m.decoders) == 12)
+        await asyncio.sleep(0.05)
+        victim, heir = m.decoders
+        lost = [agent.agent_id for agent in victim.opened[0].agents]
+        await victim.kill()
+        await until(lambda: len(heir.opened) == 2)
+        hold.open.set()
+        events = await rest(call)
+    assert check_tokens(events) == {0: 4, 1: 4, 2: 4, 3: 4}
+    assert len(events[-1].verdict.certificate.ballots) == 4
+    assert not events[-1].verdict.degraded
+    for agent in heir.opened[1].agents:
+        state = agent.resume_state
+        assert agent.attempt == 2
+        assert state.sampled_token_count == 3
+        assert state.build_digest == "sha256:fake"
+        assert not state.pending_call_id
+        found = [s.WhichOneof("segment") for s in state.segments]
+        assert found == ["sampled", "tool_result", "sampled"]
+        sampled = [list(s.sampled.token_ids) for s in state.segments if s.HasField("sampled")]
+        ids = [token_id(agent.agent_id, offset) for offset in range(3)]
+        assert sampled == [ids[:2], ids[2:]]
+        assert state.segments[1].tool_result.parts[0].text == "a crop"
+    assert sorted(a.agent_id for a in heir.opened[1].agents) == sorted(lost)
+    [replaced] = m.router.told("replace")
+    assert [f.endpoint_id for f in replaced.failures] == ["d0"]
+    lost_events = [e.agent_lost for e in events if e.HasField("agent_lost")]
+    assert sorted(e.agent_id for e in lost_events) == sorted(lost)
+    assert all(e.resumed for e in lost_events)
+
+
+async def test_an_agent_lost_while_its_tool_runs_gets_the_result_elsewhere() -> None:
+    script = every("a", Call("zoom"), "b", End("3"))
+    tools = FakeTools({"zoom": text("x")}, delay_s=0.2)
+    async with mesh(script, script, tools=tools) as m:
+        call = open_stream(m, agent_count=2)
+        await first(call)
+        await until(lambda: m.tools.ran)
+        await m.decoders[0].kill()
+        events = await rest(call)
+        assert len(m.tools.ran) == 1
+    assert check_tokens(events) == {0: 2, 1: 2}
+    assert len(events[-1].verdict.certificate.ballots) == 2
+    [moved] = m.decoders[1].opened[1].agents
+    assert moved.resume_state.pending_call_id.endswith(".1.c1")
+
+
+async def test_another_build_starts_over_and_says_so() -> None:
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        return ["a", "b", Hold()] if agent.attempt == 1 else ["c", End("3")]
+
+    async with mesh(script, script, builds=("sha256:one", "sha256:two")) as m:
+        call = open_stream(m, agent_count=2)
+        await first(call)
+        await until(lambda: sum(d.num_sampled for d in m.decoders) == 4)
+        await asyncio.sleep(0.05)
+        await m.decoders[0].kill()
+        await until(lambda: len(m.decoders[1].opened) == 3)
+        events = await rest_until(call, lambda e: e.HasField("ballot_cast"))
+        call.cancel()
+    retracted = [e.text_retracted for e in events if e.HasField("text_retracted")]
+    assert [(r.token_offset, r.attempt) for r in retracted] == [(0, 2)]
+    assert not m.decoders[1].opened[2].agents[0].HasField("resume_state")
+
+
+async def rest_until(call: Any, wanted: Any) -> list[pb.ContemplationEvent]:
+    events: list[pb.ContemplationEvent] = []
+    async with asyncio.timeout(5):
+        while not events or not wanted(events[-1]):
+            events.append((await call.read()).event)
+    return events
+
+
+async def test_news_of_a_silent_endpoint_moves_its_agents_and_cuts_its_stream() -> None:
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        stays = agent.agent_id == 0 and agent.attempt == 1
+        return ["a", Hold()] if stays else ["a", End("3")]
+
+    async with mesh(script, script) as m:
+        call = open_stream(m, agent_count=2)
+        id_ = await first(call)
+        await until(lambda: sum(d.num_sampled for d in m.decoders) == 2)
+        m.router.tell("d0", "EXPIRED", id_)
+        events = await rest(call)
+        assert m.decoders[0].ended.is_set()
+    assert len(events[-1].verdict.certificate.ballots) == 2
+
+
+async def test_a_full_decoder_is_asked_again_after_a_while() -> None:
+    full = decoder_pb.GangRefused(reason="REJECTED", message="full", retry_delay=SOON)
+    async with mesh(saying("3")) as m:
+        m.decoders[0].refusals = [full]
+        asking = asyncio.create_task(m.ask())
+        # The router avoids who was full, finds nobody else and denies for a while.
+        m.router.denial_delay_s = 0.06
+        await until(lambda: m.router.told("replace"))
+        m.router.failed.clear()
+        events = await asking
+    verdict = check_grammar(events).verdict
+    assert not verdict.degraded
+    assert "agent_lost" not in kinds(events)
+
+
+async def test_a_refusal_for_good_fails_with_its_own_sentence() -> None:
+    async with mesh(saying("3")) as m:
+        refused = decoder_pb.GangRefused(reason="INVALID_REQUEST", message="shorten it")
+        m.decoders[0].refusals = [refused]
+        failed = check_grammar(await m.ask()).failed
+    assert (failed.code, failed.reason, failed.message) == (3, "INVALID_REQUEST", "shorten it")
+
+
+# -- places ------------------------------------------------------------------------------------
+
+
+async def test_a_fleet_that_is_just_starting_is_waited_for() -> None:
+    denied = router_pb.LeaseDenied(reason="NO_ENDPOINT", message="nobody yet", retry_delay=SOON)
+    async with mesh(saying("3")) as m:
+        m.router.denials = [denied, denied]
+        assert check_grammar(await m.ask()).verdict.key == "3"
+        assert [d.attempt for d in m.router.told("declare")] == [1, 2, 3]
+
+
+async def test_patience_ends_and_says_why() -> None:
+    denied = router_pb.LeaseDenied(reason="NO_ENDPOINT", message="all are full", retry_delay=SOON)
+    async with mesh(saying("3"), place_timeout_s=0.2) as m:
+        m.router.denials = [denied] * 10
+        failed = check_grammar(await m.ask()).failed
+        assert len(m.router.told("declare")) == 4
+    assert (failed.code, failed.reason, failed.message) == (14, "NO_ENDPOINT", "all are full")
+    assert failed.retryable
+
+
+async def test_a_router_that_is_down_is_told_fast_and_clearly() -> None:
+    async with mesh(saying("3")) as m:
+        await m.router.kill()
+        began = asyncio.get_running_loop().time()
+        failed = check_grammar(await m.ask()).failed
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert (failed.code, failed.reason) == (14, "UNAVAILABLE")
+        assert f"the router at {m.router.address} is down" in failed.message
+        await m.router.start()
+        async with asyncio.timeout(8):
+            while kinds(await m.ask())[-1] != "verdict":
+                await asyncio.sleep(0.1)
+
+
+async def test_a_new_router_is_told_what_runs() -> None:
+    hold = Hold()
+    async with mesh(every("a", hold, End("3")), every("a", hold, End("3"))) as m:
+        call = open_stream(m, agent_count=2)
+        id_ = await first(call)
+        await until(lambda: sum(d.num_sampled for d in m.decoders) == 2)
+        before = m.router.told("confirm")
+        await m.router.kill()
+        m.router.commands.clear()
+        await m.router.start()
+        await until(lambda: m.router.commands)
+        assert m.router.told("confirm") == before
+        assert before[0].contemplation_id == id_
+        hold.open.set()
+        assert kinds(await rest(call))[-1] == "verdict"
+
+
+async def test_a_placement_that_comes_after_the_cancel_is_given_back() -> None:
+    async with mesh(saying("3")) as m:
+        m.router.delay_s = 0.2
+        call = open_stream(m)
+        id_ = await first(call)
+        await until(lambda: m.router.told("declare"))
+        await m.cancel(id_)
+        assert check_grammar([*await m.attach(id_, 0)]).cancelled.reason == "REQUESTED"
+        async with asyncio.timeout(2):
+            await m.router.released.wait()
+        assert not m.decoders[0].opened
+        assert not m.runtime._runners
+
+
+# -- limits ------------------------------------------------------------------------------------
+
+
+async def test_the_deadline_gives_what_exists() -> None:
+    script = one(0, ["b", End("3")], ["a", Hold()])
+    async with mesh(script) as m:
+        request = pb.ContemplateRequest(spec=spec())
+        began = asyncio.get_running_loop().time()
+        events = [r.event async for r in m.stub.Contemplate(request, timeout=0.6)]
+        assert asyncio.get_running_loop().time() - began < 0.6
+    verdict = check_grammar(events).verdict
+    assert (verdict.key, list(verdict.degraded_reasons)) == ("3", ["DEADLINE"])
+    assert [k.reason for k in verdict.certificate.killed_agents] == ["DEADLINE", "DEADLINE"]
+
+
+async def test_the_deadline_does_not_wait_for_a_deaf_decoder() -> None:
+    async with mesh(one(0, ["b", End("3")], ["a", Hold()])) as m:
+        m.decoders[0].deaf = True
+        request = pb.ContemplateRequest(spec=spec())
+        events = [r.event async for r in m.stub.Contemplate(request, timeout=0.8)]
+    assert check_grammar(events).verdict.key == "3"
+
+
+async def test_a_deadline_without_a_ballot_fails() -> None:
+    async with mesh(every("a", Hold()), max_duration_s=0.2) as m:
+        failed = check_grammar(await m.ask()).failed
+    assert (failed.code, failed.reason) == (4, "DEADLINE_EXCEEDED")
+
+
+async def test_a_decoder_that_does_not_acknowledge_kills_is_not_waited_for_long() -> None:
+    script = one(2, ["a", Hold()], ["b", End("3")])
+    async with mesh(script, kill_ack_timeout_s=0.1) as m:
+        m.decoders[0].deaf = True
+        verdict = check_grammar(await m.ask(quorum="unbeatable")).verdict
+        async with asyncio.timeout(1):
+            await m.runtime.wait_idle()
+    assert verdict.key == "3"
+    assert verdict.certificate.ledger.killed_token_count == 1
+
+
+async def test_a_budget_is_never_exceeded() -> None:
+    endless = every(*["x"] * 1000)
+    async with mesh(endless, endless) as m:
+        failed = check_grammar(await m.ask(budget=common.Budget(max_tokens=50))).failed
+        assert sum(d.num_sampled for d in m.decoders) == 50
+    assert (failed.code, failed.reason) == (8, "BUDGET_EXCEEDED")
+    assert failed.ledger.generated_token_count == 50
+
+
+async def test_what_agents_leave_of_the_budget_goes_to_others() -> None:
+    script = one(0, [*["x"] * 30, End("3")], ["x", "x", End("3")])
+    async with mesh(script) as m:
+        verdict = check_grammar(await m.ask(budget=common.Budget(max_tokens=40))).verdict
+    assert not verdict.degraded
+    assert verdict.certificate.ledger.generated_token_count == 34
+
+
+# -- the life of the process -------------------------------------------------------------------
+
+
+async def test_a_restart_fails_what_ran_with_one_ending(tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal.db")
+    async with mesh(every("a", Hold()), journal=journal) as m:
+        call = open_stream(m, on_disconnect=pb.ON_DISCONNECT_CONTINUE)
+        id_ = await first(call)
+        await until(lambda: m.decoders[0].num_sampled == 3)
+        m.runtime.journal.append = _dies  # what a killed process leaves behind
+        call.cancel()
+    for _ in range(2):
+        async with mesh(saying("3"), journal=journal) as m:
+            events = await m.attach(id_, 0)
+            assert check_grammar(events).failed.reason == "UNAVAILABLE"
+            summary = (await m.get(id_)).summary
+            assert summary.state == pb.ContemplationSummary.STATE_FAILED
+            assert summary.last_event_number == len(events)
+
+
+def _dies(rows: object) -> None:
+    raise RuntimeError("the process is dead")
+
+
+async def test_a_shutdown_ends_what_runs_while_clients_listen() -> None:
+    script = one(0, ["b", End("3")], ["a", Hold()])
+    async with mesh(script, drain_grace_s=2.0, kill_ack_timeout_s=0.2) as m:
+        call = open_stream(m)
+        await first(call)
+        await until(lambda: m.decoders[0].num_sampled == 3)
+        reading = asyncio.create_task(rest(call))
+        await asyncio.sleep(0.05)
+        m.runtime.shut_down()
+        verdict = (await reading)[-1].verdict
+    assert (verdict.key, list(verdict.degraded_reasons)) == ("3", ["AGENTS_LOST"])
+
+
+async def test_a_failing_journal_lets_old_ones_finish_and_refuses_new_ones(tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal.db")
+    hold = Hold()
+    async with mesh(every("a", hold, "b", End("3")), journal=journal) as m:
+        call = open_stream(m)
+        id_ = await first(call)
+        await until(lambda: m.decoders[0].num_sampled == 3)
+        works = m.runtime.journal.append
+        m.runtime.journal.append = _dies
+        hold.open.set()
+        events = await rest(call)
+        assert kinds(events)[-1] == "verdict"
+        code, _ = await status_of(open_stream(m))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        m.runtime.journal.append = works
+        await until(lambda: not m.runtime._writer.failing)
+        assert kinds(await m.ask())[-1] == "verdict"
+    async with mesh(saying("3"), journal=journal) as m:
+        assert (await m.attach(id_, 0))[1:] == events
