@@ -7,15 +7,20 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import grpc
-import numpy as np
+from cogitate.agent_decoder import wire
+from cogitate.agent_decoder.wire import Embedding
 from cogitate.kit.auth import current_tenant
-from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
-from cogitate.kit.errors import EngineFailure, NoEndpoint
+from cogitate.kit.channels import (
+    cancelling,
+    deadline_scope,
+    from_rpc_error,
+    open_channel,
+    outgoing,
+)
+from cogitate.kit.errors import EngineFailure, InvalidRequest, NoEndpoint
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
-
-Embedding = np.ndarray  # (tokens, hidden) float32
 
 
 class EmbeddingFetcher:
@@ -35,19 +40,31 @@ class EmbeddingFetcher:
         """Embeddings of the views by key. Raises what the vision-encoder says, or NoEndpoint."""
         tenant = current_tenant()
         found: dict[str, Embedding] = {}
+        fetching: dict[str, asyncio.Task[Embedding]] = {}
         for key, image in images.items():
             cached = self._cached.get((tenant, key))
             if cached is not None:
                 self._cached.move_to_end((tenant, key))
                 found[key] = cached
-                continue
-            task = self._in_flight.get((tenant, key))
-            if task is None:
-                task = asyncio.ensure_future(self._fetch_one((tenant, key), image, address))
-                self._in_flight[tenant, key] = task
+            else:
+                fetching[key] = self._fetching((tenant, key), image, address)
+        for key, task in fetching.items():
             # A caller that goes away must not take the fetch from the others.
             found[key] = await asyncio.shield(task)
         return found
+
+    def _fetching(
+        self, key: tuple[str, str], image: common.ImagePart, address: str
+    ) -> asyncio.Task[Embedding]:
+        task = self._in_flight.get(key)
+        if task is None:
+            # The deadline is the fetch's own: others than the first caller may wait for it.
+            with deadline_scope(None):
+                task = asyncio.create_task(self._fetch_one(key, image, address), name="fetch")
+            self._in_flight[key] = task
+            # All callers may be gone when it fails: then its error is nobody's.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
     async def _fetch_one(
         self, key: tuple[str, str], image: common.ImagePart, address: str
@@ -60,10 +77,11 @@ class EmbeddingFetcher:
                 view.box.CopyFrom(image.box)
             request = pb.FetchEmbeddingRequest(model=self._model, views=[view])
             stub = VisionEncoderServiceStub(self._channel(address))
-            async for response in stub.FetchEmbedding(request, **outgoing(self._timeout_s)):
-                embedding = self._checked(response.embedding)
-                self._keep(key, embedding)
-                return embedding
+            with cancelling(stub.FetchEmbedding(request, **outgoing(self._timeout_s))) as call:
+                async for response in call:
+                    embedding = self._checked(response.embedding)
+                    self._keep(key, embedding)
+                    return embedding
             raise EngineFailure("the vision-encoder sent no embedding")
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
@@ -71,21 +89,11 @@ class EmbeddingFetcher:
             self._in_flight.pop(key, None)
 
     def _checked(self, tensor: common.Tensor) -> Embedding:
-        """Never trusts a peer's tensor: type, shape, length and finiteness first."""
-        shape = tuple(tensor.shape)
-        well_formed = (
-            tensor.dtype == common.D_TYPE_FLOAT32
-            and len(shape) == 2
-            and shape[1] == self._hidden
-            and 0 < shape[0] <= 4096
-            and len(tensor.data) == 4 * shape[0] * shape[1]
-        )
-        if not well_formed:
-            raise EngineFailure("the vision-encoder sent an embedding of another shape")
-        array = np.frombuffer(tensor.data, dtype="<f4").reshape(shape)
-        if not np.isfinite(array).all():
-            raise EngineFailure("the vision-encoder sent an embedding that is not finite")
-        return array
+        """Never trusts a peer's tensor."""
+        try:
+            return wire.to_embedding(tensor, self._hidden)
+        except InvalidRequest as error:
+            raise EngineFailure(f"the vision-encoder sent what is no embedding: {error}") from None
 
     def _keep(self, key: tuple[str, str], embedding: Embedding) -> None:
         self._cached[key] = embedding

@@ -3,6 +3,9 @@
 One step is: apply commands → admit waiting gangs → schedule → forward → sample → postprocess.
 Commands arrive from any thread by ``submit``; events leave in one batch a gang and step through
 ``on_events``, called on the engine's thread.
+
+Whatever fails in a step ends the admitted gangs with ERROR and starts over with an empty pool; the
+thread itself never ends but by ``stop``.
 """
 
 from __future__ import annotations
@@ -12,62 +15,29 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from cogitate.agent_decoder.core.block_pool import BlockPool
-from cogitate.agent_decoder.core.events import Admitted, Event, Finish, Prefilled, Refused
-from cogitate.agent_decoder.core.gang import AgentStart, Gang, GangRules, GangStart
+from cogitate.agent_decoder.core.events import Admitted, Event, Finished, Prefilled, Refused
+from cogitate.agent_decoder.core.gang import Gang
+from cogitate.agent_decoder.core.load import EngineLimits, EngineStats
 from cogitate.agent_decoder.core.sampling import sample
-from cogitate.agent_decoder.core.scheduler import Chunk, StepLimits, schedule
+from cogitate.agent_decoder.core.scheduler import Chunk, schedule
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
+from cogitate.agent_decoder.core.starts import AgentStart, GangRules, GangStart
 from cogitate.agent_decoder.model.batch import build_step
 from cogitate.agent_decoder.model.loader import LoadedModel
+from cogitate.kit.telemetry import stack_of
 
 log = logging.getLogger(__name__)
 
-# Weight of the newest step in the running means of the load report.
-SMOOTHING = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """Sizes of the engine."""
-
-    num_blocks: int
-    block_size: int
-    max_sequences: int
-    max_waiting_gangs: int
-    max_injected: int
-    step: StepLimits = field(default_factory=StepLimits)
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """What the load report tells; read by other threads, written by the engine's only."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    num_paused: int = 0
-    num_free_blocks: int = 0
-    prefill_tokens_per_s: float = 0.0
-    step_s: float = 0.0
-    step_batch: float = 0.0
-    num_sampled: int = 0
-    num_prompt: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    """Whom a sequence belongs to; no agent means it is the gang's prefix."""
-
-    sequence: Sequence
-    gang: Gang
-    agent: Agent | None
-
-
 # A command runs on the engine's thread with the engine's gangs at hand.
 Command = Callable[["Engine"], None]
+# Whom a sequence belongs to; no agent means it is the gang's prefix.
+Owner = tuple[Gang, Agent | None]
+# An agent that can sample, and the logits (vocab,) it samples from.
+Draw = tuple[Gang, Agent, torch.Tensor]
 
 
 class Engine:
@@ -114,7 +84,8 @@ class Engine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def submit(self, command: Command) -> None:
         """Has the command run between two steps, in order of submission."""
@@ -128,7 +99,7 @@ class Engine:
 
     def add_agents(self, key: int, agents: Seq[AgentStart]) -> None:
         """Widens a gang. Agents for which there is no room end with ERROR at once."""
-        self.submit(lambda engine: engine._add_agents(key, agents))
+        self._with_gang(key, lambda gang: self._add_agents(gang, agents))
 
     def inject(self, key: int, agent_id: int, call_id: str, positions: Seq[Position]) -> None:
         """Gives a paused agent what it waits for."""
@@ -146,16 +117,22 @@ class Engine:
         """Sets the confidence under which agents are killed."""
         self._with_gang(key, lambda gang: setattr(gang, "threshold", group_confidence))
 
-    def close(self, key: int, *, kill_reason: str = "") -> None:
-        """No more commands will come; with a reason, what still runs is killed."""
+    def hold(self, key: int, held: bool) -> None:
+        """Stops stepping a gang whose reader is behind, or goes on with it."""
+        self._with_gang(key, lambda gang: setattr(gang, "held", held))
 
-        def command(engine: Engine) -> None:
-            if gang := engine._gangs.get(key):
-                if kill_reason:
-                    gang.kill((), kill_reason)
-                gang.closed = True
+    def close(self, key: int) -> None:
+        """No more commands will come: agents that wait for one are ended, others go on."""
+        self._with_gang(key, Gang.close)
 
-        self.submit(command)
+    def abort(self, key: int, reason: str) -> None:
+        """Kills what still runs and closes."""
+
+        def act(gang: Gang) -> None:
+            gang.kill((), reason)
+            gang.close()
+
+        self._with_gang(key, act)
 
     def _with_gang(self, key: int, act: Callable[[Gang], None]) -> None:
         def command(engine: Engine) -> None:
@@ -164,45 +141,70 @@ class Engine:
 
         self.submit(command)
 
-    # -- on the engine's thread --------------------------------------------------------------
+    # -- on the engine's thread: commands ----------------------------------------------------
 
     def _open(self, key: int, start: GangStart) -> None:
-        gang = Gang(key, start, self._rules, self.pool, self._monotonic())
-        refusal = self._refusal(gang)
+        try:
+            refusal = self._enter(key, start)
+        except Exception:
+            self._on_events(key, [Refused("ENGINE_FAILURE", "the engine failed")])
+            raise
         if refusal is not None:
             self._on_events(key, [refusal])
-            return
-        self._gangs[key] = gang
 
-    def _refusal(self, gang: Gang) -> Refused | None:
-        """Why the gang can never, or not now, be queued."""
-        if len(gang.start.prefix) >= self.max_model_len:
-            return Refused(
-                "INVALID_REQUEST",
-                f"the conversation takes {len(gang.start.prefix)} positions, the model has room "
-                f"for {self.max_model_len}; shorten it",
-            )
-        too_many = len(gang.start.agents) > self.limits.max_sequences
-        if too_many or gang.blocks_needed() > self.pool.num_blocks:
-            return Refused(
-                "INVALID_REQUEST",
-                f"{len(gang.start.agents)} agents of this length never fit this endpoint; "
-                "ask for fewer or shorter ones",
-            )
-        waiting = sum(g.root.state is State.WAITING for g in self._gangs.values())
-        if waiting >= self.limits.max_waiting_gangs:
+    def _enter(self, key: int, start: GangStart) -> Refused | None:
+        gang = Gang(key, start, self._rules, self.pool, self._monotonic())
+        if refusal := self._refusal(gang):
+            return refusal
+        self._gangs[key] = gang
+        self._admit()
+        num_waiting = sum(g.waiting for g in self._gangs.values())
+        if gang.waiting and num_waiting > self.limits.max_waiting_gangs:
+            del self._gangs[key]
             return Refused("REJECTED", "the endpoint's queue is full", retry_after_s=1.0)
         return None
 
-    def _add_agents(self, key: int, agents: Seq[AgentStart]) -> None:
-        gang = self._gangs.get(key)
-        for start in agents if gang else ():
-            assert gang is not None
-            if not self.pool.can_reserve(gang.blocks_of(start)):
-                self._on_events(key, [Refused("REJECTED", "no room for more agents", 1.0)])
-                return
-            gang.add_agent(start)
+    def _refusal(self, gang: Gang) -> Refused | None:
+        """Why the gang can never be run here."""
+        for start in gang.start.agents:
+            if reason := gang.misfit(start):
+                return Refused("INVALID_REQUEST", reason)
+        too_many = len(gang.agents) > self.limits.max_sequences
+        if too_many or gang.blocks_needed() > self.pool.num_blocks:
+            return Refused(
+                "INVALID_REQUEST",
+                f"{len(gang.agents)} agents of this length never fit this endpoint; "
+                "ask for fewer or shorter ones",
+            )
+        return None
 
+    def _add_agents(self, gang: Gang, agents: Seq[AgentStart]) -> None:
+        """Each agent alone: a gang that runs does not end because it could not be widened."""
+        for start in agents:
+            if gang.misfit(start):
+                reason = "INVALID_REQUEST"
+            elif not self._has_room(gang, start):
+                reason = "REJECTED"
+            else:
+                gang.add_agent(start)
+                continue
+            gang.events.append(Finished.unstarted(start.agent_id, start.attempt, reason))
+
+    def _has_room(self, gang: Gang, start: AgentStart) -> bool:
+        if gang.waiting:
+            fits = gang.blocks_needed() + gang.blocks_of(start) <= self.pool.num_blocks
+            return fits and len(gang.agents) < self.limits.max_sequences
+        num_sequences = self._num_admitted()
+        return num_sequences < self.limits.max_sequences and self.pool.can_reserve(
+            gang.blocks_of(start)
+        )
+
+    def _num_admitted(self) -> int:
+        return sum(len(g.agents) for g in self._gangs.values() if not g.waiting)
+
+    # -- on the engine's thread: the loop ----------------------------------------------------
+
+    @torch.inference_mode()
     def _run(self) -> None:
         while True:
             with self._wake:
@@ -211,34 +213,45 @@ class Engine:
                 commands, self._commands = self._commands, []
                 stopping = self._stopping
             for command in commands:
-                command(self)
+                self._guard(partial(command, self))
             if stopping:
-                self._end_all("SHUTDOWN")
+                self._guard(partial(self._end_all, "SHUTDOWN"))
                 return
-            self._admit()
-            try:
-                self._step()
-            except Exception as error:
-                # One broken step must not hang every stream: end them, stay alive.
-                log.exception("engine step failed: %s", type(error).__name__)
-                self._fail_all()
-            self._flush()
+            self._guard(self._turn)
+
+    def _guard(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:
+            # One broken step must not hang every stream: end them, stay alive.
+            log.error("engine step failed: %s", stack_of(error))
+            self._fail_all()
+
+    def _turn(self) -> None:
+        self._admit()
+        self._step()
+        self._flush()
 
     def _has_work(self) -> bool:
         return self._next_admissible() is not None or any(
-            (gang.root.state is State.RUNNING and gang.root.pending)
-            or any(a.sequence.state is State.RUNNING for a in gang.agents.values())
-            for gang in self._gangs.values()
+            gang.root.pending or any(a.sequence.state is State.RUNNING for a in agents)
+            for gang, agents in self._steppable()
         )
+
+    def _steppable(self) -> list[tuple[Gang, list[Agent]]]:
+        """Gangs that may be stepped, in order of arrival, with their agents."""
+        return [
+            (gang, list(gang.agents.values()))
+            for gang in self._gangs.values()
+            if gang.agents and not gang.held and not gang.waiting
+        ]
 
     def _next_admissible(self) -> Gang | None:
         """The longest-waiting gang if there is room for it: small ones do not overtake it."""
-        waiting = [g for g in self._gangs.values() if g.root.state is State.WAITING]
-        if not waiting:
+        head = next((g for g in self._gangs.values() if g.waiting and g.agents), None)
+        if head is None:
             return None
-        head = waiting[0]
-        num_sequences = sum(len(g.agents) for g in self._gangs.values())
-        room = num_sequences + len(head.start.agents) <= self.limits.max_sequences
+        room = self._num_admitted() + len(head.agents) <= self.limits.max_sequences
         return head if room and self.pool.can_reserve(head.blocks_needed()) else None
 
     def _admit(self) -> None:
@@ -247,64 +260,57 @@ class Engine:
             gang.events.append(Admitted())
 
     def _step(self) -> None:
-        owners = self._owners()
-        chunks = schedule((owner.sequence for owner in owners.values()), self.limits.step)
-        drawing = [
-            (gang, agent)
-            for gang in self._gangs.values()
-            if gang.prefix_logits is not None
-            for agent in gang.agents.values()
-            if agent.draws_from_prefix and agent.sequence.state is State.RUNNING
-        ]
-        if not chunks and not drawing:
+        owners: dict[int, Owner] = {}
+        sequences: list[Sequence] = []
+        draws: list[Draw] = []
+        for gang, agents in self._steppable():
+            if gang.root.pending:
+                owners[id(gang.root)] = (gang, None)
+                sequences.append(gang.root)
+                continue
+            for agent in agents:
+                if agent.sequence.state is not State.RUNNING:
+                    continue
+                if agent.sequence.pending:
+                    owners[id(agent.sequence)] = (gang, agent)
+                    sequences.append(agent.sequence)
+                else:  # at the end of the prefix, whose logits are known
+                    draws.append((gang, agent, gang.prefix_logits))
+        chunks = schedule(sequences, self.limits.step)
+        if not chunks and not draws:
             return
         began = self._monotonic()
         for chunk in chunks:
-            owners[id(chunk.sequence)].gang.allocate(chunk.sequence, chunk.length)
+            owners[id(chunk.sequence)][0].allocate(chunk.sequence, chunk.length)
         self._copy_blocks()
-        draws: list[tuple[Gang, Agent, torch.Tensor]] = [
-            (gang, agent, gang.prefix_logits) for gang, agent in drawing
-        ]
         if chunks:
             draws += self._forward(chunks, owners)
         self._sample(draws)
         self._book(chunks, owners, self._monotonic() - began)
 
-    def _owners(self) -> dict[int, _Owner]:
-        """Sequences in order of arrival, by identity, with whom they belong to."""
-        owners: dict[int, _Owner] = {}
-        for gang in self._gangs.values():
-            if gang.root.pending:
-                owners[id(gang.root)] = _Owner(gang.root, gang, None)
-            for agent in gang.agents.values():
-                owners[id(agent.sequence)] = _Owner(agent.sequence, gang, agent)
-        return owners
-
-    def _forward(
-        self, chunks: Seq[Chunk], owners: dict[int, _Owner]
-    ) -> list[tuple[Gang, Agent, torch.Tensor]]:
+    def _forward(self, chunks: Seq[Chunk], owners: dict[int, Owner]) -> list[Draw]:
         """Computes the chunks and returns the agents that can sample now, with their logits."""
         llama = self.model.llama
-        step = build_step(chunks, self.pool.block_size, llama.device)
-        logits = llama.forward(step, self._cache).cpu()
-        draws = []
-        for row, chunk in enumerate(chunks):
+        num_slots = self.limits.num_blocks * self.limits.block_size
+        step = build_step(chunks, self.pool.block_size, num_slots, llama.device)
+        # Sampling is done on the CPU, so that a draw is the same whatever the model runs on.
+        rows = llama.forward(step, self._cache).cpu().unbind()
+        draws: list[Draw] = []
+        for chunk, logits in zip(chunks, rows, strict=True):
             sequence = chunk.sequence
             sequence.num_computed += chunk.length
             for _ in range(chunk.length):
                 sequence.pending.popleft()
-            owner = owners[id(sequence)]
+            gang, agent = owners[id(sequence)]
             if sequence.pending:
                 continue
-            if owner.agent is not None:
-                draws.append((owner.gang, owner.agent, logits[row]))
-                continue
-            draws += self._prefix_done(owner.gang, logits[row])
+            if agent is not None:
+                draws.append((gang, agent, logits))
+            else:
+                draws += self._prefix_done(gang, logits)
         return draws
 
-    def _prefix_done(
-        self, gang: Gang, logits: torch.Tensor
-    ) -> list[tuple[Gang, Agent, torch.Tensor]]:
+    def _prefix_done(self, gang: Gang, logits: torch.Tensor) -> list[Draw]:
         """Forks the agents off the prefix; those without an opening sample at once."""
         now = self._monotonic()
         gang.prefix_logits = logits.clone()
@@ -313,9 +319,14 @@ class Engine:
                 len(gang.start.prefix), gang.admitted_s - gang.arrival_s, now - gang.admitted_s
             )
         )
-        for agent in gang.agents.values():
+        agents = list(gang.agents.values())
+        for agent in agents:
             gang.fork_from_prefix(agent)
-        return [(gang, a, logits) for a in gang.agents.values() if a.draws_from_prefix]
+        return [
+            (gang, agent, logits)
+            for agent in agents
+            if agent.sequence.state is State.RUNNING and not agent.sequence.pending
+        ]
 
     def _copy_blocks(self) -> None:
         """Copies the partial blocks of fresh forks, all at once."""
@@ -328,76 +339,58 @@ class Engine:
         pairs = torch.tensor(copies, device=self.model.llama.device) * self.pool.block_size
         sources = (pairs[:, :1] + offsets).reshape(-1)
         targets = (pairs[:, 1:] + offsets).reshape(-1)
-        for keys, values in self._cache:
-            keys[targets] = keys[sources]
-            values[targets] = values[sources]
+        for layer in self._cache:
+            layer[targets] = layer[sources]
 
-    def _sample(self, draws: Seq[tuple[Gang, Agent, torch.Tensor]]) -> None:
+    def _sample(self, draws: Seq[Draw]) -> None:
         if not draws:
             return
-        agents = [agent for _, agent, _ in draws]
-        result = sample(
-            torch.stack([logits for _, _, logits in draws]),
-            [a.params for a in agents],
-            [a.seed for a in agents],
-            [a.agent_id for a in agents],
-            [a.sampled for a in agents],
-        )
+        logits = torch.stack([logits for _, _, logits in draws])
+        result = sample(logits, [agent.row() for _, agent, _ in draws])
         self.stats.num_sampled += len(draws)
         for i, (gang, agent, _) in enumerate(draws):
             gang.take(
                 agent, result.token_ids[i], result.logprobs[i], result.confidences[i], result.top[i]
             )
 
-    def _book(
-        self,
-        chunks: Seq[Chunk],
-        owners: dict[int, _Owner],
-        elapsed_s: float,
-    ) -> None:
+    def _book(self, chunks: Seq[Chunk], owners: dict[int, Owner], elapsed_s: float) -> None:
         """Steps and time for the gangs, running means for the load report."""
-        for gang in {id(g): g for g in (owners[id(c.sequence)].gang for c in chunks)}.values():
+        for gang in {id(g): g for g in (owners[id(c.sequence)][0] for c in chunks)}.values():
             gang.num_steps += 1
             gang.decode_s += elapsed_s
-        prefix = sum(c.length for c in chunks if owners[id(c.sequence)].agent is None)
-        self.stats.num_prompt += prefix
-        if prefix:
-            rate = prefix / max(elapsed_s, 1e-9)
-            self.stats.prefill_tokens_per_s = _smooth(self.stats.prefill_tokens_per_s, rate)
-        elif chunks:
-            self.stats.step_s = _smooth(self.stats.step_s, elapsed_s)
-            self.stats.step_batch = _smooth(self.stats.step_batch, float(len(chunks)))
+        num_prefix = sum(c.length for c in chunks if owners[id(c.sequence)][1] is None)
+        self.stats.book_step(len(chunks), num_prefix, elapsed_s)
 
     def _flush(self) -> None:
         """Hands out each gang's events of this step, and lets go of gangs that are done."""
+        running = waiting = paused = 0
         for gang in list(self._gangs.values()):
             if gang.close_if_done():
                 del self._gangs[gang.key]
             if gang.events:
                 events, gang.events = gang.events, []
                 self._on_events(gang.key, events)
-        states = [a.sequence.state for g in self._gangs.values() for a in g.agents.values()]
-        self.stats.num_running = states.count(State.RUNNING)
-        self.stats.num_waiting = states.count(State.WAITING) + sum(
-            len(g.start.agents) for g in self._gangs.values() if g.root.state is State.WAITING
-        )
-        self.stats.num_paused = states.count(State.PAUSED) + states.count(State.AWAITING_GRANT)
+            for agent in gang.agents.values():
+                state = agent.sequence.state
+                running += state is State.RUNNING
+                waiting += state is State.WAITING
+                paused += state in (State.PAUSED, State.AWAITING_GRANT)
+        self.stats.num_running, self.stats.num_waiting = running, waiting
+        self.stats.num_paused = paused
         self.stats.num_free_blocks = self.pool.num_available
 
     def _fail_all(self) -> None:
-        for gang in self._gangs.values():
-            for agent in list(gang.agents.values()):
-                gang.finish(agent, Finish.ERROR)
-            gang.closed = True
-            if gang.root.state is State.WAITING:
-                gang.events.append(Refused("ENGINE_FAILURE", "the engine failed"))
+        """Ends every admitted gang and begins with an empty pool; waiting gangs are unharmed."""
+        self.pool = BlockPool(self.limits.num_blocks, self.limits.block_size)
+        for gang in list(self._gangs.values()):
+            gang.pool = self.pool
+            if not gang.waiting:
+                gang.abandon()
+                del self._gangs[gang.key]
+                self._on_events(gang.key, gang.events)
 
     def _end_all(self, reason: str) -> None:
         for gang in self._gangs.values():
             gang.kill((), reason)
-            gang.closed = True
+            gang.close()
         self._flush()
-
-
-def _smooth(mean: float, value: float) -> float:
-    return value if mean == 0.0 else mean + SMOOTHING * (value - mean)

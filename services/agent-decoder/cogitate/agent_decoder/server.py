@@ -104,8 +104,8 @@ class AgentDecoder:
             self._tasks.spawn(reporter.run(), name="report")
 
     async def drain(self, grace_s: float) -> None:
-        """Takes no new gangs, tells the routers, waits for the gangs that run."""
-        self._runtime.draining = True
+        """Takes no new gangs, tells routers and gangs, waits for the gangs that run."""
+        self._runtime.drain(grace_s)
         for reporter in self._reporters:
             reporter.drain(grace_s)
         with contextlib.suppress(TimeoutError):

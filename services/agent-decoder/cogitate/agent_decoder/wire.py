@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from cogitate.agent_decoder.core import events as ev
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.model.templates import Image, Text, Turn
@@ -17,6 +18,14 @@ ROLES = {
     common.ROLE_USER: "user",
     common.ROLE_ASSISTANT: "assistant",
 }
+Embedding = np.ndarray  # (tokens, hidden) float32, finite
+
+MAX_STOPS = 16
+MAX_STOP_BYTES = 128
+MAX_LOGIT_BIASES = 300
+MAX_STOP_TOKEN_IDS = 300
+MAX_EMBEDDING_ROWS = 4096
+
 CAPABILITIES = (
     pb.CAPABILITY_TOOLS,
     pb.CAPABILITY_LOGPROBS,
@@ -51,9 +60,17 @@ def to_parts(parts: Iterable[common.Part]) -> tuple[Text | Image, ...]:
             out.append(Text(part.text))
         elif kind == "image":
             out.append(to_image(part.image))
+        elif kind == "tool_call":
+            out.append(Text(f"{part.tool_call.name} {part.tool_call.arguments_json}"))
         elif kind == "tool_result":
-            out += to_parts(part.tool_result.parts)
+            out += result_parts(part.tool_result)
     return tuple(out)
+
+
+def result_parts(result: common.ToolResult) -> tuple[Text | Image, ...]:
+    """A tool's result. A failure that says nothing is said, or the agent would see a success."""
+    parts = to_parts(result.parts)
+    return parts if parts or not result.is_error else (Text("The tool failed."),)
 
 
 def to_turns(conversation: Iterable[common.Message]) -> tuple[Turn, ...]:
@@ -86,16 +103,18 @@ def to_sampling_params(
     top_p = params.top_p if params.HasField("top_p") else 1.0
     limit = params.max_tokens if params.HasField("max_tokens") else max_tokens
     _check("temperature", chosen, 0.0, 2.0)
-    _check("top_p", top_p, 1e-6, 1.0)
+    if not 0.0 < top_p <= 1.0:
+        raise InvalidRequest("top_p must be above 0 and at most 1", field="sampling_params.top_p")
     _check("min_p", params.min_p, 0.0, 1.0)
     _check("top_k", params.top_k, 0, vocab_size)
     _check("max_tokens", limit, 1, 1_000_000)
+    _check("min_tokens", params.min_tokens, 0, limit)
     _check("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
     _check("presence_penalty", params.presence_penalty, -2.0, 2.0)
-    _check("repetition_penalty", params.repetition_penalty, 0.0, 10.0)
+    if params.repetition_penalty:  # 0 means off
+        _check("repetition_penalty", params.repetition_penalty, 0.01, 10.0)
     _check("logprobs", params.logprobs, 0, 20)
-    for token_id in (*params.logit_bias, *params.stop_token_ids):
-        _check("token id", token_id, 0, vocab_size - 1)
+    _check_lists(params, vocab_size)
     if params.WhichOneof("constraint"):
         raise InvalidRequest(
             "this endpoint does not follow grammars; leave json_schema and regex out",
@@ -108,7 +127,7 @@ def to_sampling_params(
         min_p=params.min_p,
         max_tokens=limit,
         min_tokens=params.min_tokens,
-        stop=tuple(s for s in params.stop if s),
+        stop=tuple(stop for stop in params.stop if stop),
         stop_token_ids=tuple(params.stop_token_ids),
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
@@ -119,14 +138,55 @@ def to_sampling_params(
     )
 
 
-def _check(name: str, value: float, minimum: float, maximum: float) -> None:
+def _check_lists(params: common.SamplingParams, vocab_size: int) -> None:
+    """Lists are bounded: each entry costs time at every token."""
+    _check("number of stop strings", len(params.stop), 0, MAX_STOPS, field="stop")
+    for stop in params.stop:
+        _check("bytes of a stop string", len(stop.encode()), 0, MAX_STOP_BYTES, field="stop")
+    _check(
+        "number of stop_token_ids", len(params.stop_token_ids), 0, MAX_STOP_TOKEN_IDS,
+        field="stop_token_ids",
+    )  # fmt: skip
+    for token_id in params.stop_token_ids:
+        _check("a stop token id", token_id, 0, vocab_size - 1, field="stop_token_ids")
+    _check(
+        "number of logit biases", len(params.logit_bias), 0, MAX_LOGIT_BIASES, field="logit_bias"
+    )
+    for token_id, bias in params.logit_bias.items():
+        _check("the token id of a logit bias", token_id, 0, vocab_size - 1, field="logit_bias")
+        _check("a logit bias", bias, -100.0, 100.0, field="logit_bias")
+
+
+def _check(
+    name: str, value: float, minimum: float, maximum: float, *, field: str | None = None
+) -> None:
     if not (math.isfinite(value) and minimum <= value <= maximum):
         raise InvalidRequest(
-            f"{name} must be from {minimum} to {maximum}", field=f"sampling_params.{name}"
+            f"{name} must be from {minimum} to {maximum}", field=f"sampling_params.{field or name}"
         )
 
 
-def to_responses(events: Sequence[ev.Event], step_offset: int) -> list[pb.DecodeResponse]:
+def to_embedding(tensor: common.Tensor, hidden_size: int) -> Embedding:
+    """Checks type, shape, length and finiteness before a number is used. Raises InvalidRequest."""
+    shape = tuple(tensor.shape)
+    if tensor.dtype != common.D_TYPE_FLOAT32:
+        raise InvalidRequest("an embedding must be float32", field="embedding")
+    if len(shape) != 2 or shape[1] != hidden_size or not 0 < shape[0] <= MAX_EMBEDDING_ROWS:
+        raise InvalidRequest(
+            f"an embedding must be of shape (1 to {MAX_EMBEDDING_ROWS}, {hidden_size})",
+            field="embedding",
+        )
+    if len(tensor.data) != 4 * shape[0] * shape[1]:
+        raise InvalidRequest("an embedding must have the bytes of its shape", field="embedding")
+    array = np.frombuffer(tensor.data, dtype="<f4").reshape(shape)
+    if not np.isfinite(array).all():
+        raise InvalidRequest("an embedding must be finite", field="embedding")
+    return array
+
+
+def to_responses(
+    events: Sequence[ev.Event], step_offset: int, admitted: Callable[[], pb.GangAdmitted]
+) -> list[pb.DecodeResponse]:
     """One engine step's events: what led to it, one GangStep for all agents, what followed."""
     before: list[pb.DecodeResponse] = []
     deltas: list[pb.AgentDelta] = []
@@ -134,6 +194,8 @@ def to_responses(events: Sequence[ev.Event], step_offset: int) -> list[pb.Decode
     for event in events:
         if isinstance(event, ev.Delta):
             deltas.append(_delta(event))
+        elif isinstance(event, ev.Admitted):
+            before.append(pb.DecodeResponse(admitted=admitted()))
         else:
             (after if deltas else before).append(_response(event))
     step = []
@@ -205,6 +267,10 @@ def _response(event: ev.Event) -> pb.DecodeResponse:
         )
         done.decode_duration.FromNanoseconds(int(event.decode_s * 1e9))
         return pb.DecodeResponse(gang_finished=done)
+    if isinstance(event, ev.Draining):
+        draining = pb.GangDraining(reason="DRAIN")
+        draining.remaining_duration.FromNanoseconds(int(event.remaining_s * 1e9))
+        return pb.DecodeResponse(draining=draining)
     if isinstance(event, ev.Refused):
         return pb.DecodeResponse(refused=refused(event.reason, event.message, event.retry_after_s))
     raise TypeError(f"no message for {type(event).__name__}")

@@ -37,9 +37,11 @@ def parse_call(text: str) -> ParsedCall:
     name, inside = match.group(1), match.group(2).strip()
     try:
         arguments = _PARSERS.get(name, _keywords)(inside)
+        # JSON has no NaN and no Infinity, which Python reads and writes all the same.
+        written = json.dumps(arguments, separators=(",", ":"), allow_nan=False)
     except (ValueError, RecursionError):  # deep JSON recurses
         return UNREADABLE
-    return ParsedCall(name, json.dumps(arguments, separators=(",", ":")))
+    return ParsedCall(name, written)
 
 
 def _split(text: str) -> list[str]:
@@ -104,6 +106,8 @@ def _keywords(text: str) -> dict[str, object]:
         if match is None:
             raise ValueError("arguments must be named")
         raw = match.group(2).strip()
+        if match.group(1) in arguments:
+            raise ValueError("an argument is given twice")
         quoted = len(raw) >= 2 and raw[0] == raw[-1] == "'"
         arguments[match.group(1)] = raw[1:-1] if quoted else json.loads(raw)
     return arguments

@@ -12,6 +12,7 @@ class Finish(Enum):
     STOP = "STOP"
     LENGTH = "LENGTH"
     CANCELLED = "CANCELLED"
+    BUDGET = "BUDGET"
     CONFIDENCE = "CONFIDENCE"
     ERROR = "ERROR"
 
@@ -100,6 +101,18 @@ class Finished:
     group_confidence: float
     kill_reason: str = ""
 
+    @classmethod
+    def unstarted(cls, agent_id: int, attempt: int, reason: str) -> Finished:
+        """The end of an agent that could not be taken; ``reason`` is an error's."""
+        return cls(agent_id, attempt, Finish.ERROR, "", 0, 0, 0.0, 0.0, 0.0, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The endpoint will go away."""
+
+    remaining_s: float
+
 
 @dataclass(frozen=True, slots=True)
 class GangDone:
@@ -121,5 +134,6 @@ Event = (
     | Injected
     | AwaitingGrant
     | Finished
+    | Draining
     | GangDone
 )

@@ -3,19 +3,28 @@
 Memory is taken from the pool by reservation at admission, for the longest each agent may become,
 so an admitted gang always runs to its end.
 
+State diagram (one agent)::
+
+    WAITING --prefix computed--> RUNNING --call--> PAUSED --inject--> RUNNING
+                                    |
+                                    +--grant used up--> AWAITING_GRANT --grant--> RUNNING
+    any --end token, limit, kill--> FINISHED
+
 Invariants (``tests/property/test_gang.py``):
 
 1. Every agent ends with exactly one ``Finished``; nothing is sampled after it.
 2. After ``GangDone`` every block and reservation of the gang is back in the pool.
 3. A paused agent keeps its blocks and goes on from the very position where it stopped.
+4. No agent samples more than it was granted.
+5. A gang that was closed ends: agents that could only go on by a command are ended.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cogitate.agent_decoder.core.block_pool import BlockPool
@@ -30,57 +39,14 @@ from cogitate.agent_decoder.core.events import (
     Injected,
     ToolCall,
 )
-from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
-from cogitate.agent_decoder.core.transcript import ControlTokens, Mode, Transcript, Turn
-
-
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
-    """Replayed tokens that the agent itself sampled."""
-
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InjectedPositions:
-    """Replayed positions that were injected."""
-
-    positions: tuple[Position, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AgentStart:
-    """How an agent begins: fresh, or from what an earlier attempt wrote."""
-
-    agent_id: int
-    attempt: int
-    params: SamplingParams
-    seed: int
-    opening: tuple[Position, ...] = ()
-    replay: tuple[SampledTokens | InjectedPositions, ...] = ()
-    pending_call_id: str = ""
-    granted: int = 0  # 0 means up to its sampling limit
-
-
-@dataclass(frozen=True, slots=True)
-class GangStart:
-    """A gang as the engine takes it: embeddings are already in place."""
-
-    prefix: tuple[Position, ...]
-    agents: tuple[AgentStart, ...]
-    instant: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GangRules:
-    """What the model and the engine fix for every gang."""
-
-    control: ControlTokens
-    decode: Callable[[Seq[int]], str]
-    marks_answers: bool
-    max_model_len: int
-    max_injected: int  # positions tool results may add to an agent
+from cogitate.agent_decoder.core.starts import (
+    AgentStart,
+    GangRules,
+    GangStart,
+    InjectedPositions,
+)
+from cogitate.agent_decoder.core.transcript import Transcript, Turn
 
 
 @dataclass(slots=True)
@@ -98,81 +64,85 @@ class Gang:
     prefix_logits: Any = None  # (vocab,) of the last prefix position, once computed
     admitted_s: float = 0.0
     threshold: float = 0.0
+    held: bool = False  # its reader is behind: nothing of it is scheduled
     closed: bool = False
     done: bool = False
     num_steps: int = 0
     decode_s: float = 0.0
     num_sampled: int = 0
     num_injected: int = 0
-    copies: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # blocks to copy before the next step
+    # Blocks to copy before the next step: (from, to).
+    copies: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.root = Sequence(pending=deque(self.start.prefix))
+        for agent in self.start.agents:
+            self.agents[agent.agent_id] = self._new_agent(agent)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is not admitted yet: it owns no memory."""
+        return self.root.state is State.WAITING
 
     # -- memory ------------------------------------------------------------------------------
 
-    def blocks_of(self, agent: AgentStart) -> int:
+    def misfit(self, start: AgentStart) -> str:
+        """Why an agent can never run here, as a sentence; empty if it can."""
+        rules, params = self.rules, start.params
+        if start.num_sampled > params.max_tokens or start.num_injected > rules.max_injected:
+            return "the agent's resume state is longer than its limits"
+        own = len(start.opening) + start.num_sampled + start.num_injected
+        if len(self.start.prefix) + own >= rules.max_model_len:
+            return (
+                f"the conversation and the agent's opening take {len(self.start.prefix) + own} "
+                f"positions, the model has room for {rules.max_model_len}; shorten them"
+            )
+        return ""
+
+    def blocks_of(self, start: AgentStart) -> int:
         """Blocks an agent may come to own beside the shared full blocks of the prefix."""
         prefix = len(self.start.prefix)
-        own = len(agent.opening) + agent.params.max_tokens + self.rules.max_injected
+        own = len(start.opening) + start.params.max_tokens + self.rules.max_injected
         longest = min(self.rules.max_model_len, prefix + own)
         return self.pool.blocks_for(longest) - prefix // self.pool.block_size
 
     def blocks_needed(self) -> int:
         """Blocks the whole gang needs to be admitted."""
-        return self.pool.blocks_for(len(self.start.prefix)) + sum(
-            map(self.blocks_of, self.start.agents)
-        )
+        prefix = self.pool.blocks_for(len(self.start.prefix))
+        return prefix + sum(agent.max_blocks for agent in self.agents.values())
 
     def admit(self, now: float) -> None:
         """Takes the reservation; the prefix begins to run."""
         self.admitted_s = now
         self._reserve(self.root, self.pool.blocks_for(len(self.start.prefix)))
         self.root.state = State.RUNNING
-        for agent in self.start.agents:
-            self.add_agent(agent)
+        for agent in self.agents.values():
+            self._reserve(agent.sequence, agent.max_blocks)
 
     def add_agent(self, start: AgentStart) -> None:
-        """Adds an agent on the prefix; the caller checked ``can_reserve(blocks_of(start))``."""
-        transcript = Transcript(
-            self.rules.control,
-            self.rules.decode,
-            stop=start.params.stop,
-            answers_only_marked=self.rules.marks_answers,
-        )
-        if self.start.instant:
-            transcript.open_answer()
-        sequence = Sequence(pending=deque(start.opening))
-        self._reserve(sequence, self.blocks_of(start))
-        agent = Agent(
-            start.agent_id,
-            start.attempt,
-            start.params,
-            start.seed,
-            transcript,
-            sequence,
-            granted=start.granted or start.params.max_tokens,
-        )
-        self._replay(agent, start)
-        agent.draws_from_prefix = not sequence.pending
-        agent.pending_call_id = start.pending_call_id
-        self.agents[start.agent_id] = agent
+        """Adds an agent on the prefix; a later attempt takes the place of an earlier one.
+
+        The caller checked ``misfit`` and, unless the gang waits, ``can_reserve``.
+        """
+        if earlier := self.agents.get(start.agent_id):
+            self.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
+        agent = self.agents[start.agent_id] = self._new_agent(start)
+        if not self.waiting:
+            self._reserve(agent.sequence, agent.max_blocks)
         if self.prefix_logits is not None:
             self.fork_from_prefix(agent)
 
     def fork_from_prefix(self, agent: Agent) -> None:
-        """Shares the prefix's full blocks and asks for a copy of its partial one."""
+        """Shares the prefix's full blocks, asks for a copy of its partial one; the agent begins."""
         sequence, root = agent.sequence, self.root
         full = root.num_computed // self.pool.block_size
         sequence.block_table = root.block_table[:full]
         self.pool.share(sequence.block_table)
         sequence.num_computed = root.num_computed
-        sequence.state = State.PAUSED if agent.pending_call_id else State.RUNNING
         if full < len(root.block_table):
             self.allocate(sequence, 0)
             self.copies.append((root.block_table[full], sequence.block_table[full]))
+        self._follow(agent, self._ending(agent))
 
     def allocate(self, sequence: Sequence, length: int) -> None:
         """Makes room for the next ``length`` positions, out of the sequence's reservation."""
@@ -194,68 +164,98 @@ class Gang:
         sequence.pending.clear()
         sequence.state = State.FINISHED
 
+    # -- how an agent begins -----------------------------------------------------------------
+
+    def _new_agent(self, start: AgentStart) -> Agent:
+        params, control = start.params, self.rules.control
+        transcript = Transcript(
+            control,
+            self.rules.decode,
+            stop=params.stop,
+            answers_only_marked=self.rules.marks_answers,
+        )
+        if self.start.instant:
+            transcript.open_answer()
+        agent = Agent(
+            start.agent_id,
+            start.attempt,
+            params,
+            start.seed,
+            transcript,
+            Sequence(pending=deque(start.opening)),
+            granted=min(start.granted or params.max_tokens, params.max_tokens),
+            max_blocks=self.blocks_of(start),
+            stop_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos else control.end),
+            pending_call_id=start.pending_call_id,
+            lowest_confidence=start.lowest_confidence,
+        )
+        self._replay(agent, start)
+        return agent
+
     def _replay(self, agent: Agent, start: AgentStart) -> None:
         """Rebuilds what an earlier attempt did, without showing it again."""
         for segment in start.replay:
             if isinstance(segment, InjectedPositions):
                 agent.sequence.pending.extend(segment.positions)
                 agent.num_injected += len(segment.positions)
+                agent.last_turn = Turn.NONE
                 continue
             for token_id in segment.token_ids:
+                _, agent.last_turn = self._push(agent, token_id)
                 agent.sequence.pending.append(Position(token_id))
                 agent.sampled.append(token_id)
-                if agent.transcript.push(token_id)[1] is Turn.CALL_READY:
-                    agent.num_calls += 1
+                agent.num_calls += agent.last_turn is Turn.CALL_READY
+        agent.logprob_sum = start.mean_logprob * len(agent.sampled)
+        if agent.last_turn is Turn.CALL_READY and agent.pending_call_id:
+            # It waits already: the call was made before, and is not made again.
+            agent.last_turn = Turn.NONE
 
     # -- commands ----------------------------------------------------------------------------
 
     def inject(self, agent_id: int, call_id: str, positions: Seq[Position]) -> None:
-        """Gives a paused agent what it waits for. One that ended meanwhile is left alone."""
+        """Gives an agent what it waits for, or, without a call, something to go on with.
+
+        An answer to a call it does not wait for (late, doubled, unknown) is left alone.
+        """
         agent = self.agents.get(agent_id)
         if agent is None or agent.pending_call_id != call_id:
             return
-        total = agent.sequence.num_positions + len(positions)
+        total = len(self.start.prefix) if not agent.sequence.num_computed else 0
+        total += agent.sequence.num_positions + len(positions)
         room = self.rules.max_injected - agent.num_injected
-        agent.pending_call_id = ""
         if total >= self.rules.max_model_len or len(positions) > room:
             self.finish(agent, Finish.LENGTH)
             return
+        agent.pending_call_id, agent.last_turn = "", Turn.NONE
         agent.sequence.pending.extend(positions)
         agent.num_injected += len(positions)
         self.num_injected += len(positions)
-        if agent.sequence.state is State.PAUSED:
-            agent.sequence.state = State.RUNNING
         self.events.append(Injected(agent_id, call_id, len(positions)))
+        if agent.sequence.state is State.PAUSED:
+            self._go_on(agent)
 
     def kill(self, agent_ids: Seq[int], reason: str) -> None:
         """Stops agents now; empty means all. Acknowledged by ``Finished``."""
-        if self.root.state is State.WAITING:
-            self._kill_waiting(agent_ids, reason)
         for agent_id in list(agent_ids) or list(self.agents):
             if agent := self.agents.get(agent_id):
                 self.finish(agent, Finish.CANCELLED, reason)
-
-    def _kill_waiting(self, agent_ids: Seq[int], reason: str) -> None:
-        """Takes agents out of a gang that was not admitted yet: they own nothing."""
-        for start in self.start.agents:
-            if not agent_ids or start.agent_id in agent_ids:
-                self.events.append(
-                    Finished(
-                        start.agent_id, start.attempt, Finish.CANCELLED, "", 0, 0, 0.0, 0.0, 0.0,
-                        reason,
-                    )
-                )  # fmt: skip
-        left = tuple(a for a in self.start.agents if agent_ids and a.agent_id not in agent_ids)
-        self.start = replace(self.start, agents=left)
 
     def grant(self, totals: dict[int, int]) -> None:
         """Raises grants; never lowers one."""
         for agent_id, total in totals.items():
             if agent := self.agents.get(agent_id):
                 agent.granted = max(agent.granted, min(total, agent.params.max_tokens))
-                waiting = agent.sequence.state is State.AWAITING_GRANT
-                if waiting and agent.granted > len(agent.sampled):
+                waits = agent.sequence.state is State.AWAITING_GRANT
+                if waits and agent.granted > len(agent.sampled):
                     agent.sequence.state = State.RUNNING
+
+    def close(self) -> None:
+        """No more commands will come: what waits for one is ended, the rest goes on."""
+        self.closed = True
+        for agent in list(self.agents.values()):
+            if agent.sequence.state in (State.PAUSED, State.AWAITING_GRANT):
+                self._strand(agent)
 
     # -- tokens ------------------------------------------------------------------------------
 
@@ -265,48 +265,77 @@ class Gang:
         token_id: int,
         logprob: float,
         confidence: float,
-        top: tuple[list[int], list[float]] = ([], []),
+        top: tuple[Seq[int], Seq[float]] = ((), ()),
     ) -> None:
         """Books a sampled token and moves the agent on: text, pause, grant or end."""
-        if agent.params.ignore_eos and token_id in agent.transcript.control.end:
-            text, turn = "", Turn.NONE
-        else:
-            text, turn = agent.transcript.push(token_id)
-        offset = len(agent.sampled)
+        if not math.isfinite(logprob):
+            # Numbers ran over (an absurd embedding): what was drawn means nothing.
+            self.finish(agent, Finish.ERROR, "NOT_FINITE")
+            return
+        transcript, offset = agent.transcript, len(agent.sampled)
+        is_answer = transcript.is_answer
+        text, agent.last_turn = self._push(agent, token_id)
         agent.observe(token_id, logprob, confidence)
         self.num_sampled += 1
-        is_answer = agent.transcript.mode in (Mode.ANSWERING, Mode.ENDED)
+        agent.sequence.pending.append(Position(token_id))
+        ending = self._ending(agent)
+        if ending is not None and agent.last_turn is Turn.NONE:
+            text += transcript.flush()
         self.events.append(
             Delta(
                 agent.agent_id, agent.attempt, offset, token_id, text, logprob,
                 agent.group_confidence, is_answer, tuple(top[0]), tuple(top[1]),
             )
         )  # fmt: skip
-        agent.draws_from_prefix = False
-        agent.sequence.pending.append(Position(token_id))
-        if turn in (Turn.ENDED, Turn.STOPPED) or token_id in agent.params.stop_token_ids:
-            self.finish(agent, Finish.STOP)
-        elif (
-            len(agent.sampled) >= agent.params.max_tokens
-            or agent.sequence.num_positions >= self.rules.max_model_len
-        ):
-            self.finish(agent, Finish.LENGTH)
-        elif self._lost_confidence(agent):
-            self.finish(agent, Finish.CONFIDENCE, "CONFIDENCE")
-        elif turn is Turn.CALL_READY:
-            self._pause_on_call(agent)
+        self._follow(agent, ending)
+
+    def _push(self, agent: Agent, token_id: int) -> tuple[str, Turn]:
+        if agent.params.ignore_eos and token_id in self.rules.control.end:
+            return "", Turn.NONE
+        stops = agent.may_stop
+        text, turn = agent.transcript.push(token_id, stops=stops)
+        if turn is Turn.NONE and stops and token_id in agent.params.stop_token_ids:
+            return text + agent.transcript.flush(), Turn.STOPPED
+        return text, turn
+
+    def _ending(self, agent: Agent) -> Finish | None:
+        """Why the agent ends with its newest token; None if it does not."""
+        if agent.last_turn in (Turn.ENDED, Turn.STOPPED):
+            return Finish.STOP
+        if len(agent.sampled) >= agent.params.max_tokens:
+            return Finish.LENGTH
+        if agent.sequence.num_positions >= self.rules.max_model_len:
+            return Finish.LENGTH
+        full = len(agent.confidences) == agent.confidences.maxlen
+        if self.threshold > 0.0 and full and agent.group_confidence < self.threshold:
+            return Finish.CONFIDENCE
+        return None
+
+    def _follow(self, agent: Agent, ending: Finish | None) -> None:
+        """What follows an agent's newest token, or its beginning."""
+        if ending is not None:
+            self.finish(agent, ending, "CONFIDENCE" if ending is Finish.CONFIDENCE else "")
+            return
+        if agent.last_turn is Turn.CALL_READY:
+            self._call(agent)
+        self._go_on(agent)
+
+    def _go_on(self, agent: Agent) -> None:
+        """Runs, unless the agent waits for a result or for a grant."""
+        if agent.pending_call_id:
+            agent.sequence.state = State.PAUSED
         elif len(agent.sampled) >= agent.granted:
             agent.sequence.state = State.AWAITING_GRANT
             self.events.append(AwaitingGrant(agent.agent_id, len(agent.sampled)))
+        else:
+            agent.sequence.state = State.RUNNING
+            return
+        if self.closed:
+            self._strand(agent)
 
-    def _lost_confidence(self, agent: Agent) -> bool:
-        full = len(agent.confidences) == agent.confidences.maxlen
-        return self.threshold > 0.0 and full and agent.group_confidence < self.threshold
-
-    def _pause_on_call(self, agent: Agent) -> None:
+    def _call(self, agent: Agent) -> None:
         agent.num_calls += 1
         agent.pending_call_id = f"a{agent.agent_id}.{agent.attempt}.c{agent.num_calls}"
-        agent.sequence.state = State.PAUSED
         call = parse_call(agent.transcript.call_text)
         self.events.append(
             ToolCall(
@@ -315,16 +344,27 @@ class Gang:
             )
         )  # fmt: skip
 
+    # -- ends --------------------------------------------------------------------------------
+
+    def _strand(self, agent: Agent) -> None:
+        """Ends an agent that could only go on by a command that cannot come any more."""
+        if agent.sequence.state is State.AWAITING_GRANT:
+            self.finish(agent, Finish.BUDGET)
+        else:
+            self.finish(agent, Finish.CANCELLED, "CLOSED")
+
     def finish(self, agent: Agent, finish: Finish, kill_reason: str = "") -> None:
         """Ends an agent and frees its memory."""
         self._free(agent.sequence)
+        self._say_finished(agent, finish, kill_reason)
+
+    def _say_finished(self, agent: Agent, finish: Finish, kill_reason: str) -> None:
         del self.agents[agent.agent_id]
         self.events.append(
             Finished(
                 agent.agent_id, agent.attempt, finish, agent.transcript.final_answer(),
                 len(agent.sampled), agent.num_injected, agent.mean_logprob,
-                agent.lowest_confidence if agent.confidences else 0.0,
-                agent.group_confidence, kill_reason,
+                agent.lowest_confidence, agent.group_confidence, kill_reason,
             )
         )  # fmt: skip
 
@@ -332,13 +372,19 @@ class Gang:
         """Frees the prefix and says ``GangDone`` once it is closed and empty."""
         if self.done or not self.closed or self.agents:
             return False
-        self.done = True
+        num_prompt = self.root.num_computed
         self._free(self.root)
-        self.prefix_logits = None
-        self.events.append(
-            GangDone(
-                len(self.start.prefix), self.num_sampled, self.num_injected,
-                self.num_steps, self.decode_s,
-            )
-        )  # fmt: skip
+        self._say_done(num_prompt)
         return True
+
+    def abandon(self) -> None:
+        """Ends everything with ERROR without touching the pool, which is given up as well."""
+        for agent in list(self.agents.values()):
+            self._say_finished(agent, Finish.ERROR, "ENGINE_FAILURE")
+        self._say_done(self.root.num_computed)
+
+    def _say_done(self, num_prompt: int) -> None:
+        self.done, self.prefix_logits = True, None
+        self.events.append(
+            GangDone(num_prompt, self.num_sampled, self.num_injected, self.num_steps, self.decode_s)
+        )

@@ -13,7 +13,7 @@ Source: Philox4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,10 +57,25 @@ class SamplingParams:
             or self.logit_bias
         )
 
+    @property
+    def cuts_tail(self) -> bool:
+        """Whether some tokens of this row may not be drawn."""
+        return bool(self.top_k or self.min_p or self.top_p < 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one row of a batch is sampled with."""
+
+    params: SamplingParams
+    sampled: Sequence[int]  # the agent's own sampled tokens so far
+    draw: float  # its random number for this token, in [0, 1)
+    banned: Collection[int] = ()  # tokens that may not be drawn now
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What was drawn for a batch, row by row."""
+    """What was drawn for a batch, row by row. Where logits are not finite, neither is logprob."""
 
     token_ids: list[int]
     logprobs: list[float]  # of the drawn tokens under the unmodified distribution, natural log
@@ -73,7 +88,7 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     words = [counter[:, i].astype(np.uint64) for i in range(4)]
     keys = [key[:, i].astype(np.uint64) for i in range(2)]
     for _ in range(10):
-        products = (_MULTIPLIERS[0] * words[0], _MULTIPLIERS[1] * words[2])
+        products = [_MULTIPLIERS[0] * words[0], _MULTIPLIERS[1] * words[2]]
         words = [
             (products[1] >> _SHIFT) ^ words[1] ^ keys[0],
             products[1] & _MASK,
@@ -84,42 +99,47 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     return np.stack(words, axis=1).astype(np.uint32)
 
 
-def uniforms(seeds: Sequence[int], agent_ids: Sequence[int], counts: Sequence[int]) -> np.ndarray:
-    """One draw in [0, 1) a row, with 53 random bits. seeds may be any 64-bit integers. → (B,)."""
+def uniforms(seed: int, agent_id: int, first: int, count: int) -> list[float]:
+    """An agent's draws for its tokens ``first`` .. ``first + count - 1``: in [0, 1), 53 bits each.
+
+    seed may be any 64-bit integer. Many at once cost hardly more than one.
+    """
     mask = 0xFFFFFFFF
-    key = np.array([[seed & mask, (seed >> 32) & mask] for seed in seeds], dtype=np.uint64)
-    counter = np.array(
-        [
-            [count & mask, (count >> 32) & mask, agent_id & mask, 0]
-            for agent_id, count in zip(agent_ids, counts, strict=True)
-        ],
-        dtype=np.uint64,
-    )
+    key = np.array([[seed & mask, (seed >> 32) & mask]], dtype=np.uint64).repeat(count, axis=0)
+    counter = np.zeros((count, 4), dtype=np.uint64)
+    offsets = np.arange(first, first + count, dtype=np.uint64)
+    counter[:, 0], counter[:, 1] = offsets & _MASK, offsets >> _SHIFT
+    counter[:, 2] = agent_id & mask
     words = philox4x32(counter, key).astype(np.uint64)
     bits = ((words[:, 0] >> np.uint64(5)) << np.uint64(26)) | (words[:, 1] >> np.uint64(6))
-    return bits.astype(np.float64) / float(1 << 53)
+    draws: list[float] = (bits.astype(np.float64) / float(1 << 53)).tolist()
+    return draws
 
 
-def adjust_logits(
-    logits: torch.Tensor, params: SamplingParams, sampled_token_ids: Sequence[int]
-) -> torch.Tensor:
-    """Applies penalties and biases to one row (V,); returns a new row."""
-    row = logits.clone()
-    if sampled_token_ids:
-        ids, counts = torch.unique(torch.tensor(sampled_token_ids), return_counts=True)
-        values = row[ids]
+def adjust_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
+    """Applies penalties, biases and bans to one row (V,); returns a new row."""
+    adjusted, params = logits.clone(), row.params
+    if row.sampled and params.adjusts_logits:
+        ids, counts = torch.unique(torch.tensor(row.sampled), return_counts=True)
+        values = adjusted[ids]
         if params.repetition_penalty != 1.0:
             penalty = params.repetition_penalty
             values = torch.where(values > 0, values / penalty, values * penalty)
         values = values - params.frequency_penalty * counts - params.presence_penalty
-        row[ids] = values
+        adjusted[ids] = values
     for token_id, bias in params.logit_bias:
-        row[token_id] += bias
-    return row
+        adjusted[token_id] += bias
+    if row.banned:
+        adjusted[list(row.banned)] = -torch.inf
+    return adjusted
 
 
 def keep_mask(probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Which tokens of one row (V,) of probabilities may be drawn. The likeliest always may."""
+    """Which tokens of one row (V,) of probabilities may be drawn. The likeliest always may.
+
+    top-k, min-p and top-p each look at the whole distribution; a token must pass all three. Tokens
+    as likely as the k-th all pass top-k.
+    """
     keep = torch.ones_like(probs, dtype=torch.bool)
     if 0 < params.top_k < probs.numel():
         threshold = torch.topk(probs, params.top_k).values[-1]
@@ -134,61 +154,51 @@ def keep_mask(probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return keep
 
 
-def sample(
-    logits: torch.Tensor,
-    params: Sequence[SamplingParams],
-    seeds: Sequence[int],
-    agent_ids: Sequence[int],
-    sampled: Sequence[Sequence[int]],
-) -> Sampled:
-    """Draws one token a row.
-
-    logits (B, V) float32; ``sampled`` holds each agent's own sampled tokens so far, whose number is
-    the counter of its random stream.
-    """
-    log_probs = torch.log_softmax(logits, dim=-1)
-    rows = logits
-    if any(p.adjusts_logits for p in params):
-        rows = torch.stack(
+def sample(logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
+    """Draws one token a row. logits (B, V) float32 on the CPU, row i belonging to ``rows[i]``."""
+    adjusted = logits
+    if any(row.banned or row.params.adjusts_logits for row in rows):
+        adjusted = torch.stack(
             [
-                adjust_logits(logits[i], p, sampled[i]) if p.adjusts_logits else logits[i]
-                for i, p in enumerate(params)
+                adjust_logits(logits[i], row) if row.banned or row.params.adjusts_logits
+                else logits[i]
+                for i, row in enumerate(rows)
             ]
-        )
-    token_ids = rows.argmax(dim=-1)
-    drawn = [i for i, p in enumerate(params) if p.temperature > 0.0]
-    if drawn:
-        draws = uniforms(
-            [seeds[i] for i in drawn],
-            [agent_ids[i] for i in drawn],
-            [len(sampled[i]) for i in drawn],
-        )
-        token_ids[drawn] = _draw(rows[drawn], [params[i] for i in drawn], draws)
-    top_k = min(CONFIDENCE_TOP_K, logits.shape[-1])
-    top_values, top_ids = log_probs.topk(top_k, dim=-1)
-    confidences = (-top_values.mean(dim=-1)).tolist()
-    top = [
-        (top_ids[i, : p.logprobs].tolist(), top_values[i, : p.logprobs].tolist())
-        if p.logprobs
-        else ([], [])
-        for i, p in enumerate(params)
-    ]
-    chosen = log_probs.gather(1, token_ids[:, None])[:, 0].tolist()
-    return Sampled(token_ids.tolist(), chosen, confidences, top)
+        )  # fmt: skip
+    drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0.0]
+    if len(drawn) == len(rows):
+        token_ids = _draw(adjusted, rows)
+    else:
+        token_ids = adjusted.argmax(dim=-1)
+        if drawn:
+            token_ids[drawn] = _draw(adjusted[drawn], [rows[i] for i in drawn])
+    return _report(logits, token_ids, rows)
 
 
-def _draw(
-    logits: torch.Tensor, params: Sequence[SamplingParams], draws: np.ndarray
-) -> torch.Tensor:
+def _draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Inverse-CDF draw in float64, so rounding does not hang on the batch. → (B,) int64."""
-    temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64)
-    probs = torch.softmax(logits.double() / temperatures[:, None], dim=-1)
-    for i, p in enumerate(params):
-        if p.top_k or p.min_p or p.top_p < 1.0:
-            probs[i] *= keep_mask(probs[i], p)
+    columns = torch.tensor([(r.params.temperature, r.draw) for r in rows], dtype=torch.float64)
+    probs = torch.softmax(logits.double() / columns[:, :1], dim=-1)
+    for i, row in enumerate(rows):
+        if row.params.cuts_tail:
+            probs[i] *= keep_mask(probs[i], row.params)
     cumulative = probs.cumsum(dim=-1)
-    targets = torch.from_numpy(draws).unsqueeze(1) * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    # Under the total even where the product rounds up to it, so that the token found has mass.
+    targets = torch.minimum(columns[:, 1:] * total, torch.nextafter(total, torch.zeros(1).double()))
     index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # Rounding may land past the last kept token: step back to the last one with mass.
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(index, last)
+    return index.clamp_(max=logits.shape[-1] - 1)  # only logits that are not finite get there
+
+
+def _report(logits: torch.Tensor, token_ids: torch.Tensor, rows: Sequence[Row]) -> Sampled:
+    """Log probabilities under the model's own distribution, temperature and penalties left out."""
+    top_values, top_ids = logits.topk(min(CONFIDENCE_TOP_K, logits.shape[-1]), dim=-1)
+    norms = logits.logsumexp(dim=-1, keepdim=True)
+    top_values = top_values - norms
+    chosen = logits.gather(1, token_ids[:, None]) - norms
+    top: list[tuple[list[int], list[float]]] = [([], [])] * len(rows)
+    for i, row in enumerate(rows):
+        if count := row.params.logprobs:
+            top[i] = top_ids[i, :count].tolist(), top_values[i, :count].tolist()
+    confidences = top_values.mean(dim=-1).neg_()
+    return Sampled(token_ids.tolist(), chosen[:, 0].tolist(), confidences.tolist(), top)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from cogitate.agent_decoder.core.sampling import SamplingParams
-from cogitate.agent_decoder.core.transcript import Transcript
+from cogitate.agent_decoder.core.sampling import Row, SamplingParams, uniforms
+from cogitate.agent_decoder.core.transcript import Transcript, Turn
 
 
 class State(Enum):
@@ -33,7 +33,7 @@ class Position:
     """One position to compute: a token, or a row of an image's embedding in a token's place."""
 
     token_id: int
-    embedding: Any = None  # (hidden,) float32 array, or None
+    embedding: Any = None  # (hidden,) float32 array, finite, or None
 
 
 @dataclass(slots=True)
@@ -52,6 +52,12 @@ class Sequence:
         return self.num_computed + len(self.pending)
 
 
+# DeepConf uses 2048 tokens with models that write 20,000; answers here are a hundred times shorter.
+CONFIDENCE_WINDOW = 32
+# Random numbers made at once: one costs as much as all of them.
+DRAWS_AHEAD = 64
+
+
 @dataclass(slots=True)
 class Agent:
     """One agent of a gang."""
@@ -63,15 +69,18 @@ class Agent:
     transcript: Transcript
     sequence: Sequence
     granted: int  # tokens it may sample before it needs another grant
+    max_blocks: int  # blocks it may come to own
+    stop_ids: frozenset[int]  # tokens that end its turn
     sampled: list[int] = field(default_factory=list)
     num_injected: int = 0
     num_calls: int = 0
     pending_call_id: str = ""
+    last_turn: Turn = Turn.NONE  # what its newest token did
     logprob_sum: float = 0.0
     confidences: deque[float] = field(default_factory=lambda: deque(maxlen=CONFIDENCE_WINDOW))
     lowest_confidence: float = float("inf")
-    # Set until its first sample: it draws from the logits of the gang's last prefix position.
-    draws_from_prefix: bool = True
+    _draws: list[float] = field(default_factory=list)
+    _draws_from: int = 0
 
     @property
     def mean_logprob(self) -> float:
@@ -83,14 +92,24 @@ class Agent:
         """Mean token confidence over the last window."""
         return sum(self.confidences) / len(self.confidences) if self.confidences else 0.0
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether its next token may end it."""
+        return len(self.sampled) >= self.params.min_tokens
+
+    def row(self) -> Row:
+        """What its next token is sampled with."""
+        index = len(self.sampled) - self._draws_from
+        if not 0 <= index < len(self._draws):
+            self._draws_from, index = len(self.sampled), 0
+            self._draws = uniforms(self.seed, self.agent_id, self._draws_from, DRAWS_AHEAD)
+        banned = () if self.may_stop else self.stop_ids
+        return Row(self.params, self.sampled, self._draws[index], banned)
+
     def observe(self, token_id: int, logprob: float, confidence: float) -> None:
         """Books one sampled token."""
         self.sampled.append(token_id)
         self.logprob_sum += logprob
         self.confidences.append(confidence)
-        if len(self.confidences) == self.confidences.maxlen:
+        if len(self.confidences) == CONFIDENCE_WINDOW:
             self.lowest_confidence = min(self.lowest_confidence, self.group_confidence)
-
-
-# DeepConf uses 2048 tokens with models that write 20,000; answers here are a hundred times shorter.
-CONFIDENCE_WINDOW = 32

@@ -10,8 +10,9 @@ State diagram (one agent)::
 Invariants (``tests/property/test_transcript.py``):
 
 1. Text that was emitted is never taken back: characters are emitted when they are complete.
-2. Emitted text, in order, is exactly the decoded text of the sampled tokens without control tokens.
-3. A stop string never appears in emitted text.
+2. Emitted text, in order, is exactly the decoded text of the sampled tokens, control tokens
+   apart, up to a stop string.
+3. A stop string never appears in the text emitted between two control tokens.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 REPLACEMENT = "\ufffd"
-# A character takes at most four bytes, hence at most four byte tokens.
-MAX_PENDING = 4
 
 
 class Mode(Enum):
@@ -64,30 +63,41 @@ class Transcript:
     mode: Mode = Mode.REASONING
     answer: str = ""
     call_text: str = ""
-    withheld: str = ""
-    _pending: list[int] = field(default_factory=list)
+    withheld: str = ""  # may become a stop string
+    _pending: list[int] = field(default_factory=list)  # the bytes of an unfinished character
 
-    def push(self, token_id: int) -> tuple[str, Turn]:
-        """Takes one sampled token. Returns the text that became showable and what happened."""
-        if token_id in self.control.end:
-            return self._finish(), Turn.ENDED
-        if token_id == self.control.call and self.mode is Mode.REASONING:
-            text = self._flush()
+    @property
+    def is_answer(self) -> bool:
+        """Whether text that comes now belongs to the answer."""
+        if self.mode is Mode.REASONING:
+            return not self.answers_only_marked
+        return self.mode is Mode.ANSWERING
+
+    def push(self, token_id: int, *, stops: bool = True) -> tuple[str, Turn]:
+        """Takes one sampled token. Returns the text that became showable and what happened.
+
+        Without ``stops`` stop strings do not count yet.
+        """
+        control = self.control
+        if token_id in control.end:
+            text = self.flush()
+            self.mode = Mode.ENDED
+            return text, Turn.ENDED
+        if token_id == control.call and self.mode is Mode.REASONING:
+            text = self.flush()
             self.mode, self.call_text = Mode.CALLING, ""
             return text, Turn.NONE
-        if token_id == self.control.run and self.mode is Mode.CALLING:
-            text = self._flush()
+        if token_id == control.run and self.mode is Mode.CALLING:
+            text = self.flush()
             self.mode = Mode.REASONING
             return text, Turn.CALL_READY
-        if token_id == self.control.answer and self.mode is not Mode.ANSWERING:
-            text = self._flush()
+        if token_id == control.answer and self.mode is not Mode.ANSWERING:
+            text = self.flush()
             self.mode = Mode.ANSWERING
             return text, Turn.NONE
-        self._pending.append(token_id)
-        text = self.decode(self._pending)
-        if text.endswith(REPLACEMENT) and len(self._pending) < MAX_PENDING:
-            return "", Turn.NONE
-        self._pending.clear()
+        text = self._characters(token_id)
+        if not (self.stop and stops):
+            return self._record(self._with_withheld(text)), Turn.NONE
         return self._emit(text)
 
     def open_answer(self) -> None:
@@ -98,39 +108,68 @@ class Transcript:
         """The answer as far as it was written, stripped."""
         return self.answer.strip()
 
+    def flush(self) -> str:
+        """Gives out what was held back: nothing more comes of this stretch of text."""
+        text = self._with_withheld(self.decode(self._pending) if self._pending else "")
+        self._pending.clear()
+        found = self._first_stop(text)
+        return self._record(text if found < 0 else text[:found])
+
+    def _characters(self, token_id: int) -> str:
+        """The characters this token completes; the bytes of an unfinished one wait.
+
+        Decoding writes REPLACEMENT for bytes that are no character, or not yet. Where the pending
+        tokens can be cut in two without changing their text, the part before the cut is settled.
+        """
+        pending = self._pending
+        if not pending:
+            text = self.decode((token_id,))
+            if text.endswith(REPLACEMENT):
+                pending.append(token_id)
+                return ""
+            return text
+        if not self.decode((token_id,)):  # a control token: no bytes
+            return ""
+        pending.append(token_id)
+        text = self.decode(pending)
+        if not text.endswith(REPLACEMENT):
+            pending.clear()
+            return text
+        for cut in range(len(pending) - 1, 0, -1):
+            head, tail = self.decode(pending[:cut]), self.decode(pending[cut:])
+            if head + tail == text:
+                del pending[:cut]
+                return head
+        return ""
+
     def _emit(self, text: str) -> tuple[str, Turn]:
         """Holds back what may become a stop string; cuts at one that is complete."""
-        if not self.stop:
-            return self._record(text), Turn.NONE
-        self.withheld += text
-        found = [at for at in (self.withheld.find(s) for s in self.stop) if at >= 0]
-        if found:
-            shown, self.withheld = self.withheld[: min(found)], ""
-            self._record(shown)
+        text = self._with_withheld(text)
+        found = self._first_stop(text)
+        if found >= 0:
+            shown = self._record(text[:found])
+            self._pending.clear()
             self.mode = Mode.ENDED
             return shown, Turn.STOPPED
-        keep = max((_overlap(self.withheld, s) for s in self.stop), default=0)
-        split = len(self.withheld) - keep
-        shown, self.withheld = self.withheld[:split], self.withheld[split:]
+        keep = max(_overlap(text, s) for s in self.stop)
+        split = len(text) - keep
+        shown, self.withheld = text[:split], text[split:]
         return self._record(shown), Turn.NONE
+
+    def _with_withheld(self, text: str) -> str:
+        if self.withheld:
+            text, self.withheld = self.withheld + text, ""
+        return text
+
+    def _first_stop(self, text: str) -> int:
+        """Where the first stop string begins; -1 if there is none."""
+        return min((at for at in (text.find(s) for s in self.stop) if at >= 0), default=-1)
 
     def _record(self, text: str) -> str:
         if self.mode is Mode.CALLING:
             self.call_text += text
-        elif self.mode is Mode.ANSWERING or not self.answers_only_marked:
+        elif self.is_answer:
             self.answer += text
-        return text
-
-    def _flush(self) -> str:
-        """Gives out what was held back: a control token ended the stretch of text."""
-        text = self.withheld + (self.decode(self._pending) if self._pending else "")
-        self.withheld = ""
-        self._pending.clear()
-        return self._record(text)
-
-    def _finish(self) -> str:
-        text = self._flush()
-        self.mode = Mode.ENDED
         return text
 
 

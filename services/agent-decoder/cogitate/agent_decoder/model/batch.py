@@ -10,22 +10,21 @@ from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.model.llama import AttentionGroup, StepInput
 
 
-def build_step(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> StepInput:
-    """Flattens the chunks in order; logits are wanted of each chunk's last row."""
+def build_step(
+    chunks: Sequence[Chunk], block_size: int, num_slots: int, device: torch.device
+) -> StepInput:
+    """Flattens the chunks in order; logits are wanted of each chunk's last row.
+
+    ``num_slots`` is the cache's: the slot of that number is the padding's.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
-    slots: list[int] = []
     embedding_rows: list[int] = []
     embeddings: list[np.ndarray] = []
-    logit_rows: list[int] = []
-    slot_lists: list[np.ndarray] = []
     starts: list[int] = []
+    contexts = [_slots(chunk, block_size) for chunk in chunks]
     for chunk in chunks:
         sequence = chunk.sequence
-        end = sequence.num_computed + chunk.length
-        table = np.asarray(sequence.block_table, dtype=np.int64)
-        own_slots = (table[:, None] * block_size + np.arange(block_size)).reshape(-1)[:end]
-        slot_lists.append(own_slots)
         starts.append(len(token_ids))
         for offset in range(chunk.length):
             position = sequence.pending[offset]
@@ -33,47 +32,59 @@ def build_step(chunks: Sequence[Chunk], block_size: int, device: torch.device) -
                 embedding_rows.append(len(token_ids))
                 embeddings.append(position.embedding)
             token_ids.append(position.token_id)
-        positions += range(sequence.num_computed, end)
-        slots += own_slots[sequence.num_computed :].tolist()
-        logit_rows.append(len(token_ids) - 1)
-    singles = [i for i, chunk in enumerate(chunks) if chunk.length == 1]
-    longer = [i for i, chunk in enumerate(chunks) if chunk.length > 1]
+        positions += range(sequence.num_computed, sequence.num_computed + chunk.length)
+    slots = np.concatenate(
+        [own[-chunk.length :] for own, chunk in zip(contexts, chunks, strict=True)]
+    )
+    # Chunks of like length share a group: a long prefix does not pad a short tool result.
+    by_length: dict[int, list[int]] = {}
+    for i, chunk in enumerate(chunks):
+        by_length.setdefault(chunk.length.bit_length(), []).append(i)
     groups = tuple(
-        _group([chunks[i] for i in members], [slot_lists[i] for i in members],
-               [starts[i] for i in members], device)
-        for members in (singles, longer)
-        if members
+        _group([chunks[i] for i in members], [contexts[i] for i in members],
+               [starts[i] for i in members], num_slots, device)
+        for members in by_length.values()
     )  # fmt: skip
+    last_rows = [start + chunk.length - 1 for start, chunk in zip(starts, chunks, strict=True)]
+    all_last = len(chunks) == len(token_ids)
     return StepInput(
         token_ids=torch.tensor(token_ids, device=device),
         positions=torch.tensor(positions, device=device),
-        slots=torch.tensor(slots, device=device),
-        embedding_rows=torch.tensor(embedding_rows, dtype=torch.int64, device=device),
+        slots=torch.from_numpy(slots).to(device),
+        embedding_rows=torch.tensor(embedding_rows, device=device) if embeddings else None,
         embeddings=torch.from_numpy(np.stack(embeddings)).to(device) if embeddings else None,
         groups=groups,
-        logit_rows=torch.tensor(logit_rows, device=device),
+        logit_rows=None if all_last else torch.tensor(last_rows, device=device),
     )
+
+
+def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
+    """Cache slots of a sequence's positions up to the chunk's end."""
+    table = np.array(chunk.sequence.block_table, dtype=np.int64)
+    slots: np.ndarray = (table[:, None] * block_size + np.arange(block_size)).reshape(-1)
+    return slots[: chunk.sequence.num_computed + chunk.length]
 
 
 def _group(
     chunks: Sequence[Chunk],
-    slot_lists: Sequence[np.ndarray],
+    contexts: Sequence[np.ndarray],
     starts: Sequence[int],
+    num_slots: int,
     device: torch.device,
 ) -> AttentionGroup:
     """Pads queries and contexts of the group's sequences to common lengths."""
     num_queries = max(chunk.length for chunk in chunks)
-    num_context = max(len(slots) for slots in slot_lists)
-    slots = np.zeros((len(chunks), num_context), dtype=np.int64)
+    num_context = max(len(slots) for slots in contexts)
+    slots = np.full((len(chunks), num_context), num_slots, dtype=np.int64)
     rows = np.zeros((len(chunks), num_queries), dtype=np.int64)
+    # A padded query sees the first position only: finite, and thrown away.
     last_seen = np.zeros((len(chunks), num_queries), dtype=np.int64)
     valid = np.zeros((len(chunks), num_queries), dtype=bool)
-    for i, (chunk, own_slots, start) in enumerate(zip(chunks, slot_lists, starts, strict=True)):
-        slots[i, : len(own_slots)] = own_slots
+    for i, (chunk, own, start) in enumerate(zip(chunks, contexts, starts, strict=True)):
+        slots[i, : len(own)] = own
         rows[i, : chunk.length] = np.arange(start, start + chunk.length)
         valid[i, : chunk.length] = True
-        # A padded query sees the first position only: finite, and thrown away.
-        last_seen[i, : chunk.length] = chunk.sequence.num_computed + np.arange(chunk.length)
+        last_seen[i, : chunk.length] = np.arange(len(own) - chunk.length, len(own))
     mask = np.arange(num_context) <= last_seen[:, :, None]
     return AttentionGroup(
         rows=torch.from_numpy(rows).to(device),

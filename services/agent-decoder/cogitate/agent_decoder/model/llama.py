@@ -38,10 +38,8 @@ class LlamaConfig:
 class AttentionGroup:
     """Sequences whose queries are padded to one length and attended together."""
 
-    rows: (
-        torch.Tensor
-    )  # (G, Q) int64: row of each query in the step's positions; padding repeats row 0
-    slots: torch.Tensor  # (G, L) int64: cache slot of each context position; padding is slot 0
+    rows: torch.Tensor  # (G, Q) int64: row of each query in the step; padding repeats row 0
+    slots: torch.Tensor  # (G, L) int64: cache slot of each context position; padding sees zeros
     mask: torch.Tensor  # (G, 1, Q, L) bool: which context positions a query sees
     valid: torch.Tensor  # (G, Q) bool: which queries are real
 
@@ -53,23 +51,27 @@ class StepInput:
     token_ids: torch.Tensor  # (T,) int64
     positions: torch.Tensor  # (T,) int64
     slots: torch.Tensor  # (T,) int64: where each position's KV is written
-    embedding_rows: torch.Tensor  # (E,) int64: rows that are images, not tokens
+    embedding_rows: torch.Tensor | None  # (E,) int64: rows that are images, not tokens
     embeddings: torch.Tensor | None  # (E, hidden) float32
     groups: tuple[AttentionGroup, ...]
-    logit_rows: torch.Tensor  # (R,) int64: rows whose logits are wanted
+    logit_rows: torch.Tensor | None  # (R,) int64: rows whose logits are wanted; None means all
 
 
 class _Layer:
     """One block's weights, projections fused so that a step launches fewer kernels."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], prefix: str, config: LlamaConfig
+    ) -> None:
         attn, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        self.qkv = torch.cat([weights[f"{attn}.{p}_proj.weight"] for p in "qkv"]).contiguous()
-        self.out = weights[f"{attn}.o_proj.weight"]
+        query, key, value = (weights[f"{attn}.{p}_proj.weight"] for p in "qkv")
+        interleaved = (_interleave(w, config.head_dim) for w in (query, key))
+        self.qkv = torch.cat([*interleaved, value]).contiguous()
+        self.out = weights[f"{attn}.o_proj.weight"].t()
         self.gate_up = torch.cat(
             [weights[f"{mlp}.{p}_proj.weight"] for p in ("gate", "up")]
         ).contiguous()
-        self.down = weights[f"{mlp}.down_proj.weight"]
+        self.down = weights[f"{mlp}.down_proj.weight"].t()
         self.input_norm = weights[f"{prefix}.input_layernorm.weight"]
         self.post_norm = weights[f"{prefix}.post_attention_layernorm.weight"]
 
@@ -90,70 +92,71 @@ class Llama:
         self._embed = placed["model.embed_tokens.weight"]
         self._norm = placed["model.norm.weight"]
         self._head = self._embed if config.tie_word_embeddings else placed["lm_head.weight"]
-        self._layers = [_Layer(placed, f"model.layers.{i}") for i in range(config.num_layers)]
-        self._cos, self._sin = _rope_tables(config, device)
-
-    def new_cache(self, num_slots: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of each layer: (slots, K, D). Untouched pages cost no memory."""
-        shape = (num_slots, self.config.num_kv_heads, self.config.head_dim)
-        return [
-            (
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-                torch.zeros(shape, dtype=self.dtype, device=self.device),
-            )
-            for _ in self._layers
+        self._layers = [
+            _Layer(placed, f"model.layers.{i}", config) for i in range(config.num_layers)
         ]
+        self._turns = _rope_turns(config, device)
+
+    def new_cache(self, num_slots: int) -> list[torch.Tensor]:
+        """Keys and values of each layer: (slots + 1, 2, K, D). Untouched pages cost no memory.
+
+        The last slot is never written: padding reads it. Were it somebody's, a NaN there would
+        reach every padded sequence, mask or no mask.
+        """
+        shape = (num_slots + 1, 2, self.config.num_kv_heads, self.config.head_dim)
+        return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self._layers]
 
     @torch.inference_mode()
-    def forward(
-        self, step: StepInput, cache: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
+    def forward(self, step: StepInput, cache: Sequence[torch.Tensor]) -> torch.Tensor:
         """Computes the step, writes its KV into the cache, returns logits (R, vocab) float32."""
+        eps = self.config.rms_norm_eps
         hidden = F.embedding(step.token_ids, self._embed)
         if step.embeddings is not None:
             hidden[step.embedding_rows] = step.embeddings.to(self.dtype)
-        cos, sin = self._cos[step.positions], self._sin[step.positions]
-        for layer, (keys, values) in zip(self._layers, cache, strict=True):
-            hidden = hidden + self._attend(layer, hidden, cos, sin, step, keys, values)
-            normed = _rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
+        turns = self._turns.index_select(0, step.positions)
+        masks = [self._score_mask(group) for group in step.groups]
+        for layer, kv in zip(self._layers, cache, strict=True):
+            normed = _rms_norm(hidden, layer.input_norm, eps)
+            mixed = self._attend(F.linear(normed, layer.qkv), turns, step, masks, kv)
+            hidden = torch.addmm(hidden, mixed, layer.out)
+            normed = _rms_norm(hidden, layer.post_norm, eps)
             gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
-        last = _rms_norm(hidden[step.logit_rows], self._norm, self.config.rms_norm_eps)
-        return F.linear(last, self._head).float()
+            hidden = torch.addmm(hidden, F.silu(gate).mul_(up), layer.down)
+        last = hidden if step.logit_rows is None else hidden.index_select(0, step.logit_rows)
+        return F.linear(_rms_norm(last, self._norm, eps), self._head).float()
+
+    def _score_mask(self, group: AttentionGroup) -> torch.Tensor:
+        """What is added to the scores, (G, 1, 1 or heads x Q, L): made once, used in each layer."""
+        mask = torch.zeros(group.mask.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(~group.mask, -torch.inf)
+        repeat = self.config.num_heads // self.config.num_kv_heads
+        return mask if mask.shape[2] == 1 else mask.repeat(1, 1, repeat, 1)
 
     def _attend(
         self,
-        layer: _Layer,
-        hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        qkv: torch.Tensor,
+        turns: torch.Tensor,
         step: StepInput,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        masks: Sequence[torch.Tensor],
+        kv: torch.Tensor,
     ) -> torch.Tensor:
+        """qkv (T, (H + 2 K) D), used up → (T, H D). Writes the step's keys and values."""
         c = self.config
-        normed = _rms_norm(hidden, layer.input_norm, c.rms_norm_eps)
-        qkv = F.linear(normed, layer.qkv).view(len(hidden), -1, c.head_dim)
-        turned = _rotate(qkv[:, : c.num_heads + c.num_kv_heads], cos, sin)
-        query = turned[:, : c.num_heads]
-        keys[step.slots] = turned[:, c.num_heads :]
-        values[step.slots] = qkv[:, c.num_heads + c.num_kv_heads :]
+        heads = qkv.view(len(qkv), -1, c.head_dim)
+        _rotate(heads[:, : c.num_heads + c.num_kv_heads], turns)
+        query = heads[:, : c.num_heads]
+        kv.index_copy_(0, step.slots, heads[:, c.num_heads :].view(len(qkv), *kv.shape[1:]))
         if len(step.groups) == 1 and step.groups[0].rows.shape[1] == 1:
             # Plain decoding, one query a sequence: rows are in order already.
-            mixed = self._attend_group(query.unsqueeze(1), step.groups[0], keys, values).squeeze(1)
-        else:
-            mixed = torch.empty_like(query)
-            for group in step.groups:
-                out = self._attend_group(query[group.rows], group, keys, values)
-                mixed[group.rows[group.valid]] = out[group.valid]
-        return F.linear(mixed.reshape(len(hidden), -1), layer.out)
+            return self._attend_group(query.unsqueeze(1), step.groups[0], masks[0], kv).flatten(1)
+        mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for group, mask in zip(step.groups, masks, strict=True):
+            out = self._attend_group(query[group.rows], group, mask, kv)
+            mixed[group.rows[group.valid]] = out[group.valid]
+        return mixed.flatten(1)
 
     def _attend_group(
-        self,
-        query: torch.Tensor,
-        group: AttentionGroup,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        self, query: torch.Tensor, group: AttentionGroup, mask: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         """query (G, Q, H, D) → (G, Q, H, D). Heads that share a key are folded into the queries."""
         c = self.config
@@ -161,9 +164,8 @@ class Llama:
         repeat = c.num_heads // c.num_kv_heads
         folded = query.view(num, length, c.num_kv_heads, repeat, c.head_dim).permute(0, 2, 3, 1, 4)
         folded = folded.reshape(num, c.num_kv_heads, repeat * length, c.head_dim)
-        key = keys[group.slots].transpose(1, 2)
-        value = values[group.slots].transpose(1, 2)
-        mask = group.mask.repeat(1, 1, repeat, 1)
+        context = kv.index_select(0, group.slots.view(-1)).view(num, -1, 2, *kv.shape[2:])
+        key, value = context.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
         mixed = mixed.view(num, c.num_kv_heads, repeat, length, c.head_dim)
         return mixed.permute(0, 3, 1, 2, 4).reshape(num, length, c.num_heads, c.head_dim)
@@ -173,18 +175,28 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def _rope_tables(config: LlamaConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, (positions, 1, D) float32."""
+def _interleave(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Reorders each head's rows from (i ..., i + D/2 ...) to pairs (i, i + D/2).
+
+    RoPE turns these pairs; side by side they are one complex number, and the turn one product.
+    Scores do not change: queries and keys are reordered alike.
+    """
+    pairs = weight.view(-1, 2, head_dim // 2, weight.shape[1])
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _rope_turns(config: LlamaConfig, device: torch.device) -> torch.Tensor:
+    """The turn of each position and pair, (positions, 1, D/2) complex64."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents
     angles = torch.outer(torch.arange(config.max_position_embeddings).double(), frequencies)
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    return turns.to(torch.complex64).unsqueeze(1).to(device)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates pairs (i, i + D/2) of (T, heads, D) by the position's angle, in float32."""
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (wide * cos + turned * sin).to(x.dtype)
+def _rotate(x: torch.Tensor, turns: torch.Tensor) -> None:
+    """Turns the pairs of (T, heads, D) by the positions' angles, in place, in float32."""
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:2], -1, 2))
+    pairs *= turns
+    if x.dtype is not torch.float32:
+        x.copy_(torch.view_as_real(pairs).flatten(-2))

@@ -39,19 +39,24 @@ def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
         config = json.loads((directory / "config.json").read_text())
         files = sorted(directory.glob("*.safetensors"))
         weights = {key: w for path in files for key, w in load_file(path).items()}
+        # The library raises bare Exceptions.
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         llama_config = _llama_config(config)
-    except (OSError, ValueError, KeyError) as error:
+        _check_supported(config, llama_config, weights)
+        own: dict[str, Any] = config.get("cogitate", {})
+        template = TEMPLATES[own.get("template", "mini")](tokenizer, own)
+    except Exception as error:
         raise EngineFailure(
-            f"model {name!r} cannot be loaded: {type(error).__name__}", metadata={"model": name}
+            f"model {name!r} cannot be loaded: {type(error).__name__}: {error}",
+            metadata={"model": name},
         ) from error
-    own: dict[str, Any] = config.get("cogitate", {})
+    num_parameters = sum(w.numel() for w in weights.values())
     chosen_device = _choose_device(device)
-    chosen_dtype = _choose_dtype(dtype, chosen_device, sum(w.numel() for w in weights.values()))
+    chosen_dtype = _choose_dtype(dtype, chosen_device, num_parameters)
     return LoadedModel(
         name=name,
         llama=Llama(llama_config, weights, dtype=chosen_dtype, device=chosen_device),
-        template=TEMPLATES[own.get("template", "mini")](tokenizer, own),
+        template=template,
         hints=tuple(own.get("agent_hints", ("",))),
         temperature=float(own.get("temperature", 1.0)),
         has_vision=bool(own.get("image_tokens")),
@@ -74,6 +79,30 @@ def _llama_config(config: dict[str, Any]) -> LlamaConfig:
         max_position_embeddings=config["max_position_embeddings"],
         tie_word_embeddings=config.get("tie_word_embeddings", False),
     )
+
+
+def _check_supported(
+    config: dict[str, Any], llama: LlamaConfig, weights: dict[str, torch.Tensor]
+) -> None:
+    """Refuses what would load and compute something else. Raises ValueError, KeyError."""
+    if config.get("rope_scaling") or config.get("hidden_act", "silu") != "silu":
+        raise ValueError("rope_scaling and activations other than silu are not supported yet")
+    per_layer = [
+        *(f"self_attn.{p}_proj.weight" for p in "qkvo"),
+        *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+    ]
+    expected = {f"model.layers.{i}.{n}" for i in range(llama.num_layers) for n in per_layer}
+    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
+    if not llama.tie_word_embeddings:
+        expected.add("lm_head.weight")
+    if missing := expected - set(weights):
+        raise KeyError(f"weights are missing: {min(missing)}")
+    if unknown := set(weights) - expected - {"lm_head.weight"}:
+        raise ValueError(f"unknown weights, such as {min(unknown)}")
+    if len(weights["model.embed_tokens.weight"]) != llama.vocab_size:
+        raise ValueError("vocab_size is not that of the embeddings")
 
 
 def _choose_device(device: str) -> torch.device:

@@ -47,6 +47,7 @@ class Template(Protocol):
     control: ControlTokens
     image_token_id: int
     marks_answers: bool
+    max_token_chars: int  # no token is longer: a text of n characters takes n / this tokens or more
 
     def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
         """The common prefix of all agents, up to where they begin to write."""
@@ -77,6 +78,9 @@ class MiniTemplate:
     def __init__(self, tokenizer: Tokenizer, own: dict[str, Any]) -> None:
         # Control strings in text stay text.
         tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.max_token_chars = max(map(len, tokenizer.get_vocab()))
         self._tokenizer = tokenizer
         self._ids = {
             name: _special(tokenizer, f"<|{name}|>")

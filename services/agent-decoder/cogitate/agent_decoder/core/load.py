@@ -1,0 +1,51 @@
+"""What the engine may do and what it is doing: its sizes and its load report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cogitate.agent_decoder.core.scheduler import StepLimits
+
+# Weight of the newest step in the running means.
+SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Sizes of the engine."""
+
+    num_blocks: int
+    block_size: int
+    max_sequences: int
+    max_waiting_gangs: int
+    max_injected: int
+    step: StepLimits = field(default_factory=StepLimits)
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What the load report tells; read by other threads, written by the engine's only."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_paused: int = 0
+    num_free_blocks: int = 0
+    prefill_tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    step_batch: float = 0.0
+    num_sampled: int = 0
+    num_prompt: int = 0
+
+    def book_step(self, num_sequences: int, num_prefix: int, elapsed_s: float) -> None:
+        """Takes one step in: a step with prefixes tells the prefill's speed, any other its own."""
+        self.num_prompt += num_prefix
+        if num_prefix:
+            rate = num_prefix / max(elapsed_s, 1e-9)
+            self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, rate)
+        elif num_sequences:
+            self.step_s = _smooth(self.step_s, elapsed_s)
+            self.step_batch = _smooth(self.step_batch, float(num_sequences))
+
+
+def _smooth(mean: float, value: float) -> float:
+    return value if mean == 0.0 else mean + SMOOTHING * (value - mean)
