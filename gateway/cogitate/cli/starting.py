@@ -26,7 +26,7 @@ class Starting:
     def planned(self, names: list[str]) -> None:
         """Tells which processes there will be, in order."""
         for name in names:
-            self._states.setdefault(name, ("waiting", 0.0))
+            self._states.setdefault(name, ("starting", 0.0))
 
     def changed(self, name: str, what: str) -> None:
         """Tells that a process is "starting" or "serving"."""

@@ -69,13 +69,11 @@ def run(args: argparse.Namespace) -> int:
     console.print(render(findings))
     bad = [one for one in findings if one.state == FAIL]
     if bad:
-        console.print(f"[red]{len(bad)} needed things are missing.[/red]")
+        console.print(f"[red]{_many(len(bad), 'needed thing')} missing.[/red]")
         return 1
     warned = sum(one.state == WARN for one in findings)
-    console.print(
-        f"This machine can run a mesh{f', with {warned} remarks' if warned else ''}.",
-        highlight=False,
-    )
+    remarks = f", with {_many(warned, 'remark')}" if warned else ""
+    console.print(f"This machine can run a mesh{remarks}.", highlight=False)
     return 0
 
 
@@ -113,6 +111,10 @@ def examine(base_port: int, model: str) -> list[Finding]:
             name = getattr(look, "__name__", "a look").strip("_")
             findings.append(Finding(WARN, name, f"could not be looked at: {type(error).__name__}"))
     return findings
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _python() -> Iterator[Finding]:
@@ -182,7 +184,7 @@ def _torch() -> Iterator[Finding]:
         OK,
         "torch",
         f"{torch.__version__}{cuda}, {isa}, {cores} cores: "
-        f"{default_threads(2)} threads for each of two decoders",
+        f"{_many(default_threads(2), 'thread')} for each of two decoders",
     )
     flags = _cpu_flags()
     fast = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]

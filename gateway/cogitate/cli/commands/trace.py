@@ -79,7 +79,7 @@ def _list(store: TraceStore, console: Console) -> int:
     for one in store.traces(20):
         length_ms = (one.end_ns - one.start_ns) / 1e6
         console.print(
-            f"{one.trace_id[:12]}  {one.contemplation_id or '–':<34}  {one.name:<40.40} "
+            f"{one.trace_id[:12]}  {one.contemplation_id or '–':<36}  {one.name:<40.40} "
             f"{one.span_count:>4} spans {length_ms:>9.1f} ms",
             highlight=False,
         )

@@ -49,7 +49,7 @@ def running(name: str, address: str | None) -> Access | None:
         return Access(told, _store(name) if is_ours else None)
     if note is None or note.state != "serving":
         return None
-    if not is_serving(note.gateway):
+    if not is_serving(note.gateway, timeout_s=5.0):
         raise MeshError(
             f"the mesh {name!r} is noted as running, but its gateway at {note.gateway} does not "
             "answer; try `cogitate down`, then `cogitate up`"

@@ -23,7 +23,8 @@ from cogitate.cli.mesh import state
 from cogitate.cli.mesh.plan import STOP_ORDER, Member, log_file, ready_file
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-START_TIMEOUT_S: Final = 90.0
+# A busy machine may take a minute to import torch twice.
+START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.05
 _PR_SET_PDEATHSIG: Final = 1
