@@ -1,4 +1,4 @@
-"""What do more agents cost? Wall time of one question with 1, 2, 4, 8 and 16 agents, and the mesh's memory.
+"""What do more agents cost? Wall time of a question with 1 to 16 agents, and the mesh's memory.
 
     python -m tests.bench.gang_latency [--rounds 10] [--agents 1,8] [--json F]
 
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from cogitate.client import Client
+
 from tests.integration.mesh import Mesh, running_mesh
 
 BOARD = Path(__file__).parents[2] / "examples" / "board.png"
@@ -78,7 +79,10 @@ def main() -> None:
             f"{row['agents']:>6} {row['wall_median_s']:>9.3f} {row['wall_max_s']:>8.3f} "
             f"{row['ratio']:>6.2f} {row['tokens_median']:>7.0f}"
         )
-    print(f"memory {sum(memory.values()):.0f} MiB: " + ", ".join(f"{k} {v}" for k, v in memory.items()))
+    print(
+        f"memory {sum(memory.values()):.0f} MiB: "
+        + ", ".join(f"{k} {v}" for k, v in memory.items())
+    )
     if args.json:
         args.json.write_text(json.dumps({"rows": rows, "memory_mib": memory}, indent=2) + "\n")
 

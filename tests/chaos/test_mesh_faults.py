@@ -1,4 +1,4 @@
-"""Faults of real processes: an accepted contemplation ends with one ending, and the mesh goes on."""
+"""Faults of real processes: a contemplation gets exactly one ending, and the mesh goes on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cogitate.client import Client
+
 from tests.integration.mesh import Mesh, running_mesh
 
 pytestmark = pytest.mark.chaos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -10,12 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
-
 from cogitate.client import Client, CogitateError, InvalidRequest
 from cogitate.v1 import gateway_service_pb2 as gateway_pb
 from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
 from cogitate.v1.gateway_service_pb2_grpc import GatewayServiceStub
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
+
 from tests.integration.mesh import Mesh, running_mesh
 
 pytestmark = pytest.mark.integration
@@ -75,7 +76,7 @@ def test_eight_agents_on_two_providers_give_one_verdict(client: Client) -> None:
     assert verdict.answer and not verdict.degraded
     numbers = [(e.first_event_number, e.event_number) for e in events]
     assert numbers[0] == (1, 1)
-    assert all(a[1] + 1 == b[0] for a, b in zip(numbers, numbers[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(numbers))
 
 
 def test_the_ledger_equals_the_engines_own_counters(mesh: Mesh, client: Client) -> None:
