@@ -138,7 +138,7 @@ async def test_cancelling_the_watch_cancels_the_contemplation() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             await fake.cancelled.wait()
 
 

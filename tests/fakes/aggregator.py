@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,8 +93,9 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
             self.played[played.id] = played
             if request.spec.request_id:
                 self.by_request_id[request.spec.request_id] = played
-        async for event in self._play(played, 0, context):
-            yield pb2.ContemplateResponse(event=event)
+        async with aclosing(self._play(played, 0, context)) as events:
+            async for event in events:
+                yield pb2.ContemplateResponse(event=event)
 
     async def Attach(
         self, request: pb2.AttachRequest, context: Any
@@ -104,8 +106,9 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
             raise NotFound("there is no such contemplation")
         if request.after_event_number > len(played.events):
             raise OutOfRange("the event number is beyond the last event")
-        async for event in self._play(played, request.after_event_number, context):
-            yield pb2.AttachResponse(event=event)
+        async with aclosing(self._play(played, request.after_event_number, context)) as events:
+            async for event in events:
+                yield pb2.AttachResponse(event=event)
 
     async def GetContemplation(
         self, request: pb2.GetContemplationRequest, context: Any
@@ -127,7 +130,7 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
 
     async def _play(
         self, played: Played, after: int, context: Any
-    ) -> AsyncIterator[pb2.ContemplationEvent]:
+    ) -> AsyncGenerator[pb2.ContemplationEvent, None]:
         try:
             for event in played.events[after:]:
                 yield event
@@ -151,7 +154,8 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
                         played.events.append(event)
                         self.sent += 1
                         yield event
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # Cancelled while it waits, or closed while what it yielded is being written.
             self.cancelled.set()
             raise
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -65,11 +65,11 @@ class Runtime:
         """Returns timeout and metadata of a short call inside the mesh."""
         return dict(outgoing(self._config.call_timeout_s))
 
-    async def relay(self, method: str, request: Message) -> AsyncIterator[bytes]:
+    async def relay(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
         """Yields an aggregator's events as the bytes they came in.
 
         One message is in hand at a time; how many wait behind it is bounded by the channel's
-        window. Leaving the loop, by whatever way, cancels the call.
+        window. Closing it cancels the call; use it in `aclosing`.
         """
         events: Any = self._aggregator.unary_stream(
             _CONTEMPLATION + method,
@@ -139,8 +139,8 @@ class Runtime:
 
     async def get_blob(
         self, request: vision_encoder_service_pb2.GetBlobRequest
-    ) -> AsyncIterator[vision_encoder_service_pb2.GetBlobResponse]:
-        """Yields a blob's chunks; leaving the loop cancels the call."""
+    ) -> AsyncGenerator[vision_encoder_service_pb2.GetBlobResponse, None]:
+        """Yields a blob's chunks. Closing it cancels the call; use it in `aclosing`."""
         parts = self.vision.GetBlob(request, **self.options())
         try:
             with naming("vision-encoder"):

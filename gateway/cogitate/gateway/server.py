@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from importlib import metadata
 from typing import Any, Final
 
@@ -68,8 +69,10 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         request.spec.model = request.spec.model or self._config.default_model
         with auth.tenant_scope(auth.DEFAULT_TENANT):
             await self._runtime.store_images(wire.inline_images(request.spec.conversation))
-            async for raw in self._runtime.relay("Contemplate", request):
-                yield raw
+            # Closed by name: a generator that is dropped cancels its call only some time later.
+            async with aclosing(self._runtime.relay("Contemplate", request)) as events:
+                async for raw in events:
+                    yield raw
 
     async def attach(self, request: pb2.AttachRequest, context: Any) -> AsyncIterator[bytes]:
         """Relays the events after a number."""
@@ -79,8 +82,9 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
             found.append(Violation("after_event_number", "must not be negative"))
         require(found)
         with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async for raw in self._runtime.relay("Attach", request):
-                yield raw
+            async with aclosing(self._runtime.relay("Attach", request)) as events:
+                async for raw in events:
+                    yield raw
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[gateway_service_pb2.UploadBlobRequest], context: Any
@@ -104,10 +108,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
             digest=image.digest, box=image.box if image.HasField("box") else None
         )
         with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async for part in self._runtime.get_blob(wanted):
-                yield gateway_service_pb2.DownloadBlobResponse(
-                    chunk=part.chunk, media_type=part.media_type
-                )
+            async with aclosing(self._runtime.get_blob(wanted)) as parts:
+                async for part in parts:
+                    yield gateway_service_pb2.DownloadBlobResponse(
+                        chunk=part.chunk, media_type=part.media_type
+                    )
 
     async def ListModels(
         self, request: gateway_service_pb2.ListModelsRequest, context: Any
