@@ -80,7 +80,7 @@ class MiniTemplate:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.max_token_chars = max(map(len, tokenizer.get_vocab()))
+        self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=1)
         self._tokenizer = tokenizer
         self._ids = {
             name: _special(tokenizer, f"<|{name}|>")

@@ -1,0 +1,363 @@
+"""A gang under any commands and tokens: every agent ends once, every block comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from cogitate.agent_decoder.core.block_pool import BlockPool
+from cogitate.agent_decoder.core.events import (
+    AwaitingGrant,
+    Delta,
+    Finish,
+    Finished,
+    GangDone,
+    Injected,
+    ToolCall,
+)
+from cogitate.agent_decoder.core.gang import Gang
+from cogitate.agent_decoder.core.sampling import SamplingParams
+from cogitate.agent_decoder.core.scheduler import StepLimits, schedule
+from cogitate.agent_decoder.core.sequence import Agent, Position, State
+from cogitate.agent_decoder.core.starts import (
+    AgentStart,
+    GangRules,
+    GangStart,
+    InjectedPositions,
+    SampledTokens,
+)
+from cogitate.agent_decoder.core.transcript import ControlTokens
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+pytestmark = pytest.mark.property
+
+END, CALL, RUN, ANSWER, STOP_ID = 256, 257, 258, 259, 65
+MAX_LEN, MAX_INJECTED, BLOCK = 24, 5, 4
+AGENT_IDS = st.sampled_from([0, 1, 2])
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    return bytes(t for t in token_ids if t < 256).decode(errors="replace")
+
+
+RULES = GangRules(
+    ControlTokens(end=frozenset({END}), call=CALL, run=RUN, answer=ANSWER),
+    decode,
+    marks_answers=True,
+    max_model_len=MAX_LEN,
+    max_injected=MAX_INJECTED,
+)
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 12),
+    min_tokens=st.integers(0, 1),
+    stop=st.sampled_from([(), ("bc",)]),
+    stop_token_ids=st.sampled_from([(), (STOP_ID,)]),
+    ignore_eos=st.booleans(),
+)
+REPLAY = st.sampled_from(
+    [
+        (),
+        (SampledTokens((97, 98)),),
+        (SampledTokens((97, CALL, 98, RUN)), InjectedPositions((Position(1), Position(2)))),
+        (SampledTokens((97, CALL, 98, RUN)),),
+        (SampledTokens((97, END)),),
+    ]
+)
+
+
+def starts(agent_id: int) -> st.SearchStrategy[AgentStart]:
+    return st.builds(
+        AgentStart,
+        agent_id=st.just(agent_id),
+        attempt=st.just(1),
+        params=PARAMS,
+        seed=st.just(0),
+        opening=st.integers(0, 2).map(lambda n: (Position(97),) * n),
+        replay=REPLAY,
+        granted=st.integers(0, 4),
+    )
+
+
+class GangMachine(RuleBasedStateMachine):
+    """Plays the engine on one gang: admits, computes chunks, samples what hypothesis says."""
+
+    @initialize(
+        prefix=st.integers(1, 11),
+        agents=st.tuples(starts(0), starts(1)),
+        waits=st.booleans(),
+        chunk=st.integers(1, 6),
+    )
+    def begin(
+        self, prefix: int, agents: tuple[AgentStart, ...], waits: bool, chunk: int
+    ) -> None:
+        self.pool = BlockPool(40, BLOCK)
+        start = GangStart((Position(1),) * prefix, agents)
+        self.gang = Gang(1, start, RULES, self.pool, 0.0)
+        assume(not any(self.gang.misfit(agent) for agent in agents))
+        self.limits = StepLimits(64, chunk)
+        self.started = {(a.agent_id, a.attempt): a for a in agents}
+        self.granted = {a.agent_id: a.granted or a.params.max_tokens for a in agents}
+        self.deltas: list[tuple[int, int]] = []
+        self.finished: dict[tuple[int, int], Finished] = {}
+        self.done: GangDone | None = None
+        self.num_injected = 0
+        if not waits:
+            self.admit()
+
+    @precondition(lambda self: self.gang.waiting and self.gang.agents)
+    @rule()
+    def admit(self) -> None:
+        assert self.pool.can_reserve(self.gang.blocks_needed())
+        self.gang.admit(1.0)
+
+    @precondition(lambda self: not self.gang.waiting and not self.done)
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        gang = self.gang
+        sequences = [gang.root, *(a.sequence for a in gang.agents.values())]
+        for chunk in schedule(sequences, self.limits):
+            gang.allocate(chunk.sequence, chunk.length)
+            gang.copies.clear()
+            chunk.sequence.num_computed += chunk.length
+            for _ in range(chunk.length):
+                chunk.sequence.pending.popleft()
+            assert chunk.sequence.num_computed <= len(chunk.sequence.block_table) * BLOCK
+        if gang.prefix_logits is None and not gang.root.pending:
+            gang.prefix_logits = "logits"
+            for agent in list(gang.agents.values()):
+                gang.fork_from_prefix(agent)
+        for agent in list(gang.agents.values()):
+            if agent.sequence.state is State.RUNNING and not agent.sequence.pending:
+                self.take(agent, data)
+
+    def take(self, agent: Agent, data: st.DataObject) -> None:
+        tokens = [97, 98, 99, 0xE2, STOP_ID, END, CALL, RUN, RUN, ANSWER]
+        banned = agent.row().banned
+        token = data.draw(st.sampled_from([t for t in tokens if t not in banned]))
+        logprob = data.draw(st.sampled_from([-0.5, -0.5, -0.5, float("nan")]))
+        assert len(agent.sampled) < self.granted[agent.agent_id], "more than was granted"
+        self.gang.take(agent, token, logprob, 1.0)
+
+    @rule(ids=st.lists(AGENT_IDS, max_size=2))
+    def kill(self, ids: list[int]) -> None:
+        running = [a for a in self.gang.agents.values() if a.agent_id in ids or not ids]
+        self.gang.kill(ids, "DECIDED")
+        ends = [e for e in self.gang.events if isinstance(e, Finished)]
+        for agent in running:
+            assert [e.kill_reason for e in ends if e.agent_id == agent.agent_id][-1] == "DECIDED"
+
+    @rule(agent_id=AGENT_IDS, count=st.integers(0, 4), late=st.booleans())
+    def inject(self, agent_id: int, count: int, late: bool) -> None:
+        agent = self.gang.agents.get(agent_id)
+        call_id = "a9.9.c9" if late or agent is None else agent.pending_call_id
+        before = len(self.gang.events)
+        self.gang.inject(agent_id, call_id, [Position(5)] * count)
+        if late or agent is None:
+            assert len(self.gang.events) == before
+
+    @rule(agent_id=AGENT_IDS, total=st.integers(-1, 20))
+    def grant(self, agent_id: int, total: int) -> None:
+        if agent := self.gang.agents.get(agent_id):
+            before = agent.granted
+            self.gang.grant({agent_id: total})
+            assert agent.granted >= before
+            self.granted[agent_id] = max(self.granted[agent_id], total)
+        else:
+            self.gang.grant({agent_id: total})
+
+    @precondition(lambda self: not self.gang.closed)
+    @rule(data=st.data(), agent_id=AGENT_IDS)
+    def add(self, data: st.DataObject, agent_id: int) -> None:
+        attempt = 1 + max((n for a, n in self.started if a == agent_id), default=0)
+        start = data.draw(starts(agent_id))
+        start = AgentStart(
+            agent_id, attempt, start.params, 0, start.opening, start.replay, granted=start.granted
+        )
+        if self.gang.misfit(start) or len(self.gang.agents) > 3:
+            return
+        if not self.pool.can_reserve(self.gang.blocks_of(start)):
+            return
+        self.drain()
+        self.granted[agent_id] = start.granted or start.params.max_tokens
+        self.started[agent_id, attempt] = start
+        self.gang.add_agent(start)
+
+    @rule()
+    def close(self) -> None:
+        self.gang.close()
+
+    @rule()
+    def flush(self) -> None:
+        self.drain()
+
+    def drain(self) -> None:
+        self.gang.close_if_done()
+        for event in self.gang.events:
+            assert self.done is None, "something after GangDone"
+            if isinstance(event, Delta):
+                key = event.agent_id, event.attempt
+                assert key not in self.finished, "a token after the end"
+                self.deltas.append(key)
+                offset = self.started[key].num_sampled + self.deltas.count(key) - 1
+                assert event.token_offset == offset
+            elif isinstance(event, Finished):
+                key = event.agent_id, event.attempt
+                assert key in self.started
+                assert key not in self.finished, "two ends"
+                self.finished[key] = event
+                assert event.num_sampled == self.started[key].num_sampled + self.deltas.count(key)
+            elif isinstance(event, ToolCall | AwaitingGrant):
+                assert event.num_sampled > 0 or isinstance(event, AwaitingGrant)
+            elif isinstance(event, Injected):
+                self.num_injected += event.num_positions
+            elif isinstance(event, GangDone):
+                self.done = event
+        self.gang.events.clear()
+
+    @invariant()
+    def memory_adds_up(self) -> None:
+        if not hasattr(self, "num_injected"):
+            return
+        self.pool.check_integrity()
+        if self.gang.waiting:
+            assert self.pool.num_available == self.pool.num_blocks
+        for agent in self.gang.agents.values():
+            sequence = agent.sequence
+            assert sequence.num_reserved >= 0
+            if self.gang.closed:
+                assert sequence.state not in (State.PAUSED, State.AWAITING_GRANT)
+            if sequence.state is State.PAUSED:
+                assert agent.pending_call_id
+        tables = [b for a in self.gang.agents.values() for b in a.sequence.block_table]
+        prefix = set(self.gang.root.block_table)
+        own = [block for block in tables if block not in prefix]
+        assert len(own) == len(set(own)), "a block with two writers"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "num_injected"):
+            return
+        self.gang.kill((), "END")
+        self.gang.close()
+        self.drain()
+        assert self.done is not None
+        assert set(self.finished) == set(self.started)
+        assert self.pool.num_available == self.pool.num_blocks
+        assert self.done.num_sampled == len(self.deltas)
+        assert self.done.num_injected == self.num_injected
+
+
+TestGang = GangMachine.TestCase
+TestGang.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+
+
+def gang_of(*agents: AgentStart, prefix: int = 3) -> Gang:
+    """A gang that is admitted and prefilled."""
+    pool = BlockPool(40, BLOCK)
+    gang = Gang(1, GangStart((Position(1),) * prefix, agents), RULES, pool, 0.0)
+    gang.admit(0.0)
+    gang.allocate(gang.root, prefix)
+    gang.root.pending.clear()
+    gang.root.num_computed = prefix
+    gang.prefix_logits = "logits"
+    for agent in list(gang.agents.values()):
+        gang.fork_from_prefix(agent)
+    return gang
+
+
+def agent_start(**fields: object) -> AgentStart:
+    params = SamplingParams(max_tokens=8)
+    return AgentStart(**{"agent_id": 0, "attempt": 1, "params": params, "seed": 0, **fields})  # type: ignore[arg-type]
+
+
+def ends(gang: Gang) -> list[tuple[Finish, str]]:
+    return [(e.finish, e.kill_reason) for e in gang.events if isinstance(e, Finished)]
+
+
+def test_a_call_does_not_get_around_the_grant() -> None:
+    gang = gang_of(agent_start(granted=2))
+    agent = gang.agents[0]
+    gang.take(agent, CALL, -0.5, 1.0)
+    gang.take(agent, RUN, -0.5, 1.0)
+    gang.inject(0, agent.pending_call_id, [Position(5)])
+    assert agent.sequence.state is State.AWAITING_GRANT
+    gang.grant({0: 3})
+    assert agent.sequence.state is State.RUNNING
+
+
+def test_a_resumed_agent_that_used_its_grant_up_waits_at_once() -> None:
+    gang = gang_of(agent_start(granted=2, replay=(SampledTokens((97, 98)),)))
+    assert gang.agents[0].sequence.state is State.AWAITING_GRANT
+
+
+def test_a_resumed_agent_that_had_ended_ends_at_once() -> None:
+    assert ends(gang_of(agent_start(replay=(SampledTokens((97, END)),)))) == [(Finish.STOP, "")]
+    full = agent_start(replay=(SampledTokens((97,) * 8),))
+    assert ends(gang_of(full)) == [(Finish.LENGTH, "")]
+
+
+def test_a_resumed_agent_makes_the_call_it_had_just_written_once() -> None:
+    replay = (SampledTokens((CALL, 98, RUN)),)
+    fresh = gang_of(agent_start(attempt=2, replay=replay))
+    calls = [e for e in fresh.events if isinstance(e, ToolCall)]
+    assert [(c.call_id, c.raw_text) for c in calls] == [("a0.2.c2", "b")]
+    waiting = gang_of(agent_start(attempt=2, replay=replay, pending_call_id="a0.1.c1"))
+    assert not [e for e in waiting.events if isinstance(e, ToolCall)]
+    assert waiting.agents[0].sequence.state is State.PAUSED
+
+
+def test_the_mean_logprob_of_a_resumed_agent_counts_its_earlier_tokens() -> None:
+    gang = gang_of(agent_start(replay=(SampledTokens((97, 98, 99)),), mean_logprob=-2.0))
+    gang.take(gang.agents[0], 97, -1.0, 1.0)
+    assert gang.agents[0].mean_logprob == pytest.approx(-7 / 4)
+
+
+def test_text_held_back_is_shown_when_the_limit_ends_the_agent() -> None:
+    gang = gang_of(agent_start(params=SamplingParams(max_tokens=3, stop=("bcd",))))
+    for token in (ANSWER, 98, 99):
+        gang.take(gang.agents[0], token, -0.5, 1.0)
+    assert "".join(e.text for e in gang.events if isinstance(e, Delta)) == "bc"
+    assert [e.answer for e in gang.events if isinstance(e, Finished)] == ["bc"]
+
+
+def test_closing_ends_what_waits_for_a_command_and_lets_the_rest_go_on() -> None:
+    gang = gang_of(*(agent_start(agent_id=i, granted=2) for i in range(3)))
+    for token in (CALL, RUN):
+        gang.take(gang.agents[0], token, -0.5, 1.0)
+        gang.take(gang.agents[1], 97, -0.5, 1.0)
+    gang.close()
+    assert ends(gang) == [(Finish.CANCELLED, "CLOSED"), (Finish.BUDGET, "")]
+    gang.take(gang.agents[2], 97, -0.5, 1.0)
+    gang.take(gang.agents[2], 97, -0.5, 1.0)
+    assert ends(gang)[2:] == [(Finish.BUDGET, "")]
+    assert gang.close_if_done()
+
+
+def test_low_confidence_ends_an_agent_only_after_a_full_window() -> None:
+    gang = gang_of(agent_start(params=SamplingParams(max_tokens=100)), prefix=1)
+    gang.rules = GangRules(RULES.control, decode, True, 1000, 0)
+    gang.threshold = 5.0
+    for i in range(32):
+        assert not ends(gang), i
+        gang.take(gang.agents[0], 97, -0.5, 1.0)
+    assert ends(gang) == [(Finish.CONFIDENCE, "CONFIDENCE")]
+
+
+def test_what_does_not_fit_is_told_before_it_runs() -> None:
+    gang = gang_of(agent_start())
+    assert "longer than its limits" in gang.misfit(agent_start(replay=(SampledTokens((97,) * 9),)))
+    injected = InjectedPositions((Position(1),) * (MAX_INJECTED + 1))
+    assert "longer than its limits" in gang.misfit(agent_start(replay=(injected,)))
+    assert "shorten" in gang.misfit(agent_start(opening=(Position(1),) * (MAX_LEN - 3)))
+    assert not gang.misfit(agent_start(opening=(Position(1),) * (MAX_LEN - 4)))
+
+
+def test_an_injection_that_does_not_fit_ends_the_agent() -> None:
+    gang = gang_of(agent_start())
+    for token in (CALL, RUN):
+        gang.take(gang.agents[0], token, -0.5, 1.0)
+    gang.inject(0, "a0.1.c1", [Position(5)] * (MAX_INJECTED + 1))
+    assert ends(gang) == [(Finish.LENGTH, "")]
+    assert not [e for e in gang.events if isinstance(e, Injected)]
