@@ -222,9 +222,8 @@ def _is_transports_own(error: BaseException) -> bool:
         # would never answer and the client would hang to its deadline.
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
-    # An abort, or a write to a call that is over (the batch fails when the peer left). The other two
-    # are bugs and carry text.
-    if type(error).__name__ == "ExecuteBatchError":
+    # An abort, or a write to a call that is over. The other two are bugs and carry text.
+    if type(error).__name__ == "ExecuteBatchError":  # the peer left while it was written to
         return True
     bugs = (grpc.aio.UsageError, grpc.aio.InternalError)
     return isinstance(error, grpc.aio.BaseError) and not isinstance(error, bugs)
