@@ -16,8 +16,10 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
+CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
+
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test integration chaos bless demo up protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,14 +33,23 @@ $(STAMP): pyproject.toml
 	$(PIP) -e '.[all,eval,dev]'
 	@touch $@
 
-check: setup ## Format, lint, types, imports, protos, spelling, sizes; under a minute
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+check: setup ## Format, lint, imports, protos, spelling, types, sizes; all of them, under a minute
+	@$(MAKE) --no-print-directory -k $(CHECKS)
+
+check-format:
+	$(BIN)/ruff format --check --quiet .
+check-lint:
+	$(BIN)/ruff check --quiet .
+check-imports:
 	$(BIN)/lint-imports --no-logo
+check-protos:
 	$(BIN)/buf lint protos
+check-spelling:
 	$(BIN)/codespell
+check-types:
 	$(BIN)/mypy
-	$(PYTEST) -q tests/unit/test_house.py
+check-house:
+	$(PYTEST) -q tests/unit/test_house.py tests/unit/test_deploy.py
 
 format: setup ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
