@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +18,8 @@ from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.server import build
 from cogitate.kit import lifecycle
 from cogitate.kit.channels import open_channel
+from cogitate.router.config import RouterConfig
+from cogitate.router.server import build as build_router
 from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -24,6 +28,7 @@ from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 from google.protobuf.duration_pb2 import Duration
 
 from tests.fakes.decoder import Call, End, FakeDecoder, Hold, Script, Step, token_id
+from tests.fakes.endpoint import FakeEndpoint
 from tests.fakes.router import FakeRouter
 from tests.fakes.tools import FakeTools, text
 
@@ -673,6 +678,44 @@ async def test_a_new_router_is_told_what_runs() -> None:
         assert kinds(await rest(call))[-1] == "verdict"
 
 
+async def test_the_real_router_books_what_runs_and_nothing_more() -> None:
+    hold = Hold()
+    script = every("a", "b", hold, "c", End("3"))
+    async with AsyncExitStack() as stack:
+        config = RouterConfig(report_interval_s=0.05, report_expiry_s=5.0, retry_delay_s=0.05)
+        router = await stack.enter_async_context(
+            lifecycle.serving(config, build_router, name="router")
+        )
+        decoders, endpoints = {}, {}
+        for name in ("d0", "d1"):
+            made = await stack.enter_async_context(FakeDecoder(script, endpoint_id=name))
+            capabilities = decoder_pb.Capability.values()
+            decoders[name] = made
+            endpoints[name] = await stack.enter_async_context(
+                FakeEndpoint(name, router.address, address=made.address, capabilities=capabilities)
+            )
+        tools = await stack.enter_async_context(FakeTools())
+        stub, running = await stack.enter_async_context(aggregator(router, tools))
+        m = Mesh(stub, list(decoders.values()), router, tools, running.address, None)  # type: ignore[arg-type]
+        desk = router.service.runtime.desk
+        call = open_stream(m, agent_count=4)
+        id_ = await first(call)
+        await until(lambda: sum(d.num_sampled for d in m.decoders) == 8)
+        lease = desk.leases.leases[id_]
+        assert {b.endpoint_id: b.agents for b in lease.bookings.values()} == {"d0": 2, "d1": 2}
+        assert all(b.confirmed_at_s is not None for b in lease.bookings.values())
+        await decoders["d0"].kill()
+        await endpoints["d0"].kill()
+        await until(lambda: len(decoders["d1"].opened) == 2)
+        await until(lambda: sum(b.agents for b in lease.bookings.values()) == 4)
+        assert {b.endpoint_id for b in lease.bookings.values()} == {"d1"}
+        hold.open.set()
+        events = await rest(call)
+        assert check_tokens(events) == {0: 3, 1: 3, 2: 3, 3: 3}
+        assert not events[-1].verdict.degraded
+        await until(lambda: not desk.leases.leases)
+
+
 async def test_a_placement_that_comes_after_the_cancel_is_given_back() -> None:
     async with mesh(saying("3")) as m:
         m.router.delay_s = 0.2
@@ -744,6 +787,36 @@ async def test_what_agents_leave_of_the_budget_goes_to_others() -> None:
     assert verdict.certificate.ledger.generated_token_count == 34
 
 
+async def test_calls_carry_the_tenant_and_the_deadline_of_the_contemplation() -> None:
+    async with mesh(every(Call("zoom"), End("3")), kill_ack_timeout_s=0.5) as m:
+        call = m.stub.Contemplate(
+            pb.ContemplateRequest(spec=spec(agent_count=1)),
+            timeout=5,
+            metadata=(("x-cogitate-tenant", "t1"),),
+        )
+        await rest(call)
+        assert m.decoders[0].opened[0].tenant == "t1"
+        assert m.tools.tenants == ["t1"]
+        assert m.router.told("declare")[0].tenant == "t1"
+        [deadline_s] = m.decoders[0].deadlines_s
+    assert deadline_s is not None
+    assert 3 < deadline_s < 7  # that of the call, and the time kills may take
+
+
+async def test_one_that_goes_on_outlives_the_deadline_of_its_call() -> None:
+    hold = Hold()
+    async with mesh(every("a", hold, End("3"))) as m:
+        request = pb.ContemplateRequest(
+            spec=spec(agent_count=1, on_disconnect=pb.ON_DISCONNECT_CONTINUE)
+        )
+        call = m.stub.Contemplate(request, timeout=0.3)
+        id_ = await first(call)
+        with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
+            await rest(call)
+        hold.open.set()
+        assert check_grammar(await m.attach(id_, 0)).verdict.key == "3"
+
+
 # -- the life of the process -------------------------------------------------------------------
 
 
@@ -779,6 +852,34 @@ async def test_a_shutdown_ends_what_runs_while_clients_listen() -> None:
         m.runtime.shut_down()
         verdict = (await reading)[-1].verdict
     assert (verdict.key, list(verdict.degraded_reasons)) == ("3", ["AGENTS_LOST"])
+
+
+async def test_a_client_that_leaves_while_it_is_accepted_leaves_nothing_half_done() -> None:
+    async with mesh(every("a", Hold())) as m:
+        works = m.runtime.journal.accept
+        m.runtime.journal.accept = lambda record: (time.sleep(0.2), works(record))
+        call = open_stream(m, request_id="r1")
+        await until(lambda: m.runtime._runners)
+        call.cancel()
+        async with asyncio.timeout(5):
+            await m.runtime.wait_idle()
+        listed = await m.stub.ListContemplations(pb.ListContemplationsRequest(), timeout=5)
+        [summary] = listed.contemplations
+        assert summary.state == pb.ContemplationSummary.STATE_CANCELLED
+
+
+async def test_a_full_disk_refuses_and_leaves_nothing_behind() -> None:
+    def full(record: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with mesh(saying("3")) as m:
+        works, m.runtime.journal.accept = m.runtime.journal.accept, full
+        code, details = await status_of(open_stream(m, request_id="r1"))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert details == "the journal cannot be written just now; try again"
+        await m.runtime.wait_idle()
+        m.runtime.journal.accept = works
+        assert kinds(await m.ask(request_id="r1"))[-1] == "verdict"
 
 
 async def test_a_failing_journal_lets_old_ones_finish_and_refuses_new_ones(tmp_path: Path) -> None:

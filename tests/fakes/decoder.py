@@ -85,6 +85,7 @@ class FakeDecoder(pb_grpc.AgentDecoderServiceServicer, FakeServer):
         super().__init__()
         self.script, self.step_s, self.build, self.endpoint_id = script, step_s, build, endpoint_id
         self.opened: list[pb.OpenGang] = []
+        self.deadlines_s: list[float | None] = []  # of the streams, as each was opened
         self.commands: list[pb.DecodeRequest] = []
         self.refusals: list[pb.GangRefused] = []  # for the next gangs
         self.deaf = False  # True: commands are read and not obeyed
@@ -104,6 +105,7 @@ class FakeDecoder(pb_grpc.AgentDecoderServiceServicer, FakeServer):
     ) -> AsyncIterator[pb.DecodeResponse]:
         gang = (await anext(aiter(request_iterator))).open
         self.opened.append(gang)
+        self.deadlines_s.append(context.time_remaining())
         if self.refusals:
             yield pb.DecodeResponse(refused=self.refusals.pop(0))
             return

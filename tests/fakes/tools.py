@@ -35,6 +35,7 @@ class FakeTools(pb_grpc.ToolExecutorServiceServicer, FakeServer):
         self.tools = dict(tools or {})
         self.delay_s = delay_s
         self.ran: list[pb.ExecuteRequest] = []
+        self.tenants: list[str] = []
         self.dropped = asyncio.Event()
 
     def register(self, server: Any) -> None:
@@ -44,6 +45,7 @@ class FakeTools(pb_grpc.ToolExecutorServiceServicer, FakeServer):
         self, request: pb.ExecuteRequest, context: Any
     ) -> AsyncIterator[pb.ExecuteResponse]:
         self.ran.append(request)
+        self.tenants.append(dict(context.invocation_metadata()).get("x-cogitate-tenant", ""))
         try:
             await asyncio.sleep(self.delay_s)
         except asyncio.CancelledError:

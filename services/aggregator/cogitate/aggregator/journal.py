@@ -56,12 +56,13 @@ class Journal:
         """Opens the file, or memory for an empty path. Raises OSError if it cannot be had."""
         self._owner = _own(path) if path else None
         self._lock = threading.Lock()
+        self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=1.0)
         try:
-            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=1.0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
+            self.close()
             raise OSError(f"the journal {path} cannot be used: {error}") from None
 
     def accept(self, record: Record) -> None:

@@ -43,7 +43,7 @@ def text_key(answer: str) -> str:
 
 def number_key(answer: str) -> str:
     """The one number in the answer in its shortest form; empty if there is none or several."""
-    found = _NUMBER.findall(text_key(answer))
+    found: list[str] = _NUMBER.findall(text_key(answer))
     if len(found) != 1:
         return ""
     sign = "-" if found[0].startswith("-") else ""

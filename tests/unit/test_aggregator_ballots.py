@@ -1,0 +1,114 @@
+"""Quorums, ties and verdicts by example."""
+
+from __future__ import annotations
+
+import pytest
+from cogitate.aggregator.core.ballots import (
+    QUORUMS,
+    Ballot,
+    Decision,
+    all_voted,
+    count,
+    unbeatable,
+    verified,
+)
+from cogitate.aggregator.core.outcome import outcome_of
+from cogitate.aggregator.core.strategies import STRATEGIES, Vote
+
+pytestmark = pytest.mark.unit
+
+
+def votes(keys: str, *, proved: str = "", **logprobs: float) -> list[Ballot]:
+    """One ballot a character; '-' abstains."""
+    return [
+        Ballot(
+            agent_id=number,
+            attempt=1,
+            answer="I can't" if key == "-" else f"It is {key}.",
+            key="" if key == "-" else key,
+            proved=key == proved,
+            mean_logprob=logprobs.get(key, -1.0),
+        )
+        for number, key in enumerate(keys)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "keys", "num_open", "key"),
+    [
+        ("all", "aab", 1, None),
+        ("all", "aab", 0, "a"),
+        ("all", "---", 0, ""),
+        ("all", "", 0, ""),
+        ("unbeatable", "aa", 2, None),  # two for b would tie
+        ("unbeatable", "aa", 1, "a"),
+        ("unbeatable", "aab", 1, None),
+        ("unbeatable", "aaab", 1, "a"),
+        ("unbeatable", "aaa--", 2, "a"),
+        ("unbeatable", "--", 1, None),
+        ("unbeatable", "ab", 0, "a"),
+        ("verified", "aap", 5, "p"),
+        ("verified", "aa", 1, None),
+        ("verified", "aab", 0, "a"),
+    ],
+)
+def test_each_quorum(rule: str, keys: str, num_open: int, key: str | None) -> None:
+    decision = QUORUMS[rule](votes(keys, proved="p"), num_open)
+    assert (decision.key if decision else None) == key
+
+
+def test_reasons_are_sentences() -> None:
+    assert all_voted(votes("aab"), 0) == Decision("a", "all ballots are in: 2 of 3 agree")
+    early = unbeatable(votes("aaa"), 2)
+    assert early == Decision("a", "3 agree and the 2 still open cannot change it")
+    proof = verified(votes("ap", proved="p"), 3)
+    assert proof == Decision("p", "a tool proved agent 1's answer")
+
+
+@pytest.mark.parametrize(
+    ("ballots", "winner"),
+    [
+        (votes("ba"), "a"),  # the smaller key
+        (votes("ab", b=-0.5), "b"),  # the surer one
+        (votes("ab", proved="b", a=-0.1), "b"),  # the proved one
+        (votes("aab", proved="b"), "a"),  # but not against more ballots
+    ],
+)
+def test_ties(ballots: list[Ballot], winner: str) -> None:
+    assert count(ballots)[0].key == winner
+
+
+def test_the_words_are_those_of_the_surest_agent() -> None:
+    ballots = votes("aa")
+    ballots.append(Ballot(2, 1, "Surely a.", "a", mean_logprob=-0.1))
+    outcome = outcome_of(ballots, Decision("a", "why"), ())
+    assert (outcome.answer, outcome.agent_id, outcome.abstained) == ("Surely a.", 2, False)
+
+
+def test_without_an_answer_the_verdict_is_the_most_frequent_refusal() -> None:
+    cast = [
+        Ballot(i, 1, text, "") for i, text in enumerate(["I don't know.", "", "", "", "I can't"])
+    ]
+    outcome = outcome_of([*cast, Ballot(5, 1, "I can't", "")], Decision("", "why"), ["DEADLINE"])
+    assert (outcome.answer, outcome.abstained, outcome.agent_id) == ("I can't", True, None)
+    assert outcome.degraded_reasons == ("DEADLINE",)
+    silent = outcome_of([Ballot(0, 1, " ", "")], Decision("", "why"), ())
+    assert (silent.answer, silent.degraded_reasons) == ("", ("NO_BALLOT",))
+
+
+def test_weights_are_added_exactly() -> None:
+    tenths = [Ballot(i, 1, "a", "a", weight=0.1) for i in range(10)]
+    assert count(tenths)[0].weight == 1.0
+
+
+def test_vote_plans_one_greedy_agent_or_several_with_hints() -> None:
+    vote = STRATEGIES["vote"]
+    assert isinstance(vote, Vote)
+    [alone] = vote.plan(1, None)
+    assert (alone.agent_id, alone.temperature, alone.hint_index) == (0, 0.0, None)
+    assert vote.plan(1, 0.7)[0].temperature == 0.7
+    several = vote.plan(3, None)
+    assert [(p.agent_id, p.temperature, p.hint_index) for p in several] == [
+        (0, None, 0), (1, None, 1), (2, None, 2),
+    ]  # fmt: skip
+    assert vote.weigh(votes("a")[0]) == 1.0
