@@ -215,6 +215,28 @@ def test_a_lost_gang_goes_on_elsewhere_with_its_tokens_and_results() -> None:
     assert s.all(m.Inject) == [m.Inject("2.b", 0, "a0.1.c2", "result of a0.1.c2")]
 
 
+def test_a_result_that_comes_while_an_agent_has_no_place_travels_with_it() -> None:
+    s = Script(num_agents=1).running()
+    s.call(0)
+    s.put(m.GangLost("1.a", "UNAVAILABLE"))
+    s.result("a0.1.c1")
+    assert s.events == ["tool_call_finished"]
+    assert s.all(m.Inject) == []
+    s.place(2, b=(0,))
+    [order] = s.all(m.OpenGang)[0].agents
+    assert order.pending_call_id == ""
+    assert order.segments == (m.Segment(result="result of a0.1.c1"),)
+
+
+def test_a_gang_id_that_is_taken_gives_no_place() -> None:
+    s = Script(num_agents=2).running(a=(0,), b=(1,))
+    s.put(m.GangLost("1.a", "UNAVAILABLE", "gone"))
+    again = m.PlacedGang("1.b", "b", "p", "r", (0,), "why")
+    s.put(m.Granted(2, (again,), "fake"))
+    assert s.all(m.OpenGang) == []
+    assert not s.machine.agents[0].open
+
+
 def test_another_build_starts_over_and_the_text_is_withdrawn() -> None:
     s = Script(num_agents=1).running()
     s.write(0, 0, 3)
