@@ -90,9 +90,7 @@ class GangMachine(RuleBasedStateMachine):
         waits=st.booleans(),
         chunk=st.integers(1, 6),
     )
-    def begin(
-        self, prefix: int, agents: tuple[AgentStart, ...], waits: bool, chunk: int
-    ) -> None:
+    def begin(self, prefix: int, agents: tuple[AgentStart, ...], waits: bool, chunk: int) -> None:
         self.pool = BlockPool(40, BLOCK)
         start = GangStart((Position(1),) * prefix, agents)
         self.gang = Gang(1, start, RULES, self.pool, 0.0)

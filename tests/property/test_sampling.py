@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.property
 
 VOCAB = 24
-LOGITS = st.lists(
-    st.floats(-30, 30, width=32) | st.just(-30.0), min_size=VOCAB, max_size=VOCAB
-)
+LOGITS = st.lists(st.floats(-30, 30, width=32) | st.just(-30.0), min_size=VOCAB, max_size=VOCAB)
 PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.1, 0.8, 2.0]),

@@ -21,7 +21,9 @@ Weights = dict[str, torch.Tensor]
 Cache = list[torch.Tensor]
 
 
-def make(heads: int, kv_heads: int, *, tied: bool = True, dim: int = 6) -> tuple[LlamaConfig, Weights]:
+def make(
+    heads: int, kv_heads: int, *, tied: bool = True, dim: int = 6
+) -> tuple[LlamaConfig, Weights]:
     config = LlamaConfig(HIDDEN, 24, 2, heads, kv_heads, dim, VOCAB, 1e-5, 500.0, 64, tied)
     generator = torch.Generator().manual_seed(heads * 10 + kv_heads)
 
@@ -172,7 +174,9 @@ def test_embeddings_in_place_of_tokens() -> None:
     positions = [*tokens(1, 2), *(Position(6, row) for row in rows), *tokens(3)]
     found = step(llama, cache, Chunk(sequence(positions, [4, 8]), 6))[0]
     close(found, reference(config, weights, positions)[-1])
-    assert not torch.allclose(found.double(), reference(config, weights, tokens(1, 2, 6, 6, 6, 3))[-1])
+    assert not torch.allclose(
+        found.double(), reference(config, weights, tokens(1, 2, 6, 6, 6, 3))[-1]
+    )
 
 
 def test_forks_share_full_blocks_and_copy_the_partial_one() -> None:

@@ -142,7 +142,9 @@ def test_logits_that_are_not_finite_are_seen_in_the_logprob_and_harm_no_neighbou
 
 def test_top_logprobs_only_where_asked_for() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
-    sampled = sample(logits, [Row(SamplingParams(logprobs=2), [], 0.1), Row(SamplingParams(), [], 0.1)])
+    sampled = sample(
+        logits, [Row(SamplingParams(logprobs=2), [], 0.1), Row(SamplingParams(), [], 0.1)]
+    )
     ids, logprobs = sampled.top[0]
     assert ids == [1, 2]
     assert logprobs == pytest.approx(torch.log_softmax(logits[0], -1)[[1, 2]].tolist())

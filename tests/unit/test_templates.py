@@ -85,7 +85,9 @@ def test_a_tokenizer_that_would_cut_text_does_not() -> None:
     cutting = tokenizer()
     cutting.enable_truncation(3)
     cutting.enable_padding(length=8)
-    assert MiniTemplate(cutting, OWN).decode(MiniTemplate(cutting, OWN).encode("abcdef")) == "abcdef"
+    assert (
+        MiniTemplate(cutting, OWN).decode(MiniTemplate(cutting, OWN).encode("abcdef")) == "abcdef"
+    )
 
 
 def test_a_tokenizer_without_control_tokens_is_refused() -> None:
