@@ -476,6 +476,17 @@ async def test_a_proof_ends_a_verified_contemplation() -> None:
     assert sorted(k.agent_id for k in verdict.certificate.killed_agents) == [0, 2]
 
 
+async def test_a_tool_nobody_has_is_refused_by_name() -> None:
+    async with mesh(saying("3"), tools=FakeTools({"calculator": text("3")})) as m:
+        code, details = await status_of(first(open_stream(m, allowed_tools=["nope"])))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "nope" in details and "calculator" in details
+        check_grammar(await m.ask(allowed_tools=["calculator"]))
+        await m.tools.kill()
+        # What cannot be asked is not refused: the agents will be told.
+        check_grammar(await m.ask(allowed_tools=["nope"]))
+
+
 async def test_agents_go_on_without_a_tool_executor() -> None:
     async with mesh(every(Call("calculator"), "b", End("3"))) as m:
         await m.tools.kill()

@@ -41,6 +41,9 @@ class FakeTools(pb_grpc.ToolExecutorServiceServicer, FakeServer):
     def register(self, server: Any) -> None:
         pb_grpc.add_ToolExecutorServiceServicer_to_server(self, server)
 
+    async def ListTools(self, request: pb.ListToolsRequest, context: Any) -> pb.ListToolsResponse:
+        return pb.ListToolsResponse(tools=[common.ToolSpec(name=name) for name in self.tools])
+
     async def Execute(
         self, request: pb.ExecuteRequest, context: Any
     ) -> AsyncIterator[pb.ExecuteResponse]:

@@ -114,6 +114,7 @@ class Runtime:
         self._check_room()
         timeout_s = self._timeout_s(request)
         spec = admission.to_spec(request, str(uuid.uuid4()), self.config)
+        await self._check_tools(request)
         tenant = current_tenant()
         runner = self._register(request, spec, tenant)
         # A caller that leaves while the journal is written must not leave half a contemplation.
@@ -142,6 +143,16 @@ class Runtime:
         if record.spec != _canonical(request):
             raise AlreadyExists("this request id was used with another request", field="request_id")
         return await self.log_of(record.id), self._runners.get(record.id)
+
+    async def _check_tools(self, request: pb.ContemplationSpec) -> None:
+        """Names nobody knows are a mistake of the request, better told now than by every agent."""
+        tools = self._neighbours.tools
+        asked = admission.allowed_tools(request) if request.allowed_tools else ()
+        if missing := await tools.missing(asked):
+            raise InvalidRequest(
+                f"unknown tool {missing[0]!r}; there are: {', '.join(sorted(tools.known))}",
+                field="spec.allowed_tools",
+            )
 
     def _check_room(self) -> None:
         if self.draining:

@@ -11,6 +11,9 @@ from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import tool_executor_service_pb2 as pb
 from cogitate.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
 
+# Asking for the list must not hold up a question for long.
+LIST_TIMEOUT_S = 1.0
+
 
 class ToolClient:
     """One channel to the tool-executor."""
@@ -18,10 +21,31 @@ class ToolClient:
     def __init__(self, address: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._channel: grpc.aio.Channel = open_channel(address)
+        self._known: frozenset[str] = frozenset()
 
     async def close(self) -> None:
         """Closes the channel."""
         await self._channel.close()
+
+    async def missing(self, names: Sequence[str]) -> list[str]:
+        """Returns the names that the tool-executor does not know; none while it cannot be asked.
+
+        What it said once is kept, and asked again when a name is not among it.
+        """
+        if unknown := [name for name in names if name not in self._known]:
+            try:
+                stub = ToolExecutorServiceStub(self._channel)
+                listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(LIST_TIMEOUT_S))
+            except grpc.aio.AioRpcError:
+                return []
+            self._known = frozenset(tool.name for tool in listed.tools)
+            unknown = [name for name in unknown if name not in self._known]
+        return unknown
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The tools the tool-executor listed last."""
+        return self._known
 
     async def run(
         self,
