@@ -602,7 +602,7 @@ async def seeing(models: Path) -> AsyncIterator[tuple[Decoder, Embedder]]:
 
     from cogitate.kit.config import ServiceConfig
 
-    async with lifecycle.serving(ServiceConfig(drain_grace_s=0.1), build_vision) as vision:  # noqa: SIM117
+    async with lifecycle.serving(ServiceConfig(drain_grace_s=0.1), build_vision) as vision:
         async with decoder(models, vision_encoder_address=vision.address) as running:
             yield running, made[0]
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
             {"target": 26, "numbers": [6, 4, 5, 3], "steps": ["6*4=24", "24+5=29", "29-3=26"]},
         ),
         ('lookup(name="so, dium", unit=\'mg\')', "lookup", {"name": "so, dium", "unit": "mg"}),
-        ("lookup(deep=[1, {}], n=-2.5, on=true)", "lookup", {"deep": [1, {}], "n": -2.5, "on": True}),
+        ("lookup(a=[1, {}], n=-2.5, on=true)", "lookup", {"a": [1, {}], "n": -2.5, "on": True}),
         ('lookup({"a": [1, 2]})', "lookup", {"a": [1, 2]}),
         ("now()", "now", {}),
         ("ns.tool-2(x=1)", "ns.tool-2", {"x": 1}),

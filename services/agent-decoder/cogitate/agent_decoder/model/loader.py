@@ -39,16 +39,19 @@ def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
         config = json.loads((directory / "config.json").read_text())
         files = sorted(directory.glob("*.safetensors"))
         weights = {key: w for path in files for key, w in load_file(path).items()}
-        # The library raises bare Exceptions.
+        # This library raises bare Exceptions.
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         llama_config = _llama_config(config)
         _check_supported(config, llama_config, weights)
         own: dict[str, Any] = config.get("cogitate", {})
-        template = TEMPLATES[own.get("template", "mini")](tokenizer, own)
+        if own.get("template") not in TEMPLATES:
+            raise ValueError(f"config.json must name a template: {', '.join(TEMPLATES)}")
+        template = TEMPLATES[own["template"]](tokenizer, own)
     except Exception as error:
+        # Other errors name paths.
+        why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
         raise EngineFailure(
-            f"model {name!r} cannot be loaded: {type(error).__name__}: {error}",
-            metadata={"model": name},
+            f"model {name!r} cannot be loaded: {why}", metadata={"model": name}
         ) from error
     num_parameters = sum(w.numel() for w in weights.values())
     chosen_device = _choose_device(device)

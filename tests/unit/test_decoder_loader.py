@@ -1,0 +1,95 @@
+"""Loading a checkpoint: what would compute something else is refused, and says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cogitate.agent_decoder.model import loader
+from cogitate.kit.errors import EngineFailure
+from safetensors.torch import load_file, save_file
+
+from tests.fakes.tiny_model import HIDDEN, HINTS, write_tiny_model
+
+pytestmark = pytest.mark.unit
+
+
+def load(directory: Path, dtype: str = "auto") -> loader.LoadedModel:
+    return loader.load("tiny", directory, device="cpu", dtype=dtype)
+
+
+def edit_config(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def test_what_the_directory_says(tmp_path: Path) -> None:
+    made = load(write_tiny_model(tmp_path))
+    assert (made.hints, made.temperature, made.has_vision) == (HINTS, 0.8, True)
+    assert made.llama.dtype is torch.float32  # small enough to be exact
+    assert made.llama.config.hidden_size == HIDDEN
+
+
+def test_the_build_digest_is_of_weights_and_type(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    first = load(directory).build_digest
+    assert load(directory).build_digest == first
+    assert load(directory, "bfloat16").build_digest != first
+    edit_weights(directory, lambda w: w["model.norm.weight"].mul_(2))
+    assert load(directory).build_digest != first
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda c: c.update(rope_scaling={"type": "linear"}), "rope_scaling"),
+        (lambda c: c.update(hidden_act="gelu"), "silu"),
+        (lambda c: c.update(tie_word_embeddings=False), "lm_head"),
+        (lambda c: c.update(num_hidden_layers=3), "missing"),
+        (lambda c: c.update(num_hidden_layers=1), "unknown weights"),
+        (lambda c: c.update(vocab_size=7), "vocab_size"),
+        (lambda c: c["cogitate"].update(template="chatml"), "template"),
+        (lambda c: c.pop("cogitate"), "template"),
+        (lambda c: c.pop("hidden_size"), "hidden_size"),
+    ],
+)
+def test_unlike_configurations(tmp_path: Path, change: Any, why: str) -> None:
+    directory = write_tiny_model(tmp_path)
+    edit_config(directory, change)
+    with pytest.raises(EngineFailure, match=why):
+        load(directory)
+
+
+def test_biases_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    name = "model.layers.0.self_attn.q_proj.bias"
+    edit_weights(directory, lambda w: w.update({name: torch.zeros(HIDDEN)}))
+    with pytest.raises(EngineFailure, match=r"q_proj\.bias"):
+        load(directory)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff{"])
+def test_broken_files_are_told_without_paths(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    directory = write_tiny_model(tmp_path)
+    (directory / name).unlink()
+    if content is not None:
+        (directory / name).write_bytes(content)
+    with pytest.raises(EngineFailure, match="cannot be loaded") as caught:
+        load(directory)
+    assert str(tmp_path) not in str(caught.value)
