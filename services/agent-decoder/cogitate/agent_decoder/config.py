@@ -28,6 +28,9 @@ class AgentDecoderConfig(ServiceConfig):
         0, "price per hour in millionths of a US dollar", minimum=0, maximum=10**12
     )
     spot: bool = knob(False, "may be taken away at short notice")
+    advertise_address: str = knob(
+        "", "host:port under which others reach this endpoint; empty means listen"
+    )
     router_addresses: tuple[str, ...] = knob((), "routers to report to, host:port, comma-separated")
     vision_encoder_address: str = knob("", "vision-encoder for gangs that name none")
     block_count: int = knob(4096, "KV blocks of the cache", minimum=1, maximum=10_000_000)

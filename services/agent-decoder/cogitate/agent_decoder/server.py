@@ -65,7 +65,7 @@ def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescrip
     model = runtime.model
     return pb.EndpointDescription(
         endpoint_id=runtime.endpoint_id,
-        address=config.listen,
+        address=config.advertise_address or config.listen,
         provider=config.provider,
         region=config.region,
         failure_domain=config.failure_domain or config.provider,
