@@ -1,0 +1,119 @@
+"""One stage of training: a resumable loop with warm-up, cosine decay and a progress bar.
+
+Every step draws from a generator seeded by (stage seed, step), so a resumed run sees the same
+batches as one that never stopped.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# Gives the losses of one step, each to be backpropagated on its own to keep memory small.
+Losses = Callable[[np.random.Generator], Iterable[Tensor]]
+Measure = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage does: `steps` of AdamW at a peak learning rate, measured now and then."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    seed: int
+    warmup: int = 100
+    floor: float = 0.03
+    weight_decay: float = 0.05
+    measure_every_s: float = 120.0
+    slow: dict[str, float] = field(default_factory=dict)
+    """Learning-rate factors by prefix of parameter name."""
+    stop_after: int | None = None
+    """Ends early, before the rate has come down; the next stage takes over."""
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps really made."""
+        return self.steps if self.stop_after is None else self.stop_after
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Returns the rate of a step: linear warm-up, then cosine down to `floor` of the peak."""
+    warm = min(1.0, (step + 1) / plan.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+    return plan.learning_rate * warm * (plan.floor + (1 - plan.floor) * cosine)
+
+
+def parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """Groups parameters by decay (matrices only) and by learning-rate factor."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factors = [factor for prefix, factor in plan.slow.items() if name.startswith(prefix)]
+        key = (factors[0] if factors else 1.0, parameter.ndim > 1)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor, "weight_decay": plan.weight_decay * decays}
+        for (factor, decays), parameters in groups.items()
+    ]
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint so that a reader sees either the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Path) -> None:
+    """Trains `model` in place; resumes from `path` and leaves the final checkpoint there."""
+    groups = parameter_groups(model, plan)
+    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)
+    start = 0
+    if path.exists():
+        checkpoint = torch.load(path, weights_only=True)
+        model.load_state_dict(checkpoint["model"])
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        start = checkpoint["step"]
+    parameters = [p for group in groups for p in group["params"]]
+    average: float | None = None
+    measured, log = time.monotonic(), path.with_suffix(".jsonl")
+    end = plan.last_step
+    progress = tqdm(range(start, end), plan.name, end, initial=start, mininterval=5)
+    for step in progress:
+        rate = learning_rate(plan, step)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        torch.manual_seed(plan.seed * 1_000_003 + step)
+        optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for loss in losses(np.random.default_rng((plan.seed, step))):
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        average = total if average is None else 0.98 * average + 0.02 * total
+        progress.set_postfix(loss=f"{average:.4f}", refresh=False)
+        is_last = step + 1 == end
+        if is_last or time.monotonic() - measured > plan.measure_every_s:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            save(path, {**state, "step": step + 1})
+            # Measured without compilation: other batch shapes are not worth waiting for.
+            with torch.compiler.set_stance("force_eager"):
+                values = measure()
+            row = {"step": step + 1, "loss": round(average, 4), "rate": rate, **values}
+            progress.write(f"{plan.name} {row}")
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            measured = time.monotonic()

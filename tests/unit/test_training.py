@@ -1,0 +1,262 @@
+"""training: tokens, traces, tools and the exported format, at tiny sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.unit
+
+for package in ("torch", "tokenizers", "onnx", "onnxruntime", "fontTools", "sklearn", "easy_vqa"):
+    pytest.importorskip(package, reason="pip install -r services/agent-decoder/training/README.md")
+
+TRAINING = Path(__file__).parents[2] / "services" / "agent-decoder" / "training"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def training_path() -> Any:
+    """Lets `import mini` find the training package, which is not installed."""
+    sys.path.insert(0, str(TRAINING))
+    yield
+    sys.path.remove(str(TRAINING))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(training_path: None) -> Any:
+    from mini.tasks import corpus
+    from mini.tokenizer import build_tokenizer
+
+    return build_tokenizer(corpus(np.random.default_rng(0), 30))
+
+
+@pytest.fixture(scope="module")
+def pictures(training_path: None) -> Any:
+    """A few boards without real pixels: traces only need what lies where."""
+    from cogitate.evals.boards import draw_board
+    from mini.pictures import Pictures
+
+    def number(rng: np.random.Generator) -> int:
+        return int(rng.integers(1, 21) if rng.random() < 0.7 else rng.integers(100, 1000))
+
+    rng = np.random.default_rng(1)
+    boards, cards = [], []
+    for _ in range(600):
+        board = draw_board(rng, number)
+        boards.append((board.rows, board.columns, len(cards)))
+        cards += [(card.number, card.colour, int(card.handwritten)) for card in board.cards]
+    views = np.zeros((len(cards), 64, 64, 3), np.uint8)
+    return Pictures(views[:600], views, np.array(boards, np.int32), np.array(cards, np.int32))
+
+
+def make_tasks(tokenizer: Any, pictures: Any, *, symbolic: bool) -> Any:
+    from mini.scenes import Scenes
+    from mini.tasks import Tasks
+
+    scenes = Scenes(np.zeros((4, 64, 64, 3), np.uint8), np.array([[0, 1], [1, 2], [2, 3], [0, 6]]))
+    return Tasks(pictures, scenes, tokenizer, range(600), symbolic=symbolic)
+
+
+def test_every_digit_run_is_one_token(tokenizer: Any) -> None:
+    from mini.tokenizer import DIGIT_RUNS, VOCAB_SIZE
+
+    assert tokenizer.get_vocab_size() <= VOCAB_SIZE
+    for run in DIGIT_RUNS:
+        assert tokenizer.encode(run).tokens == [run]
+    assert tokenizer.encode("1523").tokens == ["152", "3"]
+
+
+@pytest.mark.parametrize("text", ["<|end|>", "zoom(25, 0, 50, 33)", "Grüße, 世界! \n\t 007", ""])
+def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_to_id("<|end|>") not in ids
+
+
+@pytest.mark.parametrize("symbolic", [True, False])
+@pytest.mark.parametrize(
+    "bucket", ["read", "search", "plan", "scene", "glance", "short", "medium", "long"]
+)
+def test_traces_are_well_formed(tokenizer: Any, pictures: Any, bucket: str, symbolic: bool) -> None:
+    from mini.tasks import BUCKET_TOKENS
+    from mini.tokenizer import END, IMAGE
+
+    tasks = make_tasks(tokenizer, pictures, symbolic=symbolic)
+    rng = np.random.default_rng(2)
+    image = tokenizer.token_to_id(IMAGE)
+    for _ in range(40):
+        trace = tasks.draw(bucket, rng)
+        assert len(trace.ids) == len(trace.own) <= BUCKET_TOKENS[bucket]
+        assert not trace.own[0]
+        assert all(not own for i, own in zip(trace.ids, trace.own, strict=True) if i == image)
+        expected = {view.start + i for view in trace.views for i in range(_tokens(view.pool))}
+        assert {i for i, token in enumerate(trace.ids) if token == image} == expected
+        if bucket not in ("read", "search", "plan"):
+            assert trace.ids[-1] == tokenizer.token_to_id(END)
+            assert trace.own[-1]
+
+
+def _tokens(pool: str) -> int:
+    return 4 if pool == "crop" else 16
+
+
+def test_calls_in_traces_are_understood_by_the_tools(tokenizer: Any, pictures: Any) -> None:
+    from mini.tokenizer import CALL, RUN
+    from mini.tools import WRONG_CALL, parse_zoom, run_text_tool
+
+    tasks = make_tasks(tokenizer, pictures, symbolic=False)
+    rng = np.random.default_rng(3)
+    call, run = tokenizer.token_to_id(CALL), tokenizer.token_to_id(RUN)
+    for bucket in ("short", "medium", "long"):
+        for _ in range(25):
+            ids = tasks.draw(bucket, rng).ids
+            starts = [i for i, token in enumerate(ids) if token == call]
+            assert starts
+            for start in starts:
+                text = tokenizer.decode(ids[start + 1 : ids.index(run, start)])
+                if text.startswith("zoom"):
+                    assert parse_zoom(text) is not None, text
+                else:
+                    assert run_text_tool(text) not in (WRONG_CALL, "wrong"), text
+
+
+def test_missed_steps_are_not_trained_on(tokenizer: Any, training_path: None) -> None:
+    from cogitate.evals.countdown import Step
+    from mini.traces import Trace, Writer, derivation
+
+    writer = Writer(tokenizer, symbolic=True)
+    steps = (Step(6, "*", 4, 24), Step(24, "+", 5, 29))
+    hit = derivation(writer, Trace(), (6, 4, 5), 29, steps)
+    miss = derivation(writer, Trace(), (6, 4, 5), 30, steps)
+    own = tokenizer.decode([i for i, is_own in zip(miss.ids, miss.own, strict=True) if is_own])
+    assert own == "Numbers 6 4 5, target 30.I could not make 30."
+    assert tokenizer.decode(hit.ids).endswith("6*4=24, 24+5=29.")
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("calculator(6*4)", "24"),
+        ("calculator(max(31, 10)-min(31, 10))", "21"),
+        ("calculator(2*(3+4)-1)", "13"),
+        ("calculator(1/2)", "error"),
+        ("calculator(exit())", "error"),
+        ("calculator(2**9)", "error"),
+        ("calculator(max())", "error"),
+        ("prove(26, 6 4 5 3, 6*4=24, 24+5=29, 29-3=26)", "proved"),
+        ("prove(26, 6 4 5 3, 6*4=24, 24+2=26)", "wrong"),
+        ("open(1)", "error"),
+    ],
+)
+def test_tools(call: str, result: str, training_path: None) -> None:
+    from mini.tools import run_text_tool
+
+    assert run_text_tool(call) == result
+
+
+def test_zoom_boxes_are_checked(training_path: None) -> None:
+    from mini.tools import parse_zoom
+
+    assert parse_zoom("zoom(0, 33, 50, 67)") == (0, 33, 50, 67)
+    for call in ("zoom(50, 0, 50, 10)", "zoom(0, 0, 101, 10)", "zoom(0, 0, 10)", "look(1)"):
+        assert parse_zoom(call) is None
+
+
+def test_crops_follow_the_percent(training_path: None) -> None:
+    from mini.views import crop_view, whole_view
+    from PIL import Image
+
+    pixels = np.zeros((128, 256, 3), np.uint8)
+    pixels[64:, 128:] = 200
+    image = Image.fromarray(pixels)
+    assert (crop_view(image, (50, 50, 100, 100)) == 200).all()
+    assert (crop_view(image, (0, 0, 50, 50)) == 0).all()
+    assert whole_view(image).shape == (64, 64, 3)
+
+
+def test_held_out_fonts_are_never_trained_on(training_path: None) -> None:
+    from cogitate.evals.sources import HELD_OUT_FONTS
+    from mini.fonts import is_usable
+
+    for _, file in HELD_OUT_FONTS:
+        assert not is_usable(Path(file))
+        assert not is_usable(Path("elsewhere") / file.replace("Regular", "BoldItalic"))
+    assert is_usable(Path("Lato-Regular.ttf"))
+
+
+def test_a_stage_resumes_where_it_stopped(tmp_path: Path, training_path: None) -> None:
+    import torch
+    from mini.stage import Plan, run
+    from torch import nn
+
+    def train(path: Path, *stops: int) -> torch.Tensor:
+        for stop in stops:
+            torch.manual_seed(0)
+            model = nn.Linear(3, 1)
+            plan = Plan("tiny", 6, 0.1, seed=1, warmup=2, stop_after=stop)
+
+            def losses(_: np.random.Generator, model: nn.Module = model) -> list[torch.Tensor]:
+                return [model(torch.randn(4, 3)).square().mean()]
+
+            run(plan, model, losses, dict, path)
+        return model.weight.detach()
+
+    assert torch.equal(train(tmp_path / "a.pt", 6), train(tmp_path / "b.pt", 3, 6))
+
+
+def test_the_export_is_a_plain_llama(tmp_path: Path, tokenizer: Any) -> None:
+    """The shipped files, read by an independent decoder, give what the training module gives."""
+    import torch
+    from mini.export import llama_config, llama_weights
+    from mini.llama import Llama
+    from mini.model import Decoder, ModelConfig
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=64, intermediate_size=96, layers=2, heads=2, key_value_heads=1)
+    decoder = Decoder(config)
+    weights = llama_weights(decoder)
+    save_file(weights, tmp_path / "model.safetensors")
+    import json
+
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(config, tokenizer)))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).float())
+        ids = torch.randint(0, 2048, (3, 12))
+        hidden = decoder(decoder.embed_tokens(ids))
+        expected = hidden @ decoder.embed_tokens.weight.T
+    llama = Llama(tmp_path, torch.float32)
+    llama.start(3, 12)
+    rows = slice(None)
+    steps = [llama.step(llama.embedding[ids[:, t]], rows, t) for t in range(12)]
+    torch.testing.assert_close(torch.stack(steps, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_vision_export_folds_batch_norm(tmp_path: Path, training_path: None) -> None:
+    import torch
+    from mini.export import folded
+    from mini.model import Encoder, ModelConfig
+
+    torch.manual_seed(0)
+    encoder = Encoder(ModelConfig(hidden_size=32, widths=(4, 4, 8, 8)))
+    views = torch.randn(4, 3, 64, 64)
+    encoder(views)
+    encoder.eval()
+    with torch.no_grad():
+        for exported, expected in zip(folded(encoder)(views), encoder(views), strict=True):
+            torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
+            assert exported.shape[0] == 4
+
+
+def test_intervals_hold_the_rate(training_path: None) -> None:
+    spec = importlib.util.spec_from_file_location("mini_evaluate", TRAINING / "evaluate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    low, high = module.interval(0.9, 1000)
+    assert 0.87 < low < 0.9 < high < 0.92
