@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.unit
 
 for package in ("torch", "tokenizers", "onnx", "onnxruntime", "fontTools", "sklearn", "easy_vqa"):
-    pytest.importorskip(package, reason="pip install -r services/agent-decoder/training/README.md")
+    pytest.importorskip(package, reason="see services/agent-decoder/training/README.md")
 
 TRAINING = Path(__file__).parents[2] / "services" / "agent-decoder" / "training"
 

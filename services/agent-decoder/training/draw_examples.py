@@ -14,7 +14,7 @@ import numpy as np
 from cogitate.evals import boards, countdown, easy_vqa
 from cogitate.evals.checks import has_label, has_number, proves
 from cogitate.evals.datasets import Question
-from cogitate.evals.render import COLOUR_NAMES, to_png
+from cogitate.evals.render import COLOUR_NAMES, add_pixel_noise, to_png
 from cogitate.evals.sources import held_out_source
 from evaluate import MODEL
 from mini.agents import Agents, Task
@@ -25,55 +25,53 @@ CELL_PX = 128
 NOISE = 0.3
 SCENE_PX = 256
 AGENT_COUNT = 8
+FULL_BOARD = 12
+TARGET = 26
+RED = COLOUR_NAMES.index("red")
 
 
 def board_candidates() -> Iterator[Question]:
-    """Yields sums over three or four cards on a full board."""
+    """Yields sums over three or four red cards on a full board."""
     source = held_out_source()
-    for seed in range(1000):
+    for seed in range(2000):
         rng = np.random.default_rng((21, seed))
-        item = boards.draw_question(rng, noise=NOISE, source=source, cell_px=CELL_PX)
-        count = len(item.board.cells_of(item.colour))
-        if item.kind != "sum" or count < 3 or len(item.board.cards) != 12:
+        board = boards.draw_board(rng)
+        numbers = board.numbers_of(RED)
+        if len(board.cards) != FULL_BOARD or len(numbers) not in (3, 4):
             continue
-        text = f"What is the sum of the {COLOUR_NAMES[item.colour]} cards?"
-        png, truth = to_png(item.picture), item.truth
-        yield Question(
-            "board", "boards", text, png, str(truth), lambda a, t=truth: has_number(a, t)
-        )
+        clean = boards.render_board(rng, board, noise=NOISE, source=source, cell_px=CELL_PX)
+        png = to_png(add_pixel_noise(rng, clean, NOISE))
+        check = partial(has_number, truth=sum(numbers))
+        text = "What is the sum of the red cards?"
+        yield Question("board", "boards", text, png, str(sum(numbers)), check)
 
 
 def countdown_candidates() -> Iterator[Question]:
-    """Yields puzzles on a full board."""
+    """Yields puzzles that make 26 from four red cards on a full board."""
     source = held_out_source()
-    for seed in range(1000):
+    for seed in range(20000):
         rng = np.random.default_rng((22, seed))
-        item = countdown.draw_question(
-            rng, noise=NOISE, source=source, held_out=True, cell_px=CELL_PX
-        )
-        if len(item.board.cards) != 12:
+        puzzle = countdown.draw_puzzle(rng, held_out=True)
+        board, colour = countdown.lay_out(rng, puzzle)
+        if puzzle.target != TARGET or colour != RED or len(board.cards) != FULL_BOARD:
             continue
-        puzzle = item.puzzle
-        form = countdown.QUESTION_FORMS[0]
-        text = form.format(colour=COLOUR_NAMES[item.colour], target=puzzle.target)
-        yield Question(
-            "countdown",
-            "countdown",
-            text,
-            to_png(item.picture),
-            str(puzzle.target),
-            partial(proves, numbers=puzzle.numbers, target=puzzle.target),
-        )
+        clean = boards.render_board(rng, board, noise=NOISE, source=source, cell_px=CELL_PX)
+        png = to_png(add_pixel_noise(rng, clean, NOISE))
+        text = countdown.QUESTION_FORMS[0].format(colour="red", target=TARGET)
+        truth = ", ".join(str(step) for step in puzzle.steps) + "."
+        check = partial(proves, numbers=puzzle.numbers, target=TARGET)
+        yield Question("countdown", "countdown", text, png, truth, check)
 
 
-def scene_candidates() -> Iterator[Question]:
-    """Yields teal shapes."""
+def shape_candidates() -> Iterator[Question]:
+    """Yields teal circles."""
     teal = easy_vqa.SHAPE_COLOUR_NAMES.index("teal")
     for seed in range(100):
         rng = np.random.default_rng((23, seed))
-        png = to_png(easy_vqa.draw_scene(rng, seed % 3, teal, size=SCENE_PX))
-        text = "what is the color of the shape?"
-        yield Question("shape", "easy-vqa", text, png, "teal", partial(has_label, truth="teal"))
+        circle = easy_vqa.SHAPES.index("circle")
+        png = to_png(easy_vqa.draw_scene(rng, circle, teal, size=SCENE_PX))
+        check = partial(has_label, truth="yes")
+        yield Question("shape", "easy-vqa", "Is there a circle?", png, "Yes.", check)
 
 
 def first_right(agents: Agents, candidates: Iterator[Question], temperature: float) -> Question:
@@ -85,7 +83,9 @@ def first_right(agents: Agents, candidates: Iterator[Question], temperature: flo
             for i in range(AGENT_COUNT if temperature else 1)
         ]
         sessions = agents.run(tasks, temperature=temperature, seed=0)
-        if any(question.check(agents.answer(session)) for session in sessions):
+        answers = [agents.answer(session) for session in sessions]
+        if any(question.check(answer) for answer in answers):
+            print(answers)
             return question
     raise LookupError("no candidate is answered right")
 
@@ -97,7 +97,7 @@ def main() -> None:
     for candidates, temperature in (
         (board_candidates(), 0.0),
         (countdown_candidates(), 0.8),
-        (scene_candidates(), 0.0),
+        (shape_candidates(), 0.0),
     ):
         question = first_right(agents, candidates, temperature)
         assert question.image_png is not None
