@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from cogitate.agent_decoder.core.transcript import ControlTokens, Mode, Transcript, Turn
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.property
@@ -65,6 +65,7 @@ def test_emitted_text_is_the_decoded_text(token_ids: list[int]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
+@example([301, CALL, 98], ("a",))  # a control token ends the stretch that holds the stop string
 @given(TOKENS, STOPS)
 def test_a_stop_string_never_appears_and_nothing_before_it_is_lost(
     token_ids: list[int], stop: tuple[str, ...]

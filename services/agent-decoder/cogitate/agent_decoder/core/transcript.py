@@ -80,21 +80,14 @@ class Transcript:
         """
         control = self.control
         if token_id in control.end:
-            text = self.flush()
-            self.mode = Mode.ENDED
-            return text, Turn.ENDED
+            return self._turn_to(Mode.ENDED, Turn.ENDED)
         if token_id == control.call and self.mode is Mode.REASONING:
-            text = self.flush()
-            self.mode, self.call_text = Mode.CALLING, ""
-            return text, Turn.NONE
+            self.call_text = ""
+            return self._turn_to(Mode.CALLING, Turn.NONE)
         if token_id == control.run and self.mode is Mode.CALLING:
-            text = self.flush()
-            self.mode = Mode.REASONING
-            return text, Turn.CALL_READY
+            return self._turn_to(Mode.REASONING, Turn.CALL_READY)
         if token_id == control.answer and self.mode is not Mode.ANSWERING:
-            text = self.flush()
-            self.mode = Mode.ANSWERING
-            return text, Turn.NONE
+            return self._turn_to(Mode.ANSWERING, Turn.NONE)
         text = self._characters(token_id)
         if not (self.stop and stops):
             return self._record(self._with_withheld(text)), Turn.NONE
@@ -110,10 +103,22 @@ class Transcript:
 
     def flush(self) -> str:
         """Gives out what was held back: nothing more comes of this stretch of text."""
+        return self._close_stretch()[0]
+
+    def _turn_to(self, mode: Mode, turn: Turn) -> tuple[str, Turn]:
+        """A control token ends the stretch of text, unless a stop string held back in it did."""
+        text, stopped = self._close_stretch()
+        if stopped and turn is not Turn.ENDED:
+            mode, turn = Mode.ENDED, Turn.STOPPED
+        self.mode = mode
+        return text, turn
+
+    def _close_stretch(self) -> tuple[str, bool]:
+        """What was held back, and whether a stop string was in it."""
         text = self._with_withheld(self.decode(self._pending) if self._pending else "")
         self._pending.clear()
         found = self._first_stop(text)
-        return self._record(text if found < 0 else text[:found])
+        return self._record(text if found < 0 else text[:found]), found >= 0
 
     def _characters(self, token_id: int) -> str:
         """The characters this token completes; the bytes of an unfinished one wait.
