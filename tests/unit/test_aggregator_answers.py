@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cogitate.aggregator.core.answers import key_of, text_key
+from cogitate.aggregator.core.answers import claim_stands, key_of, text_key
 
 pytestmark = pytest.mark.unit
 
@@ -71,3 +71,12 @@ def test_a_word_that_begins_like_a_refusal_is_an_answer() -> None:
 def test_signs_keep_their_sides() -> None:
     assert text_key("10 - 3 = 7") == "10-3=7"
     assert text_key("down to -3") == "down to -3"
+
+
+@pytest.mark.parametrize(
+    ("claim", "stands"),
+    [("26", True), ("27", False), ("2", False), ("", True), ("red cards", True), ("26 27", False)],
+)
+def test_a_claim_stands_only_if_it_was_asked(claim: str, stands: bool) -> None:
+    question = "Use each number on the red cards once with + - * to make 26."
+    assert claim_stands(claim, question) is stands

@@ -58,7 +58,7 @@ def test_negative_results_are_numbers_too() -> None:
 def test_the_outcome_carries_the_proof() -> None:
     asked = {"target": 26, "numbers": NUMBERS, "steps": STEPS}
     assert run(asked, ()) == Outcome(  # type: ignore[arg-type]
-        text="proved", proved="6*4=24, 24+5=29, 29-3=26."
+        text="proved", proved="6*4=24, 24+5=29, 29-3=26.", claim="26"
     )
     assert run({**asked, "target": 1}, ()) == Outcome(text="wrong")  # type: ignore[arg-type]
 

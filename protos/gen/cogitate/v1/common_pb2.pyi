@@ -405,19 +405,25 @@ class Proof(_message.Message):
 
     ANSWER_FIELD_NUMBER: _builtins.int
     TOOL_NAME_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
     answer: _builtins.str
     """The answer that was proved, in the form an agent would give it."""
     tool_name: _builtins.str
     """The tool that proved it."""
+    claim: _builtins.str
+    """What the agent claimed the question asks for, such as the target number. A proof counts only if the
+    claim stands in the question: an agent may otherwise prove something else. Empty if the tool has none.
+    """
     def __init__(
         self,
         *,
         answer: _builtins.str = ...,
         tool_name: _builtins.str = ...,
+        claim: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "claim", b"claim", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,11 +78,11 @@ class EmbeddingFetcher:
             request = pb.FetchEmbeddingRequest(model=self._model, views=[view])
             stub = VisionEncoderServiceStub(self._channel(address))
             with cancelling(stub.FetchEmbedding(request, **outgoing(self._timeout_s))) as call:
-                async for response in call:
-                    embedding = self._checked(response.embedding)
-                    self._keep(key, embedding)
-                    return embedding
-            raise EngineFailure("the vision-encoder sent no embedding")
+                received = [self._checked(response.embedding) async for response in call]
+            if len(received) != 1:
+                raise EngineFailure("the vision-encoder sent no embedding, or several")
+            self._keep(key, received[0])
+            return received[0]
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         finally:

@@ -177,6 +177,11 @@ def allowed_tools(request: pb.ContemplationSpec) -> tuple[str, ...]:
     return tuple(request.allowed_tools) or DEFAULT_TOOLS
 
 
+def question_of(request: pb.ContemplationSpec) -> str:
+    """The text of the last message: what is asked."""
+    return "\n".join(part.text for part in request.conversation[-1].parts if part.text)
+
+
 def images_of(request: pb.ContemplationSpec) -> list[common.ImagePart]:
     """The conversation's images, in order: tools refer to them by index."""
     return [

@@ -83,6 +83,7 @@ class Runner:
         self._began = time.monotonic()
         self._allowed = admission.allowed_tools(request)
         self._images = admission.images_of(request)
+        self._question = admission.question_of(request)
 
     def put(self, item: m.Input) -> None:
         """Queues an input."""
@@ -103,6 +104,10 @@ class Runner:
         goes_on = self._request.on_disconnect == pb.ON_DISCONNECT_CONTINUE
         if not self._num_listeners and not goes_on:
             self.put(m.CancelRequested("DISCONNECTED"))
+
+    def tool_returned(self, call_id: str, result: common.ToolResult) -> None:
+        """Queues the result of a call, of the tool-executor's or of the client's."""
+        self.put(m.ToolReturned(call_id, wire.to_result(result, self._question)))
 
     def awaits_client(self, call_id: str) -> bool:
         """Whether agents wait for the client to answer this call."""
@@ -353,7 +358,7 @@ class Runner:
             )
         self._num_executions += ran
         self._tool_seconds[effect.call.call_id] = time.monotonic() - began
-        self.put(m.ToolReturned(effect.call.call_id, wire.to_result(result)))
+        self.tool_returned(effect.call.call_id, result)
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

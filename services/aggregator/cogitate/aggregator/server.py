@@ -102,7 +102,7 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
         runner = self._runtime.runner_of(record.id)
         if runner is None or not runner.awaits_client(request.result.call_id):
             raise NotWaiting("no agent waits for this call")
-        runner.put(m.ToolReturned(request.result.call_id, wire.to_result(request.result)))
+        runner.tool_returned(request.result.call_id, request.result)
         return pb.SubmitToolResultResponse()
 
     async def SteerContemplation(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.answers import claim_stands
 from cogitate.aggregator.core.ballots import Ballot
 from cogitate.aggregator.journal import Record
 from cogitate.kit.errors import CogitateError
@@ -110,8 +111,10 @@ def to_refusal(gang_id: str, refused: decoder_pb.GangRefused) -> m.GangLost:
     return m.GangLost(gang_id, refused.reason or "UNAVAILABLE", refused.message, retry_after_s)
 
 
-def to_result(result: common.ToolResult) -> m.Result:
-    """A tool's result."""
+def to_result(result: common.ToolResult, question: str) -> m.Result:
+    """A tool's result. A proof of something that was not asked is taken off it."""
+    if not claim_stands(result.proof.claim, question):
+        result.ClearField("proof")
     return m.Result(result.is_error, result.proof.answer, result)
 
 

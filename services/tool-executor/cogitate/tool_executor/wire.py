@@ -82,6 +82,7 @@ def _from_outcome(call_id: str, tool_name: str, outcome: Outcome) -> common_pb2.
     if outcome.proved:
         result.proof.answer = outcome.proved
         result.proof.tool_name = tool_name
+        result.proof.claim = outcome.claim
     return result
 
 

@@ -96,3 +96,11 @@ def is_refusal(answer: str) -> bool:
 def key_of(answer: str, equivalence: str) -> str:
     """The key of an answer; empty means the ballot abstains."""
     return "" if is_refusal(answer) else EQUIVALENCES[equivalence](answer)
+
+
+_TOKENS = re.compile(r"\w+")
+
+
+def claim_stands(claim: str, question: str) -> bool:
+    """Whether everything a proof claims to be asked for is in the question, word for word."""
+    return set(_TOKENS.findall(claim.lower())) <= set(_TOKENS.findall(question.lower()))

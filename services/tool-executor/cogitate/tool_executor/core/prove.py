@@ -67,7 +67,7 @@ def run(arguments: Arguments, images: Sequence[Image]) -> Outcome:
     answer = prove(target, numbers, steps)  # type: ignore[arg-type]  # checked above
     if answer is None:
         return Outcome(text="wrong")
-    return Outcome(text="proved", proved=answer)
+    return Outcome(text="proved", proved=answer, claim=str(target))
 
 
 def _list(value: Json) -> list[Json]:

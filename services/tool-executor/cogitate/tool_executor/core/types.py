@@ -54,6 +54,7 @@ class Outcome:
     is_error: bool = False
     is_truncated: bool = False
     proved: str = ""
+    claim: str = ""  # what the proof claims to be asked for
 
 
 Run = Callable[[Arguments, Sequence[Image]], Outcome]
