@@ -263,8 +263,6 @@ def test_symbols_of_the_life_of_a_contemplation_exist() -> None:
 
     Short paths belong to the package of a full path before them, the nearest first.
     """
-    if not LIFE.exists():
-        pytest.skip("docs/life-of-a-contemplation.md is not written yet")
     words = set(re.findall(r"\w+", "\n".join(code_and_contract())))
     contract = {n for p in (ROOT / "protos/cogitate").rglob("*.proto") for n in symbols(p)}
     missing, packages, path = [], [ROOT], ROOT
