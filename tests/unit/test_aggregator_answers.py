@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from cogitate.aggregator import wire
 from cogitate.aggregator.core.answers import claim_stands, key_of, text_key
+from cogitate.v1 import common_pb2 as common
 
 pytestmark = pytest.mark.unit
 
@@ -80,3 +82,11 @@ def test_signs_keep_their_sides() -> None:
 def test_a_claim_stands_only_if_it_was_asked(claim: str, stands: bool) -> None:
     question = "Use each number on the red cards once with + - * to make 26."
     assert claim_stands(claim, question) is stands
+
+
+@pytest.mark.parametrize(("claim", "proved"), [("26", "6*4=24."), ("24", ""), ("", "6*4=24.")])
+def test_a_proof_of_what_was_not_asked_is_no_proof(claim: str, proved: str) -> None:
+    result = common.ToolResult(proof=common.Proof(answer="6*4=24.", claim=claim))
+    taken = wire.to_result(result, "Make 26 from the cards.")
+    assert taken.proved_answer == proved
+    assert taken.payload.HasField("proof") is bool(proved)
