@@ -4,7 +4,8 @@ Named dimensions: ``T`` positions of the step, ``G`` sequences of a group, ``Q``
 sequence (padded), ``L`` context positions (padded), ``H`` query heads, ``K`` key-value heads,
 ``D`` head size.
 
-Source: Llama (arXiv 2302.13971) as in Hugging Face's implementation (rotate-half RoPE);
+Source: Llama (arXiv 2302.13971) as in Hugging Face's implementation (rotate-half RoPE), with what
+Qwen2 (arXiv 2407.10671: biases) and Qwen3 (arXiv 2505.09388: normed heads) add to it;
 PagedAttention (arXiv 2309.06180) for the cache.
 """
 
@@ -32,6 +33,14 @@ class LlamaConfig:
     rope_theta: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    attention_bias: bool = False  # of q, k and v, as in Qwen2; never of the output projection
+    qk_norm: bool = False  # each head of q and k is normed before it is turned, as in Qwen3
+    rope_frequencies: tuple[float, ...] = ()  # radians a position, (D/2,); empty: from rope_theta
+
+    def frequencies(self) -> tuple[float, ...]:
+        """How far RoPE turns each pair a position, in radians, (D/2,)."""
+        half = self.head_dim // 2
+        return self.rope_frequencies or tuple(self.rope_theta ** (-i / half) for i in range(half))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,8 @@ class _Layer:
         query, key, value = (weights[f"{attn}.{p}_proj.weight"] for p in "qkv")
         interleaved = (_interleave(w, config.head_dim) for w in (query, key))
         self.qkv = torch.cat([*interleaved, value]).contiguous()
+        self.qkv_bias = _fused_bias(weights, attn, config) if config.attention_bias else None
+        self.qk_norm = _head_norms(weights, attn, config) if config.qk_norm else None
         self.out = weights[f"{attn}.o_proj.weight"].t()
         self.gate_up = torch.cat(
             [weights[f"{mlp}.{p}_proj.weight"] for p in ("gate", "up")]
@@ -117,7 +128,10 @@ class Llama:
         masks = [self._score_mask(group) for group in step.groups]
         for layer, kv in zip(self._layers, cache, strict=True):
             normed = _rms_norm(hidden, layer.input_norm, eps)
-            mixed = self._attend(F.linear(normed, layer.qkv), turns, step, masks, kv)
+            qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+            if layer.qk_norm is not None:
+                _norm_heads(qkv, layer.qk_norm, eps)
+            mixed = self._attend(qkv, turns, step, masks, kv)
             hidden = torch.addmm(hidden, mixed, layer.out)
             normed = _rms_norm(hidden, layer.post_norm, eps)
             gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
@@ -179,16 +193,37 @@ def _interleave(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Reorders each head's rows from (i ..., i + D/2 ...) to pairs (i, i + D/2).
 
     RoPE turns these pairs; side by side they are one complex number, and the turn one product.
-    Scores do not change: queries and keys are reordered alike.
+    Scores do not change: queries and keys are reordered alike, their biases and norms with them.
     """
-    pairs = weight.view(-1, 2, head_dim // 2, weight.shape[1])
+    pairs = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
     return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _fused_bias(
+    weights: Mapping[str, torch.Tensor], attn: str, config: LlamaConfig
+) -> torch.Tensor:
+    query, key, value = (weights[f"{attn}.{p}_proj.bias"] for p in "qkv")
+    return torch.cat([*(_interleave(b, config.head_dim) for b in (query, key)), value])
+
+
+def _head_norms(
+    weights: Mapping[str, torch.Tensor], attn: str, config: LlamaConfig
+) -> torch.Tensor:
+    """The norm's weight of each head of q and k: (H + K, D)."""
+    query, key = (_interleave(weights[f"{attn}.{p}_norm.weight"], config.head_dim) for p in "qk")
+    return torch.cat([query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1)])
+
+
+def _norm_heads(qkv: torch.Tensor, norms: torch.Tensor, eps: float) -> None:
+    """Norms the heads of q and k in (T, (H + 2 K) D), in place."""
+    num_heads, head_dim = norms.shape
+    heads = qkv.view(len(qkv), -1, head_dim)[:, :num_heads]
+    heads.copy_(F.rms_norm(heads, (head_dim,), None, eps).mul_(norms))
 
 
 def _rope_turns(config: LlamaConfig, device: torch.device) -> torch.Tensor:
     """The turn of each position and pair, (positions, 1, D/2) complex64."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    frequencies = config.rope_theta**-exponents
+    frequencies = torch.tensor(config.frequencies(), dtype=torch.float64)
     angles = torch.outer(torch.arange(config.max_position_embeddings).double(), frequencies)
     turns = torch.polar(torch.ones_like(angles), angles)
     return turns.to(torch.complex64).unsqueeze(1).to(device)
