@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
+from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner
+from cogitate.agent_decoder.model.llama import LlamaConfig
+from cogitate.agent_decoder.model.runner import ModelRunner
 from cogitate.agent_decoder.model.templates import TEMPLATES, Template
 from cogitate.kit.errors import EngineFailure
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-
-# Under this many parameters fp32 is as fast as bf16 on a CPU (repacking eats the gain) and exact.
-FP32_MAX_PARAMETERS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +22,8 @@ class LoadedModel:
     """A model ready to run, with what belongs to it."""
 
     name: str
-    llama: Llama
+    config: LlamaConfig
+    runner: ModelRunner
     template: Template
     hints: tuple[str, ...]
     temperature: float
@@ -33,8 +31,8 @@ class LoadedModel:
     build_digest: str
 
 
-def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
-    """Reads the directory. dtype "auto" chooses by size and hardware. Raises EngineFailure."""
+def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
+    """Reads the directory and packs its weights for what runs them. Raises EngineFailure."""
     try:
         config = json.loads((directory / "config.json").read_text())
         files = sorted(directory.glob("*.safetensors"))
@@ -47,23 +45,22 @@ def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
         if own.get("template") not in TEMPLATES:
             raise ValueError(f"config.json must name a template: {', '.join(TEMPLATES)}")
         template = TEMPLATES[own["template"]](tokenizer, own)
+        runner = choose_runner(llama_config, weights, wanted)
     except Exception as error:
         # Other errors name paths.
         why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
         raise EngineFailure(
             f"model {name!r} cannot be loaded: {why}", metadata={"model": name}
         ) from error
-    num_parameters = sum(w.numel() for w in weights.values())
-    chosen_device = _choose_device(device)
-    chosen_dtype = _choose_dtype(dtype, chosen_device, num_parameters)
     return LoadedModel(
         name=name,
-        llama=Llama(llama_config, weights, dtype=chosen_dtype, device=chosen_device),
+        config=llama_config,
+        runner=runner,
         template=template,
         hints=tuple(own.get("agent_hints", ("",))),
         temperature=float(own.get("temperature", 1.0)),
         has_vision=bool(own.get("image_tokens")),
-        build_digest=_build_digest(directory, chosen_device, chosen_dtype),
+        build_digest=build_digest(directory, runner),
     )
 
 
@@ -106,47 +103,3 @@ def _check_supported(
         raise ValueError(f"unknown weights, such as {min(unknown)}")
     if len(weights["model.embed_tokens.weight"]) != llama.vocab_size:
         raise ValueError("vocab_size is not that of the embeddings")
-
-
-def _choose_device(device: str) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def _choose_dtype(dtype: str, device: torch.device, num_parameters: int) -> torch.dtype:
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    large = num_parameters > FP32_MAX_PARAMETERS
-    return torch.bfloat16 if large and fast else torch.float32
-
-
-def _build_digest(directory: Path, device: torch.device, dtype: torch.dtype) -> str:
-    """Two engines with one digest continue each other's agents token for token."""
-    digest = hashlib.sha256()
-    code = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
-    files = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors"})
-    for path in (*code, *files):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    facts = (
-        torch.__version__,
-        str(dtype),
-        device.type,
-        platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-        str(torch.get_num_threads()),
-    )
-    digest.update("|".join(facts).encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def hardware(device: torch.device) -> str:
-    """A short name of what the model runs on, such as "cpu-avx512" or "cuda-sm90"."""
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"cuda-sm{major}{minor}"
-    return f"cpu-{torch.backends.cpu.get_cpu_capability().lower().replace(' ', '-')}"
