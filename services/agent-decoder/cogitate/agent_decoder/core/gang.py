@@ -27,6 +27,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
+from cogitate.agent_decoder.core.beginning import begin, push_token
 from cogitate.agent_decoder.core.block_pool import BlockPool
 from cogitate.agent_decoder.core.calls import parse_call
 from cogitate.agent_decoder.core.events import (
@@ -41,13 +42,8 @@ from cogitate.agent_decoder.core.events import (
 )
 from cogitate.agent_decoder.core.prefix_hashes import block_names
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
-from cogitate.agent_decoder.core.starts import (
-    AgentStart,
-    GangRules,
-    GangStart,
-    InjectedPositions,
-)
-from cogitate.agent_decoder.core.transcript import Transcript, Turn
+from cogitate.agent_decoder.core.starts import AgentStart, GangRules, GangStart
+from cogitate.agent_decoder.core.transcript import Turn
 
 
 @dataclass(slots=True)
@@ -81,7 +77,7 @@ class Gang:
     def __post_init__(self) -> None:
         self.root = Sequence(pending=deque(self.start.prefix))
         for agent in self.start.agents:
-            self.agents[agent.agent_id] = self._new_agent(agent)
+            self.agents[agent.agent_id] = self._begin(agent)
 
     @property
     def waiting(self) -> bool:
@@ -124,6 +120,9 @@ class Gang:
         for agent in self.agents.values():
             self._reserve(agent.sequence, agent.max_blocks)
 
+    def _begin(self, start: AgentStart) -> Agent:
+        return begin(start, self.rules, self.blocks_of(start), instant=self.start.instant)
+
     def _find_cached(self) -> None:
         """Begins the prefix with the blocks that are still there from earlier gangs.
 
@@ -151,7 +150,7 @@ class Gang:
         """
         if earlier := self.agents.get(start.agent_id):
             self.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
-        agent = self.agents[start.agent_id] = self._new_agent(start)
+        agent = self.agents[start.agent_id] = self._begin(start)
         if not self.waiting:
             self._reserve(agent.sequence, agent.max_blocks)
         if self.prefix_logits is not None:
@@ -188,53 +187,6 @@ class Gang:
         sequence.block_table, sequence.num_reserved = [], 0
         sequence.pending.clear()
         sequence.state = State.FINISHED
-
-    # -- how an agent begins -----------------------------------------------------------------
-
-    def _new_agent(self, start: AgentStart) -> Agent:
-        params, control = start.params, self.rules.control
-        transcript = Transcript(
-            control,
-            self.rules.decode,
-            stop=params.stop,
-            answers_only_marked=self.rules.marks_answers,
-        )
-        if self.start.instant:
-            transcript.open_answer()
-        agent = Agent(
-            start.agent_id,
-            start.attempt,
-            params,
-            start.seed,
-            transcript,
-            Sequence(pending=deque(start.opening)),
-            granted=min(start.granted or params.max_tokens, params.max_tokens),
-            max_blocks=self.blocks_of(start),
-            stop_ids=frozenset(params.stop_token_ids)
-            | (frozenset() if params.ignore_eos else control.end),
-            pending_call_id=start.pending_call_id,
-            lowest_confidence=start.lowest_confidence,
-        )
-        self._replay(agent, start)
-        return agent
-
-    def _replay(self, agent: Agent, start: AgentStart) -> None:
-        """Rebuilds what an earlier attempt did, without showing it again."""
-        for segment in start.replay:
-            if isinstance(segment, InjectedPositions):
-                agent.sequence.pending.extend(segment.positions)
-                agent.num_injected += len(segment.positions)
-                agent.last_turn = Turn.NONE
-                continue
-            for token_id in segment.token_ids:
-                _, agent.last_turn = self._push(agent, token_id)
-                agent.sequence.pending.append(Position(token_id))
-                agent.sampled.append(token_id)
-                agent.num_calls += agent.last_turn is Turn.CALL_READY
-        agent.logprob_sum = start.mean_logprob * len(agent.sampled)
-        if agent.last_turn is Turn.CALL_READY and agent.pending_call_id:
-            # It waits already: the call was made before, and is not made again.
-            agent.last_turn = Turn.NONE
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -317,7 +269,7 @@ class Gang:
             return
         transcript, offset = agent.transcript, len(agent.sampled)
         is_answer = transcript.is_answer
-        text, agent.last_turn = self._push(agent, token_id)
+        text, agent.last_turn = push_token(agent, token_id, self.rules.control)
         agent.observe(token_id, logprob, confidence)
         self.num_sampled += 1
         agent.sequence.pending.append(Position(token_id))
@@ -331,15 +283,6 @@ class Gang:
             )
         )  # fmt: skip
         self._follow(agent, ending)
-
-    def _push(self, agent: Agent, token_id: int) -> tuple[str, Turn]:
-        if agent.params.ignore_eos and token_id in self.rules.control.end:
-            return "", Turn.NONE
-        stops = agent.may_stop
-        text, turn = agent.transcript.push(token_id, stops=stops)
-        if turn is Turn.NONE and stops and token_id in agent.params.stop_token_ids:
-            return text + agent.transcript.flush(), Turn.STOPPED
-        return text, turn
 
     def _ending(self, agent: Agent) -> Finish | None:
         """Why the agent ends with its newest token; None if it does not."""
