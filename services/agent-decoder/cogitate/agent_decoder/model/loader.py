@@ -1,23 +1,33 @@
-"""Loads a checkpoint directory: config.json, *.safetensors, tokenizer.json. Never a pickle."""
+"""Builds a model from a checkpoint: a directory in Hugging Face's layout, or one with a GGUF file.
+
+Everything is checked before anything is computed: what would load and compute something else is
+refused, and says why.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
+from cogitate.agent_decoder.model.chat_template import ChatTemplate
+from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory
+from cogitate.agent_decoder.model.families import check_shapes, llama_config, text_config
+from cogitate.agent_decoder.model.gguf_file import read_gguf
+from cogitate.agent_decoder.model.llama import Llama
 from cogitate.agent_decoder.model.templates import TEMPLATES, Template
 from cogitate.kit.errors import EngineFailure
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 # Under this many parameters fp32 is as fast as bf16 on a CPU (repacking eats the gain) and exact.
 FP32_MAX_PARAMETERS = 50_000_000
+# What a build's digest is of, beside versions and hardware.
+_CODE_SUFFIXES = frozenset({".py", ".cpp", ".h"})
+_MODEL_SUFFIXES = frozenset({".json", ".jinja", ".safetensors", ".gguf"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,76 +46,86 @@ class LoadedModel:
 def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
     """Reads the directory. dtype "auto" chooses by size and hardware. Raises EngineFailure."""
     try:
-        config = json.loads((directory / "config.json").read_text())
-        files = sorted(directory.glob("*.safetensors"))
-        weights = {key: w for path in files for key, w in load_file(path).items()}
-        # This library raises bare Exceptions.
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        llama_config = _llama_config(config)
-        _check_supported(config, llama_config, weights)
-        own: dict[str, Any] = config.get("cogitate", {})
-        if own.get("template") not in TEMPLATES:
-            raise ValueError(f"config.json must name a template: {', '.join(TEMPLATES)}")
-        template = TEMPLATES[own["template"]](tokenizer, own)
+        checkpoint = read_checkpoint(directory)
+        config = llama_config(checkpoint.config)
+        shapes = {key: tuple(w.shape) for key, w in checkpoint.weights.items()}
+        check_shapes(config, shapes)
+        _check_tokenizer(checkpoint.tokenizer, config.vocab_size)
+        own: dict[str, Any] = checkpoint.config.get("cogitate", {})
+        template = _template(checkpoint, own, config.vocab_size)
     except Exception as error:
         # Other errors name paths.
         why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
         raise EngineFailure(
             f"model {name!r} cannot be loaded: {why}", metadata={"model": name}
         ) from error
-    num_parameters = sum(w.numel() for w in weights.values())
+    num_parameters = sum(w.numel() for w in checkpoint.weights.values())
     chosen_device = _choose_device(device)
     chosen_dtype = _choose_dtype(dtype, chosen_device, num_parameters)
     return LoadedModel(
         name=name,
-        llama=Llama(llama_config, weights, dtype=chosen_dtype, device=chosen_device),
+        llama=Llama(config, checkpoint.weights, dtype=chosen_dtype, device=chosen_device),
         template=template,
         hints=tuple(own.get("agent_hints", ("",))),
-        temperature=float(own.get("temperature", 1.0)),
+        temperature=_temperature(own, checkpoint.generation_config),
         has_vision=bool(own.get("image_tokens")),
         build_digest=_build_digest(directory, chosen_device, chosen_dtype),
     )
 
 
-def _llama_config(config: dict[str, Any]) -> LlamaConfig:
-    heads = config["num_attention_heads"]
-    return LlamaConfig(
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads", heads),
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab_size=config["vocab_size"],
-        rms_norm_eps=config["rms_norm_eps"],
-        rope_theta=config.get("rope_theta", 10000.0),
-        max_position_embeddings=config["max_position_embeddings"],
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a directory, a GGUF file, or a directory with nothing but one. Raises ValueError."""
+    if path.is_file():
+        return read_gguf(path)
+    files = sorted(path.glob("*.gguf"))
+    if files and not (path / "config.json").exists():
+        if len(files) > 1:
+            raise ValueError("there are several GGUF files; keep one")
+        return read_gguf(files[0])
+    return read_directory(path)
+
+
+def _template(checkpoint: Checkpoint, own: Mapping[str, Any], vocab_size: int) -> Template:
+    if "template" in own:
+        if own["template"] not in TEMPLATES:
+            raise ValueError(f"config.json names no template of ours: {', '.join(TEMPLATES)}")
+        return TEMPLATES[own["template"]](checkpoint.tokenizer, dict(own))
+    return ChatTemplate(
+        checkpoint.tokenizer,
+        checkpoint.chat_template,
+        end_token_ids=_end_token_ids(checkpoint, vocab_size),
+        tokenizer_config=checkpoint.tokenizer_config,
     )
 
 
-def _check_supported(
-    config: dict[str, Any], llama: LlamaConfig, weights: dict[str, torch.Tensor]
-) -> None:
-    """Refuses what would load and compute something else. Raises ValueError, KeyError."""
-    if config.get("rope_scaling") or config.get("hidden_act", "silu") != "silu":
-        raise ValueError("rope_scaling and activations other than silu are not supported yet")
-    per_layer = [
-        *(f"self_attn.{p}_proj.weight" for p in "qkvo"),
-        *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
-        "input_layernorm.weight",
-        "post_attention_layernorm.weight",
-    ]
-    expected = {f"model.layers.{i}.{n}" for i in range(llama.num_layers) for n in per_layer}
-    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
-    if not llama.tie_word_embeddings:
-        expected.add("lm_head.weight")
-    if missing := expected - set(weights):
-        raise KeyError(f"weights are missing: {min(missing)}")
-    if unknown := set(weights) - expected - {"lm_head.weight"}:
-        raise ValueError(f"unknown weights, such as {min(unknown)}")
-    if len(weights["model.embed_tokens.weight"]) != llama.vocab_size:
-        raise ValueError("vocab_size is not that of the embeddings")
+def _end_token_ids(checkpoint: Checkpoint, vocab_size: int) -> list[int]:
+    """What ends a turn, by all that say so: generation config, configuration, tokenizer."""
+    found: set[int] = set()
+    for config in (checkpoint.generation_config, text_config(checkpoint.config)):
+        named = config.get("eos_token_id")
+        found.update(named if isinstance(named, list) else [] if named is None else [named])
+    token = checkpoint.tokenizer_config.get("eos_token")
+    content = token.get("content") if isinstance(token, Mapping) else token
+    if isinstance(content, str):
+        token_id = checkpoint.tokenizer.token_to_id(content)
+        found.update([] if token_id is None else [token_id])
+    if any(isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < vocab_size for t in found):
+        raise ValueError("eos_token_id is not a token of the vocabulary")
+    return sorted(found)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < vocab_size:
+        raise ValueError(f"the tokenizer has a token {largest}, the model {vocab_size} of them")
+
+
+def _temperature(own: Mapping[str, Any], generation: Mapping[str, Any]) -> float:
+    """The checkpoint's own choice, within what a request may ask for."""
+    value = own.get("temperature", generation.get("temperature"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 1.0
+    return min(2.0, max(0.0, float(value)))
 
 
 def _choose_device(device: str) -> torch.device:
@@ -127,11 +147,15 @@ def _choose_dtype(dtype: str, device: torch.device, num_parameters: int) -> torc
 def _build_digest(directory: Path, device: torch.device, dtype: torch.dtype) -> str:
     """Two engines with one digest continue each other's agents token for token."""
     digest = hashlib.sha256()
-    code = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
-    files = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors"})
-    for path in (*code, *files):
+    code = Path(__file__).resolve().parents[1].rglob("*")
+    files = [
+        *sorted(path for path in code if path.suffix in _CODE_SUFFIXES),
+        *sorted(path for path in directory.iterdir() if path.suffix in _MODEL_SUFFIXES),
+    ]
+    for path in files:
         digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     facts = (
         torch.__version__,
         str(dtype),
