@@ -219,6 +219,10 @@ def test_ask_prints_one_event_a_line_and_the_verdict_last(mesh: Mesh) -> None:
 
 def test_trace_draws_the_last_contemplation(mesh: Mesh) -> None:
     mesh.run("ask", QUESTION, "--image", str(BOARD), "--agents", "2", "--plain", "--no-trace")
-    done = mesh.run("trace", "--last")
-    assert done.returncode == 0, done.stderr
-    assert "contemplate" in done.stdout and "invoke_agent" in done.stdout
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        done = mesh.run("trace", "--last")
+        assert done.returncode == 0, done.stderr
+        if "contemplate" in done.stdout and "invoke_agent" in done.stdout:
+            return
+    pytest.fail(done.stdout)

@@ -32,6 +32,7 @@ from cogitate.agent_decoder.core.starts import (
 )
 from cogitate.agent_decoder.engine import Engine
 from cogitate.agent_decoder.model import loader
+from cogitate.agent_decoder.model.backend import Wanted
 from cogitate.agent_decoder.model.loader import LoadedModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     if not _loaded:
         torch.set_num_threads(1)
         directory = write_tiny_model(Path(tmp_path_factory.mktemp("models")))
-        _loaded.append(loader.load("tiny", directory, device="cpu", dtype="float32"))
+        _loaded.append(
+            loader.load("tiny", directory, Wanted(device="cpu", dtype="float32", block_size=4))
+        )
     return _loaded[0]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cogitate.agent_decoder.model import loader
+from cogitate.agent_decoder.model.backend import Wanted
 from cogitate.kit.errors import EngineFailure
 from safetensors.torch import load_file, save_file
 
@@ -18,8 +19,8 @@ from tests.fakes.tiny_model import HIDDEN, HINTS, write_tiny_model
 pytestmark = pytest.mark.unit
 
 
-def load(directory: Path, dtype: str = "auto") -> loader.LoadedModel:
-    return loader.load("tiny", directory, device="cpu", dtype=dtype)
+def load(directory: Path, dtype: str = "auto", step: str = "torch") -> loader.LoadedModel:
+    return loader.load("tiny", directory, Wanted(device="cpu", dtype=dtype, step=step))
 
 
 def edit_config(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -39,8 +40,8 @@ def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], An
 def test_what_the_directory_says(tmp_path: Path) -> None:
     made = load(write_tiny_model(tmp_path))
     assert (made.hints, made.temperature, made.has_vision) == (HINTS, 0.8, True)
-    assert made.llama.dtype is torch.float32  # small enough to be exact
-    assert made.llama.config.hidden_size == HIDDEN
+    assert "float32" in made.runner.build  # small enough to be exact
+    assert made.config.hidden_size == HIDDEN
 
 
 def test_the_build_digest_is_of_weights_and_type(tmp_path: Path) -> None:

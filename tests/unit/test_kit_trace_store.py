@@ -127,6 +127,24 @@ def test_a_store_that_cannot_be_written_harms_nobody(tmp_path: Path, obstacle: s
     exporter.shutdown()
 
 
+def test_waiting_for_quiet_sees_what_is_still_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "spans.sqlite"
+    writers = [
+        threading.Timer(0.1 * i, lambda i=i: StoreExporter(path).export([a_span(1, i)]))
+        for i in range(1, 4)
+    ]
+    for writer in writers:
+        writer.start()
+    TraceStore(path).wait_until_quiet(quiet_s=2.0, within_s=20.0)
+    assert len(TraceStore(path).spans(f"{1:032x}")) == 3
+    for writer in writers:
+        writer.join()
+
+
+def test_a_store_that_is_never_quiet_is_waited_for_no_longer_than_said(tmp_path: Path) -> None:
+    TraceStore(tmp_path / "none").wait_until_quiet(quiet_s=60.0, within_s=0.2)
+
+
 def test_reading_needs_the_standard_library_only() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('opentelemetry', 'grpc', 'google')))\n"

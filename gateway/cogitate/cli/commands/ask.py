@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import sys
-import time
 from pathlib import Path
 
 from cogitate.cli import flags, screen
@@ -40,7 +39,6 @@ votes; then the verdict with its certificate and the trace. Elsewhere it prints 
 With --json every line is an event, and the last one the verdict with `answer`, `ballots`,
 `certificate` and `usage`, or `error`. Exit codes: 0 an answer, 1 none, 2 wrong use.
 """
-_TRACE_WAIT_S = 4.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -165,13 +163,8 @@ def print_trace(console: Console, found: access.Access, answer: Answer) -> None:
     if found.trace_store is None or not answer.trace_id:
         return
     store = TraceStore(found.trace_store)
-    spans = store.spans(answer.trace_id)
-    ends, last = time.monotonic() + _TRACE_WAIT_S, -1
-    # Services write their spans in batches; it is complete when nothing more comes.
-    while not found.private and time.monotonic() < ends and (last != len(spans) or not spans):
-        last = len(spans)
-        time.sleep(0.7)
-        spans = store.spans(answer.trace_id)
-    if spans:
+    if not found.private:  # a private mesh has written all when it is down
+        store.wait_until_quiet()
+    if spans := store.spans(answer.trace_id):
         console.print()
         console.print(trace.render(spans, width=console.width))

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise MeshError(f"there are no traces yet: {path} does not exist; ask something first")
     if args.list:
         return _list(store, console)
+    if args.last:
+        store.wait_until_quiet()
     trace_id = _last(store) if args.last else _find(store, args.id)
     spans = store.spans(trace_id) if trace_id else []
     if not spans:

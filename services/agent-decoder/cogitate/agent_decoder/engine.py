@@ -22,11 +22,9 @@ from cogitate.agent_decoder.core.block_pool import BlockPool
 from cogitate.agent_decoder.core.events import Admitted, Event, Finished, Prefilled, Refused
 from cogitate.agent_decoder.core.gang import Gang
 from cogitate.agent_decoder.core.load import EngineLimits, EngineStats
-from cogitate.agent_decoder.core.sampling import sample
 from cogitate.agent_decoder.core.scheduler import Chunk, schedule
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
 from cogitate.agent_decoder.core.starts import AgentStart, GangRules, GangStart
-from cogitate.agent_decoder.model.batch import build_step
 from cogitate.agent_decoder.model.loader import LoadedModel
 from cogitate.kit.telemetry import stack_of
 
@@ -55,10 +53,11 @@ class Engine:
         self._on_events = on_events
         self._monotonic = monotonic
         self.max_model_len = min(
-            model.llama.config.max_position_embeddings, limits.num_blocks * limits.block_size
+            model.config.max_position_embeddings, limits.num_blocks * limits.block_size
         )
         self.pool = BlockPool(limits.num_blocks, limits.block_size)
-        self._cache = model.llama.new_cache(limits.num_blocks * limits.block_size)
+        self._runner = model.runner
+        self._runner.allocate(limits.num_blocks, limits.block_size)
         self._rules = GangRules(
             control=model.template.control,
             decode=model.template.decode,
@@ -290,11 +289,7 @@ class Engine:
 
     def _forward(self, chunks: Seq[Chunk], owners: dict[int, Owner]) -> list[Draw]:
         """Computes the chunks and returns the agents that can sample now, with their logits."""
-        llama = self.model.llama
-        num_slots = self.limits.num_blocks * self.limits.block_size
-        step = build_step(chunks, self.pool.block_size, num_slots, llama.device)
-        # Sampling is done on the CPU, so that a draw is the same whatever the model runs on.
-        rows = llama.forward(step, self._cache).cpu().unbind()
+        rows = self._runner.forward(chunks).unbind()
         draws: list[Draw] = []
         for chunk, logits in zip(chunks, rows, strict=True):
             sequence = chunk.sequence
@@ -335,18 +330,13 @@ class Engine:
             return
         for gang in self._gangs.values():
             gang.copies.clear()
-        offsets = torch.arange(self.pool.block_size, device=self.model.llama.device)
-        pairs = torch.tensor(copies, device=self.model.llama.device) * self.pool.block_size
-        sources = (pairs[:, :1] + offsets).reshape(-1)
-        targets = (pairs[:, 1:] + offsets).reshape(-1)
-        for layer in self._cache:
-            layer[targets] = layer[sources]
+        self._runner.copy_blocks(copies)
 
     def _sample(self, draws: Seq[Draw]) -> None:
         if not draws:
             return
         logits = torch.stack([logits for _, _, logits in draws])
-        result = sample(logits, [agent.row() for _, agent, _ in draws])
+        result = self._runner.sample(logits, [agent.row() for _, agent, _ in draws])
         self.stats.num_sampled += len(draws)
         for i, (gang, agent, _) in enumerate(draws):
             gang.take(

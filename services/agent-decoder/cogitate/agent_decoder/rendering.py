@@ -38,7 +38,7 @@ class Renderer:
     ) -> None:
         self._config, self._model, self._embeddings = config, model, embeddings
         self._template = model.template
-        self._vocab_size = model.llama.config.vocab_size
+        self._vocab_size = model.config.vocab_size
         self._max_model_len = max_model_len
 
     async def gang(self, gang: pb.OpenGang) -> GangStart:
@@ -110,7 +110,7 @@ class Renderer:
         if content == "tokens":
             return _positions(self._in_vocabulary(inject.tokens.token_ids))
         if content == "embedding":
-            rows = wire.to_embedding(inject.embedding, self._model.llama.config.hidden_size)
+            rows = wire.to_embedding(inject.embedding, self._model.config.hidden_size)
             return [Position(self._template.image_token_id, row) for row in rows]
         raise InvalidRequest(
             "inject needs a tool result, text, tokens or an embedding", field="content"

@@ -74,7 +74,7 @@ class Runtime:
         self.engine = Engine(model, limits, self._on_events)
         self.embeddings = EmbeddingFetcher(
             model.name,
-            model.llama.config.hidden_size,
+            model.config.hidden_size,
             config.embedding_cache_bytes,
             config.fetch_timeout_s,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import torch
 from cogitate.agent_decoder.config import AgentDecoderConfig
-from cogitate.agent_decoder.model import loader
+from cogitate.agent_decoder.model import backend, loader
 from cogitate.agent_decoder.reporter import Reporter
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit.config import model_directory
@@ -72,7 +72,7 @@ def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescrip
         models=[model.name],
         capabilities=runtime.capabilities(),
         engine="torch",
-        hardware=loader.hardware(model.llama.device),
+        hardware=backend.hardware(model.runner.device),
         price_per_hour_micro_usd=config.price_per_hour_micro_usd,
         is_spot=config.spot,
         total_block_count=config.block_count,
@@ -122,9 +122,14 @@ async def build(config: AgentDecoderConfig, server: grpc.aio.Server) -> AgentDec
     if config.threads:
         torch.set_num_threads(config.threads)
     directory = model_directory(config.model, (config.models_path,))
-    model = await asyncio.to_thread(
-        loader.load, config.model, directory, device=config.device, dtype=config.dtype
+    wanted = backend.Wanted(
+        device=config.device,
+        dtype=config.dtype,
+        step=config.step,
+        threads=config.threads,
+        block_size=config.block_size_count,
     )
+    model = await asyncio.to_thread(loader.load, config.model, directory, wanted)
     port = config.listen.rpartition(":")[2]
     endpoint_id = config.endpoint_id or f"{config.provider}-{port}"
     runtime = Runtime(config, endpoint_id, model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -120,6 +121,19 @@ class TraceStore:
         )
         rows = self._query(query, contemplation_id)
         return str(rows[0][0]) if rows else None
+
+    def wait_until_quiet(self, quiet_s: float = 1.0, within_s: float = 5.0) -> None:
+        """Returns when nothing was written for `quiet_s`, so that traces are whole, or gives up.
+
+        Services write twice a second, and a busy mesh never stops: hence the second bound.
+        """
+        ends = time.monotonic() + within_s
+        newest, since = -1, time.monotonic()
+        while time.monotonic() < min(ends, since + quiet_s):
+            (row,) = self._query("SELECT COALESCE(MAX(row), ?) FROM spans", 0) or [(0,)]
+            if row[0] != newest:
+                newest, since = row[0], time.monotonic()
+            time.sleep(0.1)
 
     def _query(self, query: str, argument: str | int) -> list[Any]:
         if not self._path.exists():

@@ -134,6 +134,17 @@ def adjust_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
     return adjusted
 
 
+def adjust_all(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Adjusts the rows of a batch (B, V) that ask for it; returns it as it is where none does."""
+    asking = [i for i, row in enumerate(rows) if row.banned or row.params.adjusts_logits]
+    if not asking:
+        return logits
+    adjusted = logits.clone()
+    for i in asking:
+        adjusted[i] = adjust_logits(logits[i], rows[i])
+    return adjusted
+
+
 def keep_mask(probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Which tokens of one row (V,) of probabilities may be drawn. The likeliest always may.
 
@@ -156,23 +167,19 @@ def keep_mask(probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 
 def sample(logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
     """Draws one token a row. logits (B, V) float32 on the CPU, row i belonging to ``rows[i]``."""
-    adjusted = logits
-    if any(row.banned or row.params.adjusts_logits for row in rows):
-        adjusted = torch.stack(
-            [
-                adjust_logits(logits[i], row) if row.banned or row.params.adjusts_logits
-                else logits[i]
-                for i, row in enumerate(rows)
-            ]
-        )  # fmt: skip
+    token_ids = choose(adjust_all(logits, rows), rows)
+    return _report(logits, token_ids, rows)
+
+
+def choose(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """One token a row of adjusted logits (B, V). → (B,) int64."""
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0.0]
     if len(drawn) == len(rows):
-        token_ids = _draw(adjusted, rows)
-    else:
-        token_ids = adjusted.argmax(dim=-1)
-        if drawn:
-            token_ids[drawn] = _draw(adjusted[drawn], [rows[i] for i in drawn])
-    return _report(logits, token_ids, rows)
+        return _draw(logits, rows)
+    token_ids = logits.argmax(dim=-1)
+    if drawn:
+        token_ids[drawn] = _draw(logits[drawn], [rows[i] for i in drawn])
+    return token_ids
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

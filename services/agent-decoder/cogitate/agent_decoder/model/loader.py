@@ -6,28 +6,21 @@ refused, and says why.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner
 from cogitate.agent_decoder.model.chat_template import ChatTemplate
 from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory
 from cogitate.agent_decoder.model.families import check_shapes, llama_config, text_config
 from cogitate.agent_decoder.model.gguf_file import read_gguf
-from cogitate.agent_decoder.model.llama import Llama
+from cogitate.agent_decoder.model.llama import LlamaConfig
+from cogitate.agent_decoder.model.runner import ModelRunner
 from cogitate.agent_decoder.model.templates import TEMPLATES, Template
 from cogitate.kit.errors import EngineFailure
 from tokenizers import Tokenizer
-
-# Under this many parameters fp32 is as fast as bf16 on a CPU (repacking eats the gain) and exact.
-FP32_MAX_PARAMETERS = 50_000_000
-# What a build's digest is of, beside versions and hardware.
-_CODE_SUFFIXES = frozenset({".py", ".cpp", ".h"})
-_MODEL_SUFFIXES = frozenset({".json", ".jinja", ".safetensors", ".gguf"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +28,8 @@ class LoadedModel:
     """A model ready to run, with what belongs to it."""
 
     name: str
-    llama: Llama
+    config: LlamaConfig
+    runner: ModelRunner
     template: Template
     hints: tuple[str, ...]
     temperature: float
@@ -43,8 +37,8 @@ class LoadedModel:
     build_digest: str
 
 
-def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
-    """Reads the directory. dtype "auto" chooses by size and hardware. Raises EngineFailure."""
+def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
+    """Reads the directory and packs its weights for what runs them. Raises EngineFailure."""
     try:
         checkpoint = read_checkpoint(directory)
         config = llama_config(checkpoint.config)
@@ -53,23 +47,22 @@ def load(name: str, directory: Path, *, device: str, dtype: str) -> LoadedModel:
         _check_tokenizer(checkpoint.tokenizer, config.vocab_size)
         own: dict[str, Any] = checkpoint.config.get("cogitate", {})
         template = _template(checkpoint, own, config.vocab_size)
+        runner = choose_runner(config, checkpoint.weights, wanted)
     except Exception as error:
         # Other errors name paths.
         why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
         raise EngineFailure(
             f"model {name!r} cannot be loaded: {why}", metadata={"model": name}
         ) from error
-    num_parameters = sum(w.numel() for w in checkpoint.weights.values())
-    chosen_device = _choose_device(device)
-    chosen_dtype = _choose_dtype(dtype, chosen_device, num_parameters)
     return LoadedModel(
         name=name,
-        llama=Llama(config, checkpoint.weights, dtype=chosen_dtype, device=chosen_device),
+        config=config,
+        runner=runner,
         template=template,
         hints=tuple(own.get("agent_hints", ("",))),
         temperature=_temperature(own, checkpoint.generation_config),
         has_vision=bool(own.get("image_tokens")),
-        build_digest=_build_digest(directory, chosen_device, chosen_dtype),
+        build_digest=build_digest(directory, runner),
     )
 
 
@@ -126,51 +119,3 @@ def _temperature(own: Mapping[str, Any], generation: Mapping[str, Any]) -> float
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 1.0
     return min(2.0, max(0.0, float(value)))
-
-
-def _choose_device(device: str) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def _choose_dtype(dtype: str, device: torch.device, num_parameters: int) -> torch.dtype:
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    large = num_parameters > FP32_MAX_PARAMETERS
-    return torch.bfloat16 if large and fast else torch.float32
-
-
-def _build_digest(directory: Path, device: torch.device, dtype: torch.dtype) -> str:
-    """Two engines with one digest continue each other's agents token for token."""
-    digest = hashlib.sha256()
-    code = Path(__file__).resolve().parents[1].rglob("*")
-    files = [
-        *sorted(path for path in code if path.suffix in _CODE_SUFFIXES),
-        *sorted(path for path in directory.iterdir() if path.suffix in _MODEL_SUFFIXES),
-    ]
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    facts = (
-        torch.__version__,
-        str(dtype),
-        device.type,
-        platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-        str(torch.get_num_threads()),
-    )
-    digest.update("|".join(facts).encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def hardware(device: torch.device) -> str:
-    """A short name of what the model runs on, such as "cpu-avx512" or "cuda-sm90"."""
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"cuda-sm{major}{minor}"
-    return f"cpu-{torch.backends.cpu.get_cpu_capability().lower().replace(' ', '-')}"

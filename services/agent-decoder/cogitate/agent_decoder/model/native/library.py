@@ -1,0 +1,155 @@
+"""Builds the native step with the machine's C++ compiler, caches it, and loads it.
+
+The shared library is named after what it was made of (sources, flags, compiler), so a change of any
+of them builds anew and processes of different versions do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+SOURCES: Final = Path(__file__).parent / "src"
+# No -ffast-math: NaN must stay NaN, and sums keep their order.
+_FLAGS: Final = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast",
+                 "-fno-math-errno", "-Wno-psabi")  # fmt: skip
+_OF_CAPABILITY: Final = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma",
+               "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
+}  # fmt: skip
+_BUILD_TIMEOUT_S: Final = 300
+
+
+class Unavailable(Exception):
+    """The native step cannot be had here; the text says why."""
+
+
+class Config(ctypes.Structure):
+    """CogitateConfig of step.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab",
+            "max_positions", "store", "head_store", "half_cache", "threads",
+        )),
+        ("eps", ctypes.c_float),
+    )  # fmt: skip
+
+
+class Step(ctypes.Structure):
+    """CogitateStep of step.cpp; pointers as plain addresses."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "rows", "sequences", "logit_rows", "embedding_count",
+        )),
+        *((name, ctypes.c_void_p) for name in (
+            "token_ids", "positions", "starts", "lengths", "table_offsets", "tables",
+            "embedding_rows", "embeddings", "wanted", "logits",
+        )),
+    )  # fmt: skip
+
+
+def capability() -> str:
+    """The instruction set the library is built for: AVX512, AVX2 or DEFAULT."""
+    found = torch.backends.cpu.get_cpu_capability()
+    return found if found in _OF_CAPABILITY else "DEFAULT"
+
+
+def digest() -> str:
+    """Names what the library is made of, short."""
+    made_of = hashlib.sha256(" ".join((*_flags(), _compiler_version())).encode())
+    for path in sorted(SOURCES.iterdir()):
+        made_of.update(path.read_bytes())
+    return made_of.hexdigest()[:16]
+
+
+def build() -> Path:
+    """Builds the library unless it is there already. Raises Unavailable."""
+    target = _folder() / f"step-{digest()}.so"
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / ".lock").open("w") as lock:
+            # Decoders that start together build once.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _compile(target)
+    except OSError as error:
+        raise Unavailable(f"its cache folder cannot be written ({type(error).__name__})") from None
+    return target
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Builds and loads the library, with the signatures of its functions. Raises Unavailable."""
+    try:
+        library = ctypes.CDLL(str(build()))
+    except OSError as error:
+        raise Unavailable("the built library cannot be loaded") from error
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.cogitate_new.restype = pointer
+    signatures = {
+        "new": (pointer,),
+        "free": (pointer,),
+        "set_matrix": (pointer, number, number, pointer, number),
+        "set_vector": (pointer, number, number, pointer, ctypes.c_int64),
+        "allocate": (pointer, number),
+        "copy_blocks": (pointer, pointer, number),
+        "step": (pointer, pointer),
+        "draw": (pointer, pointer, pointer, number, pointer, pointer, pointer),
+        "report": (pointer, pointer, number, pointer, number, pointer, pointer, pointer),
+    }
+    for name, arguments in signatures.items():
+        getattr(library, f"cogitate_{name}").argtypes = arguments
+    return library
+
+
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, *_OF_CAPABILITY.get(capability(), ()))
+
+
+def _compiler() -> str:
+    name = os.environ.get("CXX", "g++")
+    if found := shutil.which(name):
+        return found
+    raise Unavailable(f"there is no C++ compiler ({name}); install g++ or set CXX")
+
+
+@cache
+def _compiler_version() -> str:
+    done = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0]
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cogitate" / "native"
+
+
+def _compile(target: Path) -> None:
+    """Compiles beside the target and renames: a build that is cut off leaves nothing half-made."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch) / "step.so"
+        command = [_compiler(), *_flags(), str(SOURCES / "step.cpp"), "-o", str(made)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, timeout=_BUILD_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise Unavailable("the C++ compiler took too long") from None
+        if done.returncode:
+            raise Unavailable("the C++ compiler failed; CXX chooses another")
+        made.replace(target)

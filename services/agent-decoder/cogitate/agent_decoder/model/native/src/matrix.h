@@ -1,0 +1,204 @@
+// Weights packed for y = x W^T, and the one kernel that multiplies them.
+//
+// A panel is 32 output columns; its weights lie in the order in which they are used, k by k. Every
+// element of y is one chain of multiply-adds over k = 0, 1, 2, ... in float, whatever the number of
+// rows: what a row gives does not depend on what else is in the batch.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "pool.h"
+#include "vec.h"
+
+namespace cogitate {
+
+constexpr int kPanel = 2 * kLanes;
+
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 12;  // 24 accumulators of 32 registers
+#else
+constexpr int kMaxRows = 4;
+#endif
+
+enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+
+// Cache-line aligned bytes.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes = 0)
+      : data_(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr, &std::free) {
+    if (bytes && !data_) throw std::bad_alloc();
+  }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_.get());
+  }
+
+ private:
+  std::unique_ptr<void, void (*)(void*)> data_;
+};
+
+// One k of a panel as floats: 32 columns in two vectors.
+struct Pair {
+  Vec low, high;
+};
+
+static inline Pair panel_at(const float* panel, int k) {
+  return {load(panel + size_t(k) * kPanel), load(panel + size_t(k) * kPanel + kLanes)};
+}
+
+// Column j in the lower half of word j, column j + 16 in its upper half.
+static inline Pair panel_at(const BFloat16* panel, int k) {
+  UVec words;
+  std::memcpy(&words, panel + size_t(k) * kPanel, sizeof words);
+  return {(Vec)(words << 16), (Vec)(words & 0xffff0000u)};
+}
+
+static inline Pair panel_at(const int8_t* panel, int k) {
+  BVec low, high;
+  std::memcpy(&low, panel + size_t(k) * kPanel, sizeof low);
+  std::memcpy(&high, panel + size_t(k) * kPanel + kLanes, sizeof high);
+  return {__builtin_convertvector(low, Vec), __builtin_convertvector(high, Vec)};
+}
+
+// R rows of x (stride `stride`) times one panel.
+template <int R, class W>
+static inline void multiply(const float* x, size_t stride, const W* panel, int depth, Pair* out) {
+  Vec low[R], high[R];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) low[r] = high[r] = Vec{};
+  for (int k = 0; k < depth; k++) {
+    const Pair w = panel_at(panel, k);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      const float a = x[r * stride + k];
+      low[r] += a * w.low;
+      high[r] += a * w.high;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) out[r] = {low[r], high[r]};
+}
+
+template <class W>
+static void multiply_rows(int rows, const float* x, size_t stride, const W* panel, int depth,
+                          Pair* out) {
+  switch (rows) {
+#define COGITATE_CASE(R) \
+  case R:                \
+    return multiply<R>(x, stride, panel, depth, out);
+    COGITATE_CASE(1) COGITATE_CASE(2) COGITATE_CASE(3) COGITATE_CASE(4)
+#if defined(__AVX512F__)
+    COGITATE_CASE(5) COGITATE_CASE(6) COGITATE_CASE(7) COGITATE_CASE(8)
+    COGITATE_CASE(9) COGITATE_CASE(10) COGITATE_CASE(11) COGITATE_CASE(12)
+#endif
+#undef COGITATE_CASE
+  }
+}
+
+class Matrix {
+ public:
+  Matrix() = default;
+
+  // columns[i]: the row of `weights` (out, in) that column i becomes; -1 is an empty column.
+  // Reading is by `at(row, k)` so that any source type packs into any store.
+  template <class Source>
+  Matrix(const Source* weights, const std::vector<int>& columns, int depth, Store store)
+      : columns_(int(columns.size())), depth_(depth), store_(store) {
+    panels_ = (columns_ + kPanel - 1) / kPanel;
+    const size_t count = size_t(panels_) * depth * kPanel;
+    data_ = Buffer(count * (store == Store::kFloat32 ? 4 : store == Store::kBFloat16 ? 2 : 1));
+    if (store == Store::kInt8) scales_.assign(size_t(panels_) * kPanel, 0.0f);
+    for (int c = 0; c < panels_ * kPanel; c++) {
+      const int row = c < columns_ ? columns[c] : -1;
+      pack_column(c, row < 0 ? nullptr : weights + size_t(row) * depth);
+    }
+  }
+
+  int panels() const { return panels_; }
+  int columns() const { return columns_; }
+  int depth() const { return depth_; }
+  bool empty() const { return panels_ == 0; }
+
+  // The weights of one column as they are used, such as a token's embedding where tied.
+  void column(int c, float* out) const {
+    const size_t panel = size_t(c / kPanel) * depth_ * kPanel;
+    const int lane = c % kPanel;
+    for (int k = 0; k < depth_; k++) {
+      const size_t at = panel + size_t(k) * kPanel;
+      if (store_ == Store::kFloat32) out[k] = data_.as<float>()[at + lane];
+      if (store_ == Store::kBFloat16) out[k] = to_float(data_.as<BFloat16>()[at + slot(lane)]);
+      if (store_ == Store::kInt8) out[k] = float(data_.as<int8_t>()[at + lane]) * scales_[c];
+    }
+  }
+
+  // x (rows, depth) with row stride `stride`; epilogue(panel, row, Pair) gets every result once.
+  template <class Epilogue>
+  void apply(Pool& pool, const float* x, size_t stride, int rows, Epilogue&& epilogue) const {
+    // Several panels a task where there are many, so that claiming costs nothing.
+    const int group = std::max(1, panels_ / (pool.threads() * 8));
+    pool.run((panels_ + group - 1) / group, [&](int task, int) {
+      const int end = std::min(panels_, (task + 1) * group);
+      for (int panel = task * group; panel < end; panel++)
+        apply_panel(panel, x, stride, rows, epilogue);
+    });
+  }
+
+ private:
+  static int slot(int lane) { return lane < kLanes ? 2 * lane : 2 * (lane - kLanes) + 1; }
+
+  template <class Epilogue>
+  void apply_panel(int panel, const float* x, size_t stride, int rows, Epilogue& epilogue) const {
+    Pair out[kMaxRows];
+    // Tiles of like height: 13 rows are 7 and 6, not 12 and 1.
+    const int tiles = (rows + kMaxRows - 1) / kMaxRows;
+    for (int tile = 0, row = 0; tile < tiles; tile++) {
+      const int height = (rows - row + (tiles - tile) - 1) / (tiles - tile);
+      const size_t offset = size_t(panel) * depth_ * kPanel;
+      const float* rows_of_x = x + row * stride;
+      if (store_ == Store::kFloat32)
+        multiply_rows(height, rows_of_x, stride, data_.as<float>() + offset, depth_, out);
+      else if (store_ == Store::kBFloat16)
+        multiply_rows(height, rows_of_x, stride, data_.as<BFloat16>() + offset, depth_, out);
+      else
+        multiply_rows(height, rows_of_x, stride, data_.as<int8_t>() + offset, depth_, out);
+      for (int r = 0; r < height; r++) {
+        if (store_ == Store::kInt8) {
+          out[r].low *= load(&scales_[size_t(panel) * kPanel]);
+          out[r].high *= load(&scales_[size_t(panel) * kPanel + kLanes]);
+        }
+        epilogue(panel, row + r, out[r]);
+      }
+      row += height;
+    }
+  }
+
+  template <class Source>
+  void pack_column(int c, const Source* from) {
+    const size_t panel = size_t(c / kPanel) * depth_ * kPanel;
+    const int lane = c % kPanel;
+    float scale = 0.0f;
+    if (store_ == Store::kInt8 && from) {
+      for (int k = 0; k < depth_; k++) scale = std::max(scale, std::fabs(to_float(from[k])));
+      scales_[c] = scale /= 127.0f;
+    }
+    for (int k = 0; k < depth_; k++) {
+      const float w = from ? to_float(from[k]) : 0.0f;
+      const size_t at = panel + size_t(k) * kPanel;
+      if (store_ == Store::kFloat32) data_.as<float>()[at + lane] = w;
+      if (store_ == Store::kBFloat16) data_.as<BFloat16>()[at + slot(lane)] = to_bfloat16(w);
+      if (store_ == Store::kInt8)
+        data_.as<int8_t>()[at + lane] = scale > 0.0f ? int8_t(std::lrintf(w / scale)) : 0;
+    }
+  }
+
+  int panels_ = 0, columns_ = 0, depth_ = 0;
+  Store store_ = Store::kFloat32;
+  Buffer data_;
+  std::vector<float> scales_;
+};
+
+}  // namespace cogitate
