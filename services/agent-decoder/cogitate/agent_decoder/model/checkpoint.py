@@ -35,13 +35,13 @@ class Checkpoint:
     chat_template: str = ""
 
 
-def read_directory(directory: Path) -> Checkpoint:
-    """Reads all of it. Raises ValueError with a sentence; OSError becomes one, too."""
+def read_directory(directory: Path, *, weights: bool = True) -> Checkpoint:
+    """Reads all of it, or all but the weights. Raises ValueError with a sentence."""
     config = read_json(directory, "config.json")
     tokenizer_config = read_json(directory, "tokenizer_config.json", optional=True)
     return Checkpoint(
         config=config,
-        weights=_weights(directory, config),
+        weights=_weights(directory, config) if weights else {},
         tokenizer=_tokenizer(directory),
         tokenizer_config=tokenizer_config,
         generation_config=read_json(directory, "generation_config.json", optional=True),
@@ -63,7 +63,9 @@ def shapes_in(directory: Path, config: Mapping[str, Any]) -> dict[str, tuple[int
 def write_directory(checkpoint: Checkpoint, directory: Path) -> None:
     """Writes a checkpoint that `read_directory` reads back, weights in bf16."""
     weights = {name: w.to(torch.bfloat16).contiguous() for name, w in checkpoint.weights.items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    file = directory / "model.safetensors"
+    save_file(weights, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # the library makes it readable for its owner alone
     config = {**checkpoint.config, "torch_dtype": "bfloat16"}
     _write_json(directory / "config.json", config)
     _write_json(directory / "tokenizer_config.json", checkpoint.tokenizer_config)

@@ -13,7 +13,7 @@ from typing import Any
 
 from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner
 from cogitate.agent_decoder.model.chat_template import ChatTemplate
-from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory
+from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory, shapes_in
 from cogitate.agent_decoder.model.families import check_shapes, llama_config, text_config
 from cogitate.agent_decoder.model.gguf_file import read_gguf
 from cogitate.agent_decoder.model.llama import LlamaConfig
@@ -41,12 +41,9 @@ def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
     """Reads the directory and packs its weights for what runs them. Raises EngineFailure."""
     try:
         checkpoint = read_checkpoint(directory)
-        config = llama_config(checkpoint.config)
         shapes = {key: tuple(w.shape) for key, w in checkpoint.weights.items()}
-        check_shapes(config, shapes)
-        _check_tokenizer(checkpoint.tokenizer, config.vocab_size)
+        config, template = interpret(checkpoint, shapes)
         own: dict[str, Any] = checkpoint.config.get("cogitate", {})
-        template = _template(checkpoint, own, config.vocab_size)
         runner = choose_runner(config, checkpoint.weights, wanted)
     except Exception as error:
         # Other errors name paths.
@@ -64,6 +61,23 @@ def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
         has_vision=bool(own.get("image_tokens")),
         build_digest=build_digest(directory, runner),
     )
+
+
+def interpret(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[LlamaConfig, Template]:
+    """What the checkpoint is, everything checked. Raises ValueError."""
+    config = llama_config(checkpoint.config)
+    check_shapes(config, shapes)
+    _check_tokenizer(checkpoint.tokenizer, config.vocab_size)
+    own: dict[str, Any] = checkpoint.config.get("cogitate", {})
+    return config, _template(checkpoint, own, config.vocab_size)
+
+
+def verify(directory: Path) -> None:
+    """Checks a directory as `load` would, by the headers of its weights. Raises ValueError."""
+    checkpoint = read_directory(directory, weights=False)
+    interpret(checkpoint, shapes_in(directory, checkpoint.config))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
