@@ -38,7 +38,7 @@ FAIL: Final = "fail"
 
 _EXTRAS: Final = {
     "gateway": ("rich", "grpc_health", "grpc_reflection", "opentelemetry.sdk"),
-    "decoder": ("torch", "numpy", "safetensors", "tokenizers"),
+    "decoder": ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "gguf"),
     "vision": ("onnxruntime", "numpy", "PIL"),
 }
 _EVAL: Final = ("matplotlib", "sklearn", "easy_vqa")

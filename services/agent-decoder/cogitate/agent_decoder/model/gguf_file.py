@@ -107,7 +107,7 @@ def _config(
         if get(name):
             raise ValueError(f"GGUF files with {architecture}.{name} are not supported")
     heads = get("attention.head_count")
-    if isinstance(heads, list):
+    if isinstance(heads, list) or isinstance(get("attention.head_count_kv"), list):
         raise ValueError("GGUF files whose layers have unlike heads are not supported")
     embeddings = tensors.get("token_embd.weight")
     config = {

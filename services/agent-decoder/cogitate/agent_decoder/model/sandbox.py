@@ -88,6 +88,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             return False
         return bool(super().is_safe_attribute(obj, attr, value))
 
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja would let a formatting of its own through: none is."""
+
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(a, int) and abs(a) > _MAX_NUMBER for a in (*args, *kwargs.values())):
             raise SecurityError("it asks for too large a number")
