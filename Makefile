@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
 	$(PIP) -e '.[all,eval,dev]'
+	$(BIN)/python -m cogitate.agent_decoder.model.native
 	@touch $@
 
 check: setup ## Format, lint, imports, protos, spelling, types, sizes; all of them, under a minute

@@ -209,6 +209,28 @@ def test_one_step_is_one_message_with_what_led_to_it_before_and_what_followed_af
     assert made[8].gang_finished.usage.sampled_token_count == 12
 
 
+def test_tokens_of_several_steps_are_one_delta_and_an_agents_events_keep_their_order() -> None:
+    def token(agent_id: int, offset: int) -> ev.Delta:
+        return ev.Delta(agent_id, 1, offset, offset, "x", -0.5, 1.5, False)
+
+    call = ev.ToolCall(0, 1, "a0.1.c1", "zoom", "{}", "zoom()", 2)
+    made = wire.to_responses(
+        [
+            token(0, 0), token(1, 0), token(0, 1), call, token(1, 1),
+            ev.Injected(0, "a0.1.c1", 3), token(1, 2), token(0, 2),
+        ],
+        3,
+        pb.GangAdmitted,
+    )  # fmt: skip
+    kinds = [response.WhichOneof("event") for response in made]
+    assert kinds == ["step", "tool_call", "injected", "step"]
+    first, second = made[0].step, made[3].step
+    assert [(d.agent_id, list(d.token_ids), d.text) for d in first.deltas] == [
+        (0, [0, 1], "xx"), (1, [0, 1, 2], "xxx"),
+    ]  # fmt: skip
+    assert [(d.agent_id, d.token_offset) for d in second.deltas] == [(0, 2)]
+
+
 @pytest.mark.parametrize("finish", list(ev.Finish))
 def test_every_finish_has_its_reason_on_the_wire(finish: ev.Finish) -> None:
     event = ev.Finished(1, 1, finish, "", 0, 0, 0.0, math.inf, 0.0)

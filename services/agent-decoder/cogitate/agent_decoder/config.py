@@ -52,6 +52,9 @@ class AgentDecoderConfig(ServiceConfig):
     max_chunk_position_count: int = knob(
         512, "positions of one sequence in a step", minimum=1, maximum=1_000_000
     )
+    flush_interval_s: float = knob(
+        0.02, "tokens of steps shorter than this are sent together", minimum=0.0, maximum=1.0
+    )
     embedding_cache_bytes: int = knob(
         64 * 1024 * 1024, "fetched image embeddings kept", minimum=0, maximum=2**40
     )

@@ -229,7 +229,7 @@ class Engine:
     def _turn(self) -> None:
         self._admit()
         self._step()
-        self._flush()
+        self._flush(everything=not self._has_work())
 
     def _has_work(self) -> bool:
         return self._next_admissible() is not None or any(
@@ -351,15 +351,16 @@ class Engine:
         num_prefix = sum(c.length for c in chunks if owners[id(c.sequence)][1] is None)
         self.stats.book_step(len(chunks), num_prefix, elapsed_s)
 
-    def _flush(self) -> None:
-        """Hands out each gang's events of this step, and lets go of gangs that are done."""
+    def _flush(self, *, everything: bool) -> None:
+        """Hands out the events that are due, or all, and lets go of gangs that are done."""
+        now = self._monotonic()
         running = waiting = paused = 0
         for gang in list(self._gangs.values()):
             if gang.close_if_done():
                 del self._gangs[gang.key]
-            if gang.events:
-                events, gang.events = gang.events, []
-                self._on_events(gang.key, events)
+            interval_s = 0.0 if everything else self.limits.flush_interval_s
+            if gang.news_due(now, interval_s):
+                self._on_events(gang.key, gang.tell(now))
             for agent in gang.agents.values():
                 state = agent.sequence.state
                 running += state is State.RUNNING
@@ -383,4 +384,4 @@ class Engine:
         for gang in self._gangs.values():
             gang.kill((), reason)
             gang.close()
-        self._flush()
+        self._flush(everything=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -31,7 +31,7 @@ Write = Callable[[pb.DecodeResponse], Awaitable[None]]
 
 # Newest epochs remembered; a contemplation that old has ended long ago.
 MAX_EPOCHS = 10_000
-# Engine steps a reader may be behind before its gang is held, and when the gang goes on again.
+# Messages a reader may be behind before its gang is held, and when the gang goes on again.
 MAX_BACKLOG = 256
 RESUME_BACKLOG = 64
 
@@ -69,6 +69,7 @@ class Runtime:
             max_sequences=config.max_sequence_count,
             max_waiting_gangs=config.max_waiting_gang_count,
             max_injected=config.max_injected_token_count,
+            flush_interval_s=config.flush_interval_s,
             step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
         )
         self.engine = Engine(model, limits, self._on_events)
@@ -172,7 +173,8 @@ class Runtime:
                 stream.held = False
                 self.engine.hold(stream.key, False)
             stream.spans.observe(events)
-            steps += any(isinstance(event, ev.Delta) for event in events)
+            of_agents = Counter(e.agent_id for e in events if isinstance(e, ev.Delta))
+            steps += max(of_agents.values(), default=0)
             for response in wire.to_responses(events, steps, self._admitted(stream.gang)):
                 await self._write(write, response)
             if any(isinstance(event, ev.GangDone | ev.Refused) for event in events):

@@ -187,21 +187,73 @@ def to_embedding(tensor: common.Tensor, hidden_size: int) -> Embedding:
 def to_responses(
     events: Sequence[ev.Event], step_offset: int, admitted: Callable[[], pb.GangAdmitted]
 ) -> list[pb.DecodeResponse]:
-    """One engine step's events: what led to it, one GangStep for all agents, what followed."""
-    before: list[pb.DecodeResponse] = []
-    deltas: list[pb.AgentDelta] = []
-    after: list[pb.DecodeResponse] = []
+    """A gang's newest events: what led to its tokens, one GangStep for all agents, what followed.
+
+    Tokens of several steps are one delta an agent. What an agent says keeps its order; between
+    agents there is none.
+    """
+    responses: list[pb.DecodeResponse] = []
+    step = _Step()
     for event in events:
         if isinstance(event, ev.Delta):
-            deltas.append(_delta(event))
+            if event.agent_id in step.followed:
+                responses += step.end(step_offset)
+                step = _Step()
+            step.add(event)
         elif isinstance(event, ev.Admitted):
-            before.append(pb.DecodeResponse(admitted=admitted()))
+            responses.append(pb.DecodeResponse(admitted=admitted()))
+        elif isinstance(event, ev.Injected) and event.agent_id not in step.newest:
+            responses.append(_response(event))
+        elif step.newest:
+            step.follow(event)
         else:
-            (after if deltas else before).append(_response(event))
-    step = []
-    if deltas:
-        step = [pb.DecodeResponse(step=pb.GangStep(step_offset=step_offset, deltas=deltas))]
-    return before + step + after
+            responses.append(_response(event))
+    return responses + step.end(step_offset)
+
+
+class _Step:
+    """The deltas of one message, and what is to be told after them."""
+
+    def __init__(self) -> None:
+        self.newest: dict[int, pb.AgentDelta] = {}
+        self.followed: set[int] = set()
+        self._deltas: list[pb.AgentDelta] = []
+        self._after: list[pb.DecodeResponse] = []
+
+    def add(self, event: ev.Delta) -> None:
+        last = self.newest.get(event.agent_id)
+        if last is not None and _follows(last, event):
+            _extend(last, event)
+            return
+        self.newest[event.agent_id] = _delta(event)
+        self._deltas.append(self.newest[event.agent_id])
+
+    def follow(self, event: ev.Event) -> None:
+        self._after.append(_response(event))
+        self.followed.add(getattr(event, "agent_id", -1))
+
+    def end(self, step_offset: int) -> list[pb.DecodeResponse]:
+        step = pb.GangStep(step_offset=step_offset, deltas=self._deltas)
+        made = [pb.DecodeResponse(step=step)] if self._deltas else []
+        return made + self._after
+
+
+def _follows(last: pb.AgentDelta, event: ev.Delta) -> bool:
+    return (
+        last.attempt == event.attempt
+        and last.is_answer == event.is_answer
+        and last.token_offset + len(last.token_ids) == event.token_offset
+        and bool(last.top_logprobs) == bool(event.top_token_ids)
+    )
+
+
+def _extend(last: pb.AgentDelta, event: ev.Delta) -> None:
+    last.token_ids.append(event.token_id)
+    last.text += event.text
+    last.logprobs.append(event.logprob)
+    last.group_confidence = event.group_confidence
+    if event.top_token_ids:
+        last.top_logprobs.add(token_ids=event.top_token_ids, logprobs=event.top_logprobs)
 
 
 def _delta(event: ev.Delta) -> pb.AgentDelta:

@@ -63,6 +63,7 @@ class Gang:
     events: list[Event] = field(default_factory=list)
     prefix_logits: Any = None  # (vocab,) of the last prefix position, once computed
     admitted_s: float = 0.0
+    told_s: float = -math.inf  # when events were last handed out
     threshold: float = 0.0
     held: bool = False  # its reader is behind: nothing of it is scheduled
     closed: bool = False
@@ -256,6 +257,24 @@ class Gang:
         for agent in list(self.agents.values()):
             if agent.sequence.state in (State.PAUSED, State.AWAITING_GRANT):
                 self._strand(agent)
+
+    # -- events out --------------------------------------------------------------------------
+
+    def news_due(self, now: float, interval_s: float) -> bool:
+        """Whether to hand out what happened: tokens may wait, what is acted on goes at once.
+
+        A small model makes a step in less than a message costs; its tokens travel together.
+        """
+        if not self.events:
+            return False
+        return now - self.told_s >= interval_s or not all(
+            isinstance(event, Delta | Injected) for event in self.events
+        )
+
+    def tell(self, now: float) -> list[Event]:
+        """Returns what happened since the last time, oldest first."""
+        events, self.events, self.told_s = self.events, [], now
+        return events
 
     # -- tokens ------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class EngineLimits:
     max_sequences: int
     max_waiting_gangs: int
     max_injected: int
+    flush_interval_s: float = 0.0  # tokens alone are told no more often than this
     step: StepLimits = field(default_factory=StepLimits)
 
 

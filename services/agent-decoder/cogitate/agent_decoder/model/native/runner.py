@@ -1,7 +1,7 @@
 """Runs steps in the native library: packs the weights, lays out chunks as plain arrays.
 
 A row's logits do not depend on what else is in the step: each is one chain of multiply-adds in a
-fixed order (``src/matrix.h``, ``src/attention.h``). Tested by ``tests/property/test_native_step.py``.
+fixed order (``src/matrix.h``, ``src/attention.h``). Test: ``tests/property/test_native_step.py``.
 """
 
 from __future__ import annotations
