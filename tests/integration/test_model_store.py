@@ -26,7 +26,6 @@ from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint, 
 from tests.integration.mesh import cogitate
 
 pytestmark = pytest.mark.integration
-pytest.importorskip("gguf")
 
 MEMBER = "tiny_chat/tiny.gguf"
 

@@ -6,6 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,6 @@ from tests.fakes.chat_model import CHATML, chat_tokenizer
 from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint, write_gguf
 
 pytestmark = pytest.mark.unit
-gguf = pytest.importorskip("gguf")
 
 WANTED = Wanted(device="cpu", dtype="float32", step="torch", threads=1)
 TEXT = "the inner theatre 's 42 é€\n\n\tdon't <|im_end|> 1234"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from cogitate.agent_decoder.model.checkpoint import Checkpoint
 from cogitate.agent_decoder.model.families import FAMILIES
+from cogitate.agent_decoder.model.gguf_header import check_header
 from cogitate.agent_decoder.model.gguf_tokenizer import make_tokenizer
 
 QUANTISATIONS = (
@@ -55,6 +56,7 @@ _REFUSED = ("expert_count", "attention.sliding_window", "attention.causal", "poo
 
 def read_gguf(file: Path) -> Checkpoint:
     """Reads all of it. Raises ValueError with a sentence that names no path."""
+    check_header(file)
     reader = _reader(file)
     try:
         fields = {name: field.contents() for name, field in reader.fields.items()}
