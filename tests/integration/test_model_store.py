@@ -19,6 +19,7 @@ import pytest
 from cogitate.agent_decoder.model import loader
 from cogitate.agent_decoder.model.backend import Wanted
 from cogitate.cli import screen
+from cogitate.cli.commands import doctor
 from cogitate.cli.store import catalogue, fetching, folder, importing
 from cogitate.cli.store.folder import ModelError
 
@@ -142,6 +143,10 @@ def test_a_directory_is_imported_after_a_look(tmp_path: Path, root: Path) -> Non
     with pytest.raises(ModelError, match="weights are missing"):
         importing.import_model(source, "my-model", screen.console(), replace=True)
     loader.verify(root / "my-model")
+    assert doctor._own_model(folder.entries()[-1]).state == doctor.OK
+    (root / "my-model" / "tokenizer.json").write_text("{}")
+    found = doctor._own_model(folder.entries()[-1])
+    assert found.state == doctor.FAIL and "tokenizer.json is damaged" in found.found
     with pytest.raises(ModelError, match="there is no"):
         importing.import_model(tmp_path / "nowhere", "", screen.console())
 

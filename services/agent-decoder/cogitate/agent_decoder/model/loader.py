@@ -75,9 +75,13 @@ def interpret(
 
 
 def verify(directory: Path) -> None:
-    """Checks a directory as `load` would, by the headers of its weights. Raises ValueError."""
-    checkpoint = read_directory(directory, weights=False)
-    interpret(checkpoint, shapes_in(directory, checkpoint.config))
+    """Checks a directory as `load` would, weights by their headers. Raises ValueError."""
+    if (directory / "config.json").exists():
+        checkpoint = read_directory(directory, weights=False)
+        interpret(checkpoint, shapes_in(directory, checkpoint.config))
+    else:
+        checkpoint = read_checkpoint(directory)
+        interpret(checkpoint, {name: tuple(w.shape) for name, w in checkpoint.weights.items()})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
