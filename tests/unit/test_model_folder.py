@@ -147,7 +147,7 @@ def test_at_a_terminal_it_is_offered(agrees: bool, monkeypatch: pytest.MonkeyPat
     else:
         with pytest.raises(ModelError, match="models fetch"):
             offering.find(CHAT, screen.console())
-    assert "92 MB" in asked[0] and "Apache-2.0" in asked[0]
+    assert "93 MB" in asked[0] and "Apache-2.0" in asked[0]
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

