@@ -265,7 +265,13 @@ async def test_the_order_of_a_gangs_events(models: Path) -> None:
         sampled = [r.finished.usage.sampled_token_count for r in seen if r.HasField("finished")]
         assert finished.usage.sampled_token_count == sum(sampled)
         assert sum(len(stream.tokens(i)) for i in range(3)) == sum(sampled)
-        offsets = [d.token_offset for r in seen for d in r.step.deltas if d.agent_id == 0]
+        offsets = [
+            d.token_offset + i
+            for r in seen
+            for d in r.step.deltas
+            if d.agent_id == 0
+            for i in range(len(d.token_ids))
+        ]
         assert offsets == list(range(len(offsets)))
         await made.empty_within(1)
 

@@ -98,6 +98,7 @@ def examine(base_port: int, model: str) -> list[Finding]:
         _packages,
         _onnxruntime,
         _torch,
+        _compiler,
         _sandbox,
         _memory,
         lambda: _ports(base_port),
@@ -172,6 +173,17 @@ def _is_distributed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _compiler() -> Iterator[Finding]:
+    name = os.environ.get("CXX", "g++")
+    if found := shutil.which(name):
+        yield Finding(OK, "C++ compiler", found)
+    else:
+        remedy = (
+            "apt-get install g++, or set CXX; until then torch does its work, several times slower"
+        )
+        yield Finding(WARN, "C++ compiler", f"no {name}: the native step cannot be built", remedy)
 
 
 def _torch() -> Iterator[Finding]:

@@ -309,9 +309,14 @@ class Engine:
         """Forks the agents off the prefix; those without an opening sample at once."""
         now = self._monotonic()
         gang.prefix_logits = logits.clone()
+        gang.name_prefix()
+        self.stats.num_cached += gang.num_cached
         gang.events.append(
             Prefilled(
-                len(gang.start.prefix), gang.admitted_s - gang.arrival_s, now - gang.admitted_s
+                len(gang.start.prefix),
+                gang.admitted_s - gang.arrival_s,
+                now - gang.admitted_s,
+                gang.num_cached,
             )
         )
         agents = list(gang.agents.values())

@@ -66,7 +66,7 @@ class GangSpans:
         now = time.time_ns()
         span = telemetry.start_span(
             Span.PREFILL,
-            {Attr.INPUT_TOKENS: event.num_positions, Attr.CACHED_TOKENS: 0},
+            {Attr.INPUT_TOKENS: event.num_positions, Attr.CACHED_TOKENS: event.num_cached},
             parent=telemetry.traceparent_of(self._gang),
             start_time=now - int(event.prefill_s * 1e9),
         )

@@ -53,6 +53,7 @@ class Renderer:
             prefix=tuple(self._place(prompt, embeddings)),
             agents=tuple([await self.agent(gang, spec) for spec in gang.agents]),
             instant=instant,
+            salt=gang.tenant,
         )
 
     async def agent(self, gang: pb.OpenGang, spec: pb.AgentSpec) -> AgentStart:

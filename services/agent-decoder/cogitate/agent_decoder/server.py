@@ -54,6 +54,7 @@ def load_of(runtime: Runtime) -> pb.EndpointLoad:
         step_batch_size=stats.step_batch,
         sampled_token_count=stats.num_sampled,
         computed_prompt_token_count=stats.num_prompt,
+        cached_prompt_token_count=stats.num_cached,
         draining=runtime.draining,
     )
     load.step_duration.FromNanoseconds(int(stats.step_s * 1e9))

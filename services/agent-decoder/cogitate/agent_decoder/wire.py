@@ -304,7 +304,9 @@ def _response(event: ev.Event) -> pb.DecodeResponse:
             )
         )
     if isinstance(event, ev.Prefilled):
-        prefilled = pb.GangPrefilled(prompt_token_count=event.num_positions)
+        prefilled = pb.GangPrefilled(
+            prompt_token_count=event.num_positions, cached_token_count=event.num_cached
+        )
         prefilled.queue_duration.FromNanoseconds(int(event.queue_s * 1e9))
         prefilled.prefill_duration.FromNanoseconds(int(event.prefill_s * 1e9))
         return pb.DecodeResponse(prefilled=prefilled)
@@ -312,6 +314,7 @@ def _response(event: ev.Event) -> pb.DecodeResponse:
         done = pb.GangFinished(
             usage=common.Usage(
                 prompt_token_count=event.num_prompt,
+                cached_token_count=event.num_cached,
                 sampled_token_count=event.num_sampled,
                 injected_token_count=event.num_injected,
             ),

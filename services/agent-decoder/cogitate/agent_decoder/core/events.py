@@ -38,6 +38,7 @@ class Prefilled:
     num_positions: int
     queue_s: float
     prefill_s: float
+    num_cached: int = 0  # of these positions, found computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class GangDone:
     num_injected: int
     num_steps: int
     decode_s: float
+    num_cached: int = 0  # of the prompt's positions
 
 
 Event = (

@@ -39,6 +39,7 @@ from cogitate.agent_decoder.core.events import (
     Injected,
     ToolCall,
 )
+from cogitate.agent_decoder.core.prefix_hashes import block_names
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
 from cogitate.agent_decoder.core.starts import (
     AgentStart,
@@ -62,6 +63,8 @@ class Gang:
     agents: dict[int, Agent] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     prefix_logits: Any = None  # (vocab,) of the last prefix position, once computed
+    names: list[bytes] = field(default_factory=list)  # of the prefix's full blocks
+    num_cached: int = 0  # positions of the prefix that were found computed
     admitted_s: float = 0.0
     told_s: float = -math.inf  # when events were last handed out
     threshold: float = 0.0
@@ -116,9 +119,30 @@ class Gang:
         """Takes the reservation; the prefix begins to run."""
         self.admitted_s = now
         self._reserve(self.root, self.pool.blocks_for(len(self.start.prefix)))
+        self._find_cached()
         self.root.state = State.RUNNING
         for agent in self.agents.values():
             self._reserve(agent.sequence, agent.max_blocks)
+
+    def _find_cached(self) -> None:
+        """Begins the prefix with the blocks that are still there from earlier gangs.
+
+        At least one position is left to compute: its logits are not cached.
+        """
+        size, root = self.pool.block_size, self.root
+        self.names = block_names(self.start.prefix, size, self.start.salt)
+        root.block_table = self.pool.allocate_named(
+            self.names[: (len(self.start.prefix) - 1) // size]
+        )
+        root.num_reserved -= len(root.block_table)
+        root.num_computed = self.num_cached = len(root.block_table) * size
+        for _ in range(self.num_cached):
+            root.pending.popleft()
+
+    def name_prefix(self) -> None:
+        """Lets later gangs find the prefix, once it is computed."""
+        for block, name in zip(self.root.block_table, self.names, strict=False):
+            self.pool.name(block, name)
 
     def add_agent(self, start: AgentStart) -> None:
         """Adds an agent on the prefix; a later attempt takes the place of an earlier one.
@@ -405,5 +429,12 @@ class Gang:
     def _say_done(self, num_prompt: int) -> None:
         self.done, self.prefix_logits = True, None
         self.events.append(
-            GangDone(num_prompt, self.num_sampled, self.num_injected, self.num_steps, self.decode_s)
+            GangDone(
+                num_prompt,
+                self.num_sampled,
+                self.num_injected,
+                self.num_steps,
+                self.decode_s,
+                self.num_cached,
+            )
         )

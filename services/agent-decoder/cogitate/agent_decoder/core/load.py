@@ -35,7 +35,8 @@ class EngineStats:
     step_s: float = 0.0
     step_batch: float = 0.0
     num_sampled: int = 0
-    num_prompt: int = 0
+    num_prompt: int = 0  # positions of prefixes computed
+    num_cached: int = 0  # positions of prefixes found computed
 
     def book_step(self, num_sequences: int, num_prefix: int, elapsed_s: float) -> None:
         """Takes one step in: a step with prefixes tells the prefill's speed, any other its own."""

@@ -58,6 +58,7 @@ class GangStart:
     prefix: tuple[Position, ...]
     agents: tuple[AgentStart, ...]
     instant: bool = False
+    salt: str = ""  # whose prefix cache it may use: its tenant's
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Builds the native step with the machine's C++ compiler, caches it, and loads it.
 
-The shared library is named after what it was made of (sources, flags, compiler), so a change of any
-of them builds anew and processes of different versions do not disturb each other.
+The shared library is named after what it was made of (sources, flags), so a change builds anew and
+processes of different versions do not disturb each other. What is in the cache folder already needs
+no compiler: an image is built with one and runs without.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ SOURCES: Final = Path(__file__).parent / "src"
 # No -ffast-math: NaN must stay NaN, and sums keep their order.
 _FLAGS: Final = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast",
                  "-fno-math-errno", "-Wno-psabi")  # fmt: skip
-_OF_CAPABILITY: Final = {
+CAPABILITIES: Final = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma",
                "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
+    "DEFAULT": (),
 }  # fmt: skip
 _BUILD_TIMEOUT_S: Final = 300
 
@@ -62,22 +64,20 @@ class Step(ctypes.Structure):
 
 
 def capability() -> str:
-    """The instruction set the library is built for: AVX512, AVX2 or DEFAULT."""
+    """The instruction set this machine runs: AVX512, AVX2 or DEFAULT."""
     found = torch.backends.cpu.get_cpu_capability()
-    return found if found in _OF_CAPABILITY else "DEFAULT"
+    return found if found in CAPABILITIES else "DEFAULT"
 
 
-def digest() -> str:
-    """Names what the library is made of, short."""
-    made_of = hashlib.sha256(" ".join((*_flags(), _compiler_version())).encode())
+def build(wanted: str = "") -> Path:
+    """Builds the library for an instruction set, this machine's if none is named, unless it is
+    there already. Raises Unavailable.
+    """
+    wanted = wanted or capability()
+    made_of = hashlib.sha256(" ".join(_flags(wanted)).encode())
     for path in sorted(SOURCES.iterdir()):
         made_of.update(path.read_bytes())
-    return made_of.hexdigest()[:16]
-
-
-def build() -> Path:
-    """Builds the library unless it is there already. Raises Unavailable."""
-    target = _folder() / f"step-{digest()}.so"
+    target = _folder() / f"step-{wanted.lower()}-{made_of.hexdigest()[:16]}.so"
     if target.exists():
         return target
     try:
@@ -86,10 +86,16 @@ def build() -> Path:
             # Decoders that start together build once.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
-                _compile(target)
+                _compile(target, _flags(wanted))
     except OSError as error:
         raise Unavailable(f"its cache folder cannot be written ({type(error).__name__})") from None
     return target
+
+
+@cache
+def digest() -> str:
+    """Names the built library by its bytes: compilers that differ may round differently."""
+    return hashlib.sha256(build().read_bytes()).hexdigest()[:16]
 
 
 @cache
@@ -117,21 +123,8 @@ def load() -> ctypes.CDLL:
     return library
 
 
-def _flags() -> tuple[str, ...]:
-    return (*_FLAGS, *_OF_CAPABILITY.get(capability(), ()))
-
-
-def _compiler() -> str:
-    name = os.environ.get("CXX", "g++")
-    if found := shutil.which(name):
-        return found
-    raise Unavailable(f"there is no C++ compiler ({name}); install g++ or set CXX")
-
-
-@cache
-def _compiler_version() -> str:
-    done = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=False)
-    return done.stdout.partition("\n")[0]
+def _flags(wanted: str) -> tuple[str, ...]:
+    return (*_FLAGS, *CAPABILITIES[wanted])
 
 
 def _folder() -> Path:
@@ -139,11 +132,14 @@ def _folder() -> Path:
     return Path(base) / "cogitate" / "native"
 
 
-def _compile(target: Path) -> None:
+def _compile(target: Path, options: tuple[str, ...]) -> None:
     """Compiles beside the target and renames: a build that is cut off leaves nothing half-made."""
+    name = os.environ.get("CXX", "g++")
+    if (compiler := shutil.which(name)) is None:
+        raise Unavailable(f"there is no C++ compiler ({name}); install g++ or set CXX")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / "step.so"
-        command = [_compiler(), *_flags(), str(SOURCES / "step.cpp"), "-o", str(made)]
+        command = [compiler, *options, str(SOURCES / "step.cpp"), "-o", str(made)]
         try:
             done = subprocess.run(
                 command, capture_output=True, timeout=_BUILD_TIMEOUT_S, check=False

@@ -58,10 +58,7 @@ static inline Pair panel_at(const BFloat16* panel, int k) {
 }
 
 static inline Pair panel_at(const int8_t* panel, int k) {
-  BVec low, high;
-  std::memcpy(&low, panel + size_t(k) * kPanel, sizeof low);
-  std::memcpy(&high, panel + size_t(k) * kPanel + kLanes, sizeof high);
-  return {__builtin_convertvector(low, Vec), __builtin_convertvector(high, Vec)};
+  return {load(panel + size_t(k) * kPanel), load(panel + size_t(k) * kPanel + kLanes)};
 }
 
 // R rows of x (stride `stride`) times one panel.

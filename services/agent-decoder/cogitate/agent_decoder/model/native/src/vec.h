@@ -1,9 +1,13 @@
 // Sixteen floats at a time, by the compiler's own vector extension: AVX-512 where the flags allow
-// it, pairs of AVX2 or quads of SSE registers elsewhere. No intrinsics, so no second source.
+// it, pairs of AVX2 or quads of SSE registers elsewhere.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace cogitate {
 
@@ -48,10 +52,25 @@ static inline BFloat16 to_bfloat16(float x) {
 static inline void put(float* p, float x) { *p = x; }
 static inline void put(BFloat16* p, float x) { *p = to_bfloat16(x); }
 
+// Widening is the one thing that compilers make badly of the generic form.
 static inline Vec load(const BFloat16* p) {
   HVec half;
   std::memcpy(&half, p, sizeof half);
+#if defined(__AVX512F__)
+  return (Vec)((UVec)_mm512_cvtepu16_epi32((__m256i)half) << 16);
+#else
   return (Vec)(__builtin_convertvector(half, UVec) << 16);
+#endif
+}
+
+static inline Vec load(const int8_t* p) {
+  BVec bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
+#else
+  return __builtin_convertvector(__builtin_convertvector(bytes, IVec), Vec);
+#endif
 }
 
 // Adds the lanes in one fixed order.
