@@ -90,7 +90,7 @@ def test_children_die_with_their_owner_and_a_new_mesh_can_start(tmp_path: Path) 
 
     os.kill(supervisor["pid"], signal.SIGKILL)
     eventually(lambda: processes_of(tmp_path) == [])
-    assert "no mesh is running" in cogitate(tmp_path, "models").stderr
+    assert "no mesh is running" in cogitate(tmp_path, "fleet").stderr
     assert cogitate(tmp_path, *up).returncode == 0, "the ports are free and the note is stale"
     down = cogitate(tmp_path, "down")
     assert down.returncode == 0

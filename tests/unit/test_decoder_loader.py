@@ -56,7 +56,26 @@ def test_the_build_digest_is_of_weights_and_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda c: c.update(rope_scaling={"type": "linear"}), "rope_scaling"),
+        (lambda c: c.update(rope_scaling={"type": "linear"}), "rope_scaling says no factor"),
+        (lambda c: c.update(rope_scaling={"type": "yarn", "factor": 2.0}), "'yarn'"),
+        (lambda c: c.update(rope_scaling={"type": "linear", "factor": 0}), "factor"),
+        (lambda c: c.update(rope_scaling=[1]), "rope_scaling"),
+        (lambda c: c.update(rope_scaling={"type": "factors", "factors": [1.0]}), "8 factors"),
+        (lambda c: c.update(model_type="mistral"), "'mistral' are not supported; there is: llama"),
+        (lambda c: c.update(model_type=["llama"]), "not supported"),
+        (lambda c: c.update(model_type="qwen2"), r"missing: .*k_proj\.bias"),
+        (lambda c: c.update(model_type="qwen3"), r"missing: .*k_norm"),
+        (lambda c: c.update(model_type="smolvlm"), "text_config"),
+        (lambda c: c.update(attention_bias=True), "attention_bias"),
+        (lambda c: c.update(use_sliding_window=True), "use_sliding_window"),
+        (lambda c: c.update(quantization_config={"bits": 4}), "quantization_config"),
+        (lambda c: c.update(layer_types=["sliding_attention"] * 2), "'sliding_attention'"),
+        (lambda c: c.update(partial_rotary_factor=0.5), "partial_rotary_factor"),
+        (lambda c: c.update(head_dim=4), r"o_proj\.weight is 32x64"),
+        (lambda c: c.update(intermediate_size=64), "48x32 where the configuration needs 64x32"),
+        (lambda c: c.update(num_key_value_heads=3), "heads"),
+        (lambda c: c.update(num_attention_heads="4"), "num_attention_heads"),
+        (lambda c: c.update(rms_norm_eps=float("inf")), "rms_norm_eps"),
         (lambda c: c.update(hidden_act="gelu"), "silu"),
         (lambda c: c.update(tie_word_embeddings=False), "lm_head"),
         (lambda c: c.update(num_hidden_layers=3), "missing"),
@@ -94,3 +113,50 @@ def test_broken_files_are_told_without_paths(
     with pytest.raises(EngineFailure, match="cannot be loaded") as caught:
         load(directory)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        ({"weight_map": {"a": "b.safetensors"}}, "b.safetensors is missing"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "outside the checkpoint"),
+        ({"weight_map": ["model.safetensors"]}, "no weight_map"),
+        ({"weight_map": {"a": 1}}, "no weight_map"),
+        ([], "is not an object"),
+    ],
+)
+def test_an_index_that_is_wrong(index: Any, why: str, tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineFailure, match=why):
+        load(directory)
+
+
+@pytest.mark.parametrize("keep", [4, 100, 0.5, 0.999])
+def test_weights_cut_short(keep: float, tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    path = directory / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
+    with pytest.raises(EngineFailure, match=r"model\.safetensors is damaged or cut short"):
+        load(directory)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    path = directory / "tokenizer.json"
+    made = json.loads(path.read_text())
+    made["model"]["vocab"]["later"] = 100_000
+    path.write_text(json.dumps(made))
+    with pytest.raises(EngineFailure, match="has a token 100000"):
+        load(directory)
+
+
+def test_weights_of_other_types_and_formats(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    edit_weights(directory, lambda w: w.update({"model.norm.weight": torch.ones(HIDDEN).long()}))
+    with pytest.raises(EngineFailure, match="type I64"):
+        load(directory)
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(EngineFailure, match=r"no \*\.safetensors files"):
+        load(directory)

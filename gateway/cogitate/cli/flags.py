@@ -64,7 +64,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compute threads of each process (default: the cores shared by the decoders)",
     )
-    group.add_argument("--serve-model", default="mini", metavar="NAME", help="model (%(default)s)")
+    group.add_argument("--serve-model", metavar="NAME", help="model (that of --model, else mini)")
     group.add_argument(
         "--otlp-endpoint", default="", metavar="URL", help="send spans there as well (OTLP/gRPC)"
     )
@@ -80,7 +80,7 @@ def mesh_options(args: argparse.Namespace) -> Options:
     """Returns what the mesh is made of."""
     return Options(
         decoders=args.decoders,
-        model=args.serve_model,
+        model=args.serve_model or getattr(args, "model", "") or "mini",
         threads=args.threads or default_threads(args.decoders),
         otlp_endpoint=args.otlp_endpoint,
         log_level=args.log_level,

@@ -11,6 +11,7 @@ from pathlib import Path
 from cogitate.cli import flags, screen
 from cogitate.cli.mesh import access
 from cogitate.cli.starting import Starting
+from cogitate.cli.store import offering
 from cogitate.cli.view import trace, verdict
 from cogitate.cli.view.watch import (
     JsonOutput,
@@ -34,6 +35,7 @@ votes; then the verdict with its certificate and the trace. Elsewhere it prints 
   cogitate ask "What is the sum of the red cards?" --image examples/board.png --agents 8
   cogitate ask "Use each number on the red cards once with + - * to make 26." \\
       --image examples/countdown.png --agents 16 --quorum verified --deadline 10s
+  cogitate ask "What is the capital of France?" --model smollm2-135m-instruct --agents 4
   cogitate ask "Is there a circle?" --image shape.png --json | tail -1 | jq .answer
 
 With --json every line is an event, and the last one the verdict with `answer`, `ballots`,
@@ -123,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
             answer = show(found, text, asked, args, console)
         else:
             starting = Starting(console, "no mesh is running; starting a private one")
-            with access.private(args.name, flags.mesh_options(args), starting) as found:
+            mesh = offering.located(flags.mesh_options(args), console)
+            with access.private(args.name, mesh, starting) as found:
                 answer = show(found, text, asked, args, console)
     except CogitateError as error:
         if not args.json:

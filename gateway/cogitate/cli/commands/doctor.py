@@ -19,6 +19,8 @@ from cogitate.cli import screen
 from cogitate.cli.flags import default_threads
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.processes import busy_ports, is_serving
+from cogitate.cli.store import converting
+from cogitate.cli.store import folder as store
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +40,7 @@ FAIL: Final = "fail"
 
 _EXTRAS: Final = {
     "gateway": ("rich", "grpc_health", "grpc_reflection", "opentelemetry.sdk"),
-    "decoder": ("torch", "numpy", "safetensors", "tokenizers"),
+    "decoder": ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "gguf"),
     "vision": ("onnxruntime", "numpy", "PIL"),
 }
 _EVAL: Final = ("matplotlib", "sklearn", "easy_vqa")
@@ -262,10 +264,15 @@ def _model(name: str) -> Iterator[Finding]:
     from cogitate.kit.config import model_directory
     from cogitate.kit.errors import InvalidRequest
 
+    entry = store.find(name)
+    if entry is not None and not entry.is_shipped:
+        yield _own_model(entry)
+        return
     try:
         folder = model_directory(name)
     except InvalidRequest as error:
-        yield Finding(FAIL, f"model {name}", str(error), "install the package again")
+        remedy = "see `cogitate models list`; if it is mini, install the package again"
+        yield Finding(FAIL, f"model {name}", str(error), remedy)
         return
     if missing := [file for file in _MODEL_FILES if not (folder / file).is_file()]:
         remedy = "install the package again, or train it: make train-mini"
@@ -273,6 +280,17 @@ def _model(name: str) -> Iterator[Finding]:
         return
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     yield Finding(OK, f"model {name}", f"{size / _MIB:.1f} MiB, {_checksums(folder)}")
+
+
+def _own_model(entry: store.Entry) -> Finding:
+    """A model of the user's folder, looked at as the agent-decoder would."""
+    size = f"{entry.num_bytes / _MIB:.1f} MiB"
+    try:
+        converting.verify(entry.path)
+    except store.ModelError as error:
+        remedy = f"cogitate models remove {entry.name}, then fetch or import it again"
+        return Finding(FAIL, f"model {entry.name}", f"{size}; {error}", remedy)
+    return Finding(OK, f"model {entry.name}", f"{size}, can be served")
 
 
 def _checksums(folder: Path) -> str:

@@ -22,6 +22,7 @@ from cogitate.cli.measure.run import (
 from cogitate.cli.measure.statistics import Outcome, Row, row, wilson
 from cogitate.cli.mesh import access
 from cogitate.cli.starting import Starting
+from cogitate.cli.store import offering
 from cogitate.client import AsyncClient
 from rich import box
 from rich.console import Console
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         found = access.running(args.name, args.address)
         if found is None:
             starting = Starting(console, "no mesh is running; starting a private one")
-            private = access.private(args.name, flags.mesh_options(args), starting)
+            mesh = offering.located(flags.mesh_options(args), console)
+            private = access.private(args.name, mesh, starting)
             found = stack.enter_context(private)
         rows = asyncio.run(_measure(found.address, questions, args, console))
     console.print(render(rows))

@@ -24,6 +24,7 @@ from cogitate.cli.mesh.processes import (
     post_mortem,
 )
 from cogitate.cli.starting import Starting
+from cogitate.cli.store import offering
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +42,7 @@ COGITATE_GATEWAY_MAX_AGENT_COUNT=16.
   cogitate up                       in the foreground; Ctrl-C drains and stops
   cogitate up --detach              in the background; `cogitate down` stops it
   cogitate up --decoders 4 --base-port 8100 --name wide
+  cogitate up --model smollm2-135m-instruct
 """
 
 
@@ -52,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", default="default", help="of the mesh (%(default)s)")
     flags.add_mesh(parser)
+    parser.add_argument("--model", default="", metavar="NAME", help="the same as --serve-model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             f"the mesh {args.name!r} is noted as {note.state} by process {note.supervisor.pid}, "
             "and does not answer; `cogitate down` ends it"
         )
+    offering.find(flags.mesh_options(args).model, console)  # may ask, which a child cannot
     return _detach(args, console) if args.detach else _foreground(args, console)
 
 
@@ -150,7 +154,7 @@ def _wait(
 
 
 def _plan(args: argparse.Namespace) -> tuple[Member, ...]:
-    options = flags.mesh_options(args)
+    options = offering.located(flags.mesh_options(args), screen.console())
     try:
         folder = state.folder(args.name)
     except ValueError as error:
@@ -168,7 +172,7 @@ def _plan(args: argparse.Namespace) -> tuple[Member, ...]:
 
 def _again(args: argparse.Namespace) -> list[str]:
     again = ["--base-port", args.base_port, "--name", args.name, "--decoders", args.decoders]
-    again += ["--serve-model", args.serve_model, "--log-level", args.log_level]
+    again += ["--serve-model", flags.mesh_options(args).model, "--log-level", args.log_level]
     if args.threads:
         again += ["--threads", args.threads]
     if args.otlp_endpoint:

@@ -47,6 +47,7 @@ class Options:
 
     decoders: int = 2
     model: str = "mini"
+    models_path: str = ""  # the folder that has the model, if it is not one that is shipped
     threads: int = 1
     host: str = "127.0.0.1"
     otlp_endpoint: str = ""
@@ -63,12 +64,14 @@ def members(
             aggregator_address=at["aggregator"],
             vision_encoder_address=at["vision-encoder"],
             router_address=at["router"],
+            default_model=options.model,
         ),
         "aggregator": _flags(
             router_address=at["router"],
             tool_executor_address=at["tool-executor"],
             vision_encoder_address=at["vision-encoder"],
             journal=folder / "journal.sqlite",
+            default_model=options.model,
         ),
         "router": _flags(vision_encoder_address=at["vision-encoder"]),
         "vision-encoder": (),
@@ -89,6 +92,7 @@ def members(
             region=who.region,
             price_per_hour_micro_usd=who.price_per_hour_micro_usd,
             model=options.model,
+            models_path=options.models_path,
             threads=options.threads,
         )
         address = f"{options.host}:{ports[len(SERVICES) + i]}"

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # Under this many parameters float32 is fast enough on a CPU, and exact.
 FP32_MAX_PARAMETERS = 50_000_000
+# The files of a checkpoint that decide what it computes.
+_MODEL_SUFFIXES = frozenset({".json", ".jinja", ".safetensors", ".gguf"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,11 @@ def build_digest(directory: Path, runner: ModelRunner) -> str:
     """Two engines with one digest continue each other's agents token for token."""
     made_of = hashlib.sha256()
     code = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
-    files = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors"})
+    files = sorted(p for p in directory.iterdir() if p.suffix in _MODEL_SUFFIXES)
     for path in (*code, *files):
         made_of.update(path.name.encode())
-        made_of.update(path.read_bytes())
+        with path.open("rb") as file:
+            made_of.update(hashlib.file_digest(file, "sha256").digest())
     facts = (torch.__version__, runner.device.type, platform.machine(), runner.build)
     made_of.update("|".join(facts).encode())
     return f"sha256:{made_of.hexdigest()}"

@@ -1,19 +1,25 @@
-"""Loads a checkpoint directory: config.json, *.safetensors, tokenizer.json. Never a pickle."""
+"""Builds a model from a checkpoint: a directory in Hugging Face's layout, or one with a GGUF file.
+
+Everything is checked before anything is computed: what would load and compute something else is
+refused, and says why.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner
+from cogitate.agent_decoder.model.chat_template import ChatTemplate
+from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory, shapes_in
+from cogitate.agent_decoder.model.families import check_shapes, llama_config, text_config
+from cogitate.agent_decoder.model.gguf_file import read_gguf
 from cogitate.agent_decoder.model.llama import LlamaConfig
 from cogitate.agent_decoder.model.runner import ModelRunner
 from cogitate.agent_decoder.model.templates import TEMPLATES, Template
 from cogitate.kit.errors import EngineFailure
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 
@@ -34,18 +40,11 @@ class LoadedModel:
 def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
     """Reads the directory and packs its weights for what runs them. Raises EngineFailure."""
     try:
-        config = json.loads((directory / "config.json").read_text())
-        files = sorted(directory.glob("*.safetensors"))
-        weights = {key: w for path in files for key, w in load_file(path).items()}
-        # This library raises bare Exceptions.
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        llama_config = _llama_config(config)
-        _check_supported(config, llama_config, weights)
-        own: dict[str, Any] = config.get("cogitate", {})
-        if own.get("template") not in TEMPLATES:
-            raise ValueError(f"config.json must name a template: {', '.join(TEMPLATES)}")
-        template = TEMPLATES[own["template"]](tokenizer, own)
-        runner = choose_runner(llama_config, weights, wanted)
+        checkpoint = read_checkpoint(directory)
+        shapes = {key: tuple(w.shape) for key, w in checkpoint.weights.items()}
+        config, template = interpret(checkpoint, shapes)
+        own: dict[str, Any] = checkpoint.config.get("cogitate", {})
+        runner = choose_runner(config, checkpoint.weights, wanted)
     except Exception as error:
         # Other errors name paths.
         why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
@@ -54,52 +53,87 @@ def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
         ) from error
     return LoadedModel(
         name=name,
-        config=llama_config,
+        config=config,
         runner=runner,
         template=template,
         hints=tuple(own.get("agent_hints", ("",))),
-        temperature=float(own.get("temperature", 1.0)),
+        temperature=_temperature(own, checkpoint.generation_config),
         has_vision=bool(own.get("image_tokens")),
         build_digest=build_digest(directory, runner),
     )
 
 
-def _llama_config(config: dict[str, Any]) -> LlamaConfig:
-    heads = config["num_attention_heads"]
-    return LlamaConfig(
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads", heads),
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab_size=config["vocab_size"],
-        rms_norm_eps=config["rms_norm_eps"],
-        rope_theta=config.get("rope_theta", 10000.0),
-        max_position_embeddings=config["max_position_embeddings"],
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+def interpret(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[LlamaConfig, Template]:
+    """What the checkpoint is, everything checked. Raises ValueError."""
+    config = llama_config(checkpoint.config)
+    check_shapes(config, shapes)
+    _check_tokenizer(checkpoint.tokenizer, config.vocab_size)
+    own: dict[str, Any] = checkpoint.config.get("cogitate", {})
+    return config, _template(checkpoint, own, config.vocab_size)
+
+
+def verify(directory: Path) -> None:
+    """Checks a directory as `load` would, weights by their headers. Raises ValueError."""
+    if (directory / "config.json").exists():
+        checkpoint = read_directory(directory, weights=False)
+        interpret(checkpoint, shapes_in(directory, checkpoint.config))
+    else:
+        checkpoint = read_checkpoint(directory)
+        interpret(checkpoint, {name: tuple(w.shape) for name, w in checkpoint.weights.items()})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a directory, a GGUF file, or a directory with nothing but one. Raises ValueError."""
+    if path.is_file():
+        return read_gguf(path)
+    files = sorted(path.glob("*.gguf"))
+    if files and not (path / "config.json").exists():
+        if len(files) > 1:
+            raise ValueError("there are several GGUF files; keep one")
+        return read_gguf(files[0])
+    return read_directory(path)
+
+
+def _template(checkpoint: Checkpoint, own: Mapping[str, Any], vocab_size: int) -> Template:
+    if "template" in own:
+        if own["template"] not in TEMPLATES:
+            raise ValueError(f"config.json names no template of ours: {', '.join(TEMPLATES)}")
+        return TEMPLATES[own["template"]](checkpoint.tokenizer, dict(own))
+    return ChatTemplate(
+        checkpoint.tokenizer,
+        checkpoint.chat_template,
+        end_token_ids=_end_token_ids(checkpoint, vocab_size),
+        tokenizer_config=checkpoint.tokenizer_config,
     )
 
 
-def _check_supported(
-    config: dict[str, Any], llama: LlamaConfig, weights: dict[str, torch.Tensor]
-) -> None:
-    """Refuses what would load and compute something else. Raises ValueError, KeyError."""
-    if config.get("rope_scaling") or config.get("hidden_act", "silu") != "silu":
-        raise ValueError("rope_scaling and activations other than silu are not supported yet")
-    per_layer = [
-        *(f"self_attn.{p}_proj.weight" for p in "qkvo"),
-        *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
-        "input_layernorm.weight",
-        "post_attention_layernorm.weight",
-    ]
-    expected = {f"model.layers.{i}.{n}" for i in range(llama.num_layers) for n in per_layer}
-    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
-    if not llama.tie_word_embeddings:
-        expected.add("lm_head.weight")
-    if missing := expected - set(weights):
-        raise KeyError(f"weights are missing: {min(missing)}")
-    if unknown := set(weights) - expected - {"lm_head.weight"}:
-        raise ValueError(f"unknown weights, such as {min(unknown)}")
-    if len(weights["model.embed_tokens.weight"]) != llama.vocab_size:
-        raise ValueError("vocab_size is not that of the embeddings")
+def _end_token_ids(checkpoint: Checkpoint, vocab_size: int) -> list[int]:
+    """What ends a turn, by all that say so: generation config, configuration, tokenizer."""
+    found: set[int] = set()
+    for config in (checkpoint.generation_config, text_config(checkpoint.config)):
+        named = config.get("eos_token_id")
+        found.update(named if isinstance(named, list) else [] if named is None else [named])
+    token = checkpoint.tokenizer_config.get("eos_token")
+    content = token.get("content") if isinstance(token, Mapping) else token
+    if isinstance(content, str):
+        token_id = checkpoint.tokenizer.token_to_id(content)
+        found.update([] if token_id is None else [token_id])
+    if any(isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < vocab_size for t in found):
+        raise ValueError("eos_token_id is not a token of the vocabulary")
+    return sorted(found)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < vocab_size:
+        raise ValueError(f"the tokenizer has a token {largest}, the model {vocab_size} of them")
+
+
+def _temperature(own: Mapping[str, Any], generation: Mapping[str, Any]) -> float:
+    """The checkpoint's own choice, within what a request may ask for."""
+    value = own.get("temperature", generation.get("temperature"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 1.0
+    return min(2.0, max(0.0, float(value)))
