@@ -463,6 +463,80 @@ async def test_resume_goes_on_with_the_same_tokens(models: Path) -> None:
         assert again.tokens(0) == whole[7:]
 
 
+async def test_a_state_that_was_asked_for_goes_on_elsewhere(models: Path) -> None:
+    async with decoder(models) as made:
+        agent = spec(bias=TALKS, sampling={"max_tokens": 40})
+        whole = await made.opened(agent)
+        await whole.send(close=pb.CloseGang())
+        await whole.end()
+        agent.granted_token_count = 17
+        first = await made.opened(agent, caller(1))
+        await first.until("awaiting_grant")
+        await first.send(request_resume_states=pb.RequestResumeStates(agent_ids=[0, 9]))
+        state = (await first.until("resume_state")).state
+        assert state.sampled_token_count == 17
+        assert list(state.segments[0].sampled.token_ids) == whole.tokens(0)[:17] == first.tokens(0)
+        agent.MergeFrom(pb.AgentSpec(attempt=2, resume_state=state, granted_token_count=40))
+        second = await made.opened(agent, gang_id="2")
+        await second.send(close=pb.CloseGang())
+        await second.end()
+        assert second.tokens(0) == whole.tokens(0)[17:]
+
+
+async def test_a_state_is_left_out_where_the_contract_cannot_carry_it(models: Path) -> None:
+    crop = common.ToolResult(parts=[picture(0, 0, 500, 500)])
+    async with seeing(models) as (made, _):
+        stream = await made.opened(caller(0), caller(1))
+        await stream.until("tool_call", 2)
+        await stream.send(pause=pb.PauseAgents())
+        raw = pb.InjectAgent(agent_id=0, call_id="a0.1.c1", embedding=tensor_of(2, HIDDEN))
+        await stream.send(inject=raw)
+        shown = pb.InjectAgent(agent_id=1, call_id="a1.1.c1", tool_result=crop)
+        await stream.send(inject=shown)
+        await stream.until("injected", 2)
+        await stream.send(request_resume_states=pb.RequestResumeStates())
+        await stream.until("resume_state", 2)
+        found = [r.resume_state for r in stream.seen if r.HasField("resume_state")]
+        states = {state.agent_id: state for state in found}
+        assert not states[0].HasField("state")
+        assert states[1].state.segments[1].tool_result == crop
+        assert states[1].state.build_digest[:7] == "sha256:"
+
+
+async def test_pause_steer_and_fork(models: Path) -> None:
+    async with decoder(models) as made:
+        assert pb.CAPABILITY_FORK in (await made.endpoint()).description.capabilities
+        stream = await made.opened(spec(0, bias=TALKS, sampling=LONG, granted_token_count=5))
+        await stream.until("awaiting_grant")
+        await stream.send(pause=pb.PauseAgents(agent_ids=[0]))
+        await stream.send(grant=pb.GrantTokens(granted_token_counts={0: 200}))
+        copy = pb.AgentSpec(agent_id=4, seed=8, granted_token_count=6)
+        copies = [
+            pb.ForkAgent(agent_id=0, token_offset=2, agent=copy),
+            pb.ForkAgent(agent_id=0, token_offset=-1, agent=spec(5, hint="Other.")),
+            pb.ForkAgent(agent_id=9, token_offset=-1, agent=spec(6)),
+            pb.ForkAgent(agent_id=0, token_offset=-1, agent=spec(7, sampling={"regex": "("})),
+        ]
+        for command in copies:
+            await stream.send(fork=command)
+        found = [await stream.until("finished", n) for n in (1, 2, 3)]
+        assert {f.agent_id: f.kill_reason for f in found} == {
+            5: "INVALID_REQUEST", 6: "NOT_FOUND", 7: "INVALID_REQUEST"
+        }  # fmt: skip
+        while len(stream.tokens(4)) < 4:
+            await stream.read()
+        (first, *_) = (d for r in stream.seen for d in r.step.deltas if d.agent_id == 4)
+        assert first.token_offset == 2
+        assert len(stream.tokens(0)) == 5
+        await stream.send(inject=pb.InjectAgent(agent_id=0, text="Or"))
+        while len(stream.tokens(0)) < 8:
+            await stream.read()
+        await stream.send(kill=pb.KillAgents(reason="DECIDED"))
+        await stream.send(close=pb.CloseGang())
+        await stream.end()
+        await made.empty_within(1)
+
+
 async def test_an_answer_follows_its_schema_and_a_bad_one_ends_its_agent_only(
     models: Path,
 ) -> None:
@@ -607,9 +681,6 @@ async def test_a_stale_owner_is_refused_and_one_that_was_overtaken_is_ended(mode
     ("command", "words"),
     [
         ({"open": opening()}, "one gang only"),
-        ({"fork": pb.ForkAgent()}, "does not do fork"),
-        ({"pause": pb.PauseAgents()}, "does not do pause"),
-        ({"request_resume_states": pb.RequestResumeStates()}, "does not do request_resume_states"),
         ({}, "missing"),
     ],
 )

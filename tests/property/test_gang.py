@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import pytest
 from cogitate.agent_decoder.core.block_pool import BlockPool
@@ -15,10 +16,11 @@ from cogitate.agent_decoder.core.events import (
     Injected,
     ToolCall,
 )
+from cogitate.agent_decoder.core.forking import fork, history, snapshot
 from cogitate.agent_decoder.core.gang import Gang
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.scheduler import StepLimits, schedule
-from cogitate.agent_decoder.core.sequence import Agent, Position, State
+from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
 from cogitate.agent_decoder.core.starts import (
     AgentStart,
     GangRules,
@@ -38,7 +40,7 @@ MAX_LEN, MAX_INJECTED, BLOCK = 24, 5, 4
 AGENT_IDS = st.sampled_from([0, 1, 2])
 
 
-def decode(token_ids: Sequence[int]) -> str:
+def decode(token_ids: Seq[int]) -> str:
     return bytes(t for t in token_ids if t < 256).decode(errors="replace")
 
 
@@ -102,6 +104,8 @@ class GangMachine(RuleBasedStateMachine):
         self.finished: dict[tuple[int, int], Finished] = {}
         self.done: GangDone | None = None
         self.num_injected = 0
+        # What each slot of the cache holds: its token and, in a chain, all before it.
+        self.cache: dict[int, dict[int, int]] = {}
         if not waits:
             self.admit()
 
@@ -116,13 +120,13 @@ class GangMachine(RuleBasedStateMachine):
     def step(self, data: st.DataObject) -> None:
         gang = self.gang
         sequences = [gang.root, *(a.sequence for a in gang.agents.values())]
-        for chunk in schedule(sequences, self.limits):
+        chunks = schedule(sequences, self.limits)
+        for chunk in chunks:
             gang.allocate(chunk.sequence, chunk.length)
-            gang.copies.clear()
-            chunk.sequence.num_computed += chunk.length
+        self.copy_blocks()
+        for chunk in chunks:
             for _ in range(chunk.length):
-                chunk.sequence.pending.popleft()
-            assert chunk.sequence.num_computed <= len(chunk.sequence.block_table) * BLOCK
+                self.compute(chunk.sequence, chunk.sequence.pending.popleft().token_id)
         if gang.prefix_logits is None and not gang.root.pending:
             gang.prefix_logits = "logits"
             for agent in list(gang.agents.values()):
@@ -130,6 +134,23 @@ class GangMachine(RuleBasedStateMachine):
         for agent in list(gang.agents.values()):
             if agent.sequence.state is State.RUNNING and not agent.sequence.pending:
                 self.take(agent, data)
+
+    def copy_blocks(self) -> None:
+        for source, target in self.gang.copies:
+            self.cache[target] = dict(self.cache[source])
+        self.gang.copies.clear()
+
+    def compute(self, sequence: Sequence, token_id: int) -> None:
+        """Writes a position as a model would: from what the blocks before it hold."""
+        at = sequence.num_computed
+        before = self.held(sequence, at - 1) if at else 0
+        block = sequence.block_table[at // BLOCK]
+        self.cache.setdefault(block, {})[at % BLOCK] = hash((before, token_id))
+        assert self.pool.ref_count(block) == 1, "wrote a block that others read"
+        sequence.num_computed += 1
+
+    def held(self, sequence: Sequence, at: int) -> int:
+        return self.cache[sequence.block_table[at // BLOCK]][at % BLOCK]
 
     def take(self, agent: Agent, data: st.DataObject) -> None:
         tokens = [97, 98, 99, 0xE2, STOP_ID, END, CALL, RUN, RUN, ANSWER]
@@ -165,6 +186,40 @@ class GangMachine(RuleBasedStateMachine):
             self.granted[agent_id] = max(self.granted[agent_id], total)
         else:
             self.gang.grant({agent_id: total})
+
+    @rule(ids=st.lists(AGENT_IDS, max_size=2))
+    def pause(self, ids: list[int]) -> None:
+        before = {i: len(a.sampled) for i, a in self.gang.agents.items()}
+        self.gang.pause(ids)
+        assert before == {i: len(a.sampled) for i, a in self.gang.agents.items()}
+
+    @precondition(lambda self: not self.gang.closed)
+    @rule(data=st.data(), parent_id=AGENT_IDS, agent_id=st.integers(0, 5), kept=st.integers(-1, 6))
+    def fork(self, data: st.DataObject, parent_id: int, agent_id: int, kept: int) -> None:
+        attempt = 1 + max((n for a, n in self.started if a == agent_id), default=0)
+        made = data.draw(starts(agent_id))
+        start = AgentStart(agent_id, attempt, made.params, 0, granted=made.granted)
+        self.drain()
+        self.copy_blocks()
+        parent = self.gang.agents.get(parent_id)
+        before = self.pool.num_available, list(self.gang.agents)
+        refused = fork(self.gang, parent_id, kept, start, self.has_room)
+        self.copy_blocks()
+        if refused:
+            assert before == (self.pool.num_available, list(self.gang.agents))
+            return
+        assert parent is not None
+        kept = len(parent.sampled) if kept == -1 else kept
+        replay = history(parent, kept)
+        self.started[agent_id, attempt] = replace(start, replay=replay)
+        self.granted[agent_id] = start.granted or start.params.max_tokens
+        if agent := self.gang.agents.get(agent_id):
+            assert agent.sampled == parent.sampled[:kept]
+
+    def has_room(self, num_blocks: int) -> bool:
+        if self.gang.waiting:
+            return self.gang.blocks_needed() + num_blocks <= self.pool.num_blocks
+        return self.pool.can_reserve(num_blocks)
 
     @precondition(lambda self: not self.gang.closed)
     @rule(data=st.data(), agent_id=AGENT_IDS)
@@ -228,11 +283,28 @@ class GangMachine(RuleBasedStateMachine):
             if self.gang.closed:
                 assert sequence.state not in (State.PAUSED, State.AWAITING_GRANT)
             if sequence.state is State.PAUSED:
-                assert agent.pending_call_id
-        tables = [b for a in self.gang.agents.values() for b in a.sequence.block_table]
-        prefix = set(self.gang.root.block_table)
-        own = [block for block in tables if block not in prefix]
-        assert len(own) == len(set(own)), "a block with two writers"
+                assert agent.pending_call_id or agent.paused
+            if agent.paused:
+                assert sequence.state is not State.RUNNING
+        self.blocks_hold_what_was_done()
+
+    def blocks_hold_what_was_done(self) -> None:
+        if self.gang.copies or self.gang.waiting:
+            return
+        prefix = [position.token_id for position in self.gang.start.prefix]
+        for agent in self.gang.agents.values():
+            done = [*prefix, *(p.token_id for p in agent.opening)]
+            for segment in history(agent, len(agent.sampled)):
+                if isinstance(segment, SampledTokens):
+                    done += segment.token_ids
+                else:
+                    done += [p.token_id for p in segment.positions]
+            if agent.sequence.num_computed:
+                assert agent.sequence.num_positions == len(done)
+            chain = 0
+            for at in range(agent.sequence.num_computed):
+                chain = hash((chain, done[at]))
+                assert self.held(agent.sequence, at) == chain, "a block holds something else"
 
     def teardown(self) -> None:
         if not hasattr(self, "num_injected"):
@@ -359,3 +431,77 @@ def test_an_injection_that_does_not_fit_ends_the_agent() -> None:
     gang.inject(0, "a0.1.c1", [Position(5)] * (MAX_INJECTED + 1))
     assert ends(gang) == [(Finish.LENGTH, "")]
     assert not [e for e in gang.events if isinstance(e, Injected)]
+
+
+def test_pause_keeps_the_memory_until_something_answers_no_call() -> None:
+    gang = gang_of(agent_start(granted=3), agent_start(agent_id=1))
+    gang.take(gang.agents[0], 97, -0.5, 1.0)
+    gang.pause([0, 9])
+    agent = gang.agents[0]
+    assert (agent.sequence.state, gang.agents[1].sequence.state) == (State.PAUSED, State.RUNNING)
+    held = list(agent.sequence.block_table)
+    gang.grant({0: 4})
+    gang.inject(0, "a0.1.c1", [Position(5)])  # answers a call nobody made
+    assert agent.sequence.state is State.PAUSED
+    gang.inject(0, "", [])
+    assert (agent.sequence.state, agent.sequence.block_table) == (State.RUNNING, held)
+    assert [e.num_positions for e in gang.events if isinstance(e, Injected)] == [0]
+
+
+def test_a_result_reaches_an_agent_that_was_paused_and_it_stands_still() -> None:
+    gang = gang_of(agent_start())
+    agent = gang.agents[0]
+    for token in (CALL, RUN):
+        gang.take(agent, token, -0.5, 1.0)
+    gang.pause([])
+    gang.inject(0, "a0.1.c1", [Position(5)])
+    assert agent.sequence.state is State.PAUSED
+    gang.inject(0, "", [Position(6)])
+    assert agent.sequence.state is State.RUNNING
+    assert [p.token_id for p in agent.sequence.pending] == [CALL, RUN, 5, 6]
+    assert history(agent, 1) == (SampledTokens((CALL,)),)
+    assert history(agent, 2)[1:] == (
+        InjectedPositions((Position(5),)), InjectedPositions((Position(6),))
+    )  # fmt: skip
+
+
+def test_a_paused_agent_ends_when_no_command_can_come() -> None:
+    gang = gang_of(agent_start())
+    gang.pause([0])
+    gang.close()
+    assert ends(gang) == [(Finish.CANCELLED, "CLOSED")]
+
+
+def test_a_snapshot_says_all_that_was_done() -> None:
+    gang = gang_of(agent_start(params=SamplingParams(max_tokens=8, stop=("bcd",))))
+    agent = gang.agents[0]
+    for token in (97, CALL, 99, RUN):
+        gang.take(agent, token, -0.5, 2.0)
+    waiting = snapshot(agent)
+    assert (waiting.segments, waiting.pending_call_id) == (
+        (SampledTokens((97, CALL, 99, RUN)),), "a0.1.c1"
+    )  # fmt: skip
+    gang.inject(0, "a0.1.c1", [Position(5)], "origin")
+    for token in (98, 99):
+        gang.take(agent, token, -0.5, 2.0)
+    made = snapshot(agent)
+    assert made.segments[1:] == (
+        InjectedPositions((Position(5),), "origin"), SampledTokens((98, 99))
+    )  # fmt: skip
+    assert (made.num_sampled, made.withheld, made.mean_logprob) == (6, "bc", -0.5)
+
+
+def test_forks_that_cannot_be_made_change_nothing() -> None:
+    gang = gang_of(agent_start())
+    gang.take(gang.agents[0], 97, -0.5, 1.0)
+    free = gang.pool.num_available
+    copy = agent_start(agent_id=1)
+
+    def refused(parent: int, kept: int, start: AgentStart, *, room: bool = True) -> str:
+        return fork(gang, parent, kept, start, lambda n: room)
+
+    assert refused(5, -1, copy) == "NOT_FOUND"
+    assert refused(0, 2, copy) == refused(0, -2, copy) == "INVALID_REQUEST"
+    assert refused(0, -1, agent_start(attempt=2)) == "INVALID_REQUEST"
+    assert refused(0, -1, copy, room=False) == "REJECTED"
+    assert (gang.pool.num_available, list(gang.agents)) == (free, [0])

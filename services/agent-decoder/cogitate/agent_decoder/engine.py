@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from cogitate.agent_decoder.core.block_pool import BlockPool
 from cogitate.agent_decoder.core.events import Admitted, Event, Finished, Prefilled, Refused
+from cogitate.agent_decoder.core.forking import fork, snapshot
 from cogitate.agent_decoder.core.gang import Gang
 from cogitate.agent_decoder.core.load import EngineLimits, EngineStats
 from cogitate.agent_decoder.core.scheduler import Chunk, schedule
@@ -100,9 +101,33 @@ class Engine:
         """Widens a gang. Agents for which there is no room end with ERROR at once."""
         self._with_gang(key, lambda gang: self._add_agents(gang, agents))
 
-    def inject(self, key: int, agent_id: int, call_id: str, positions: Seq[Position]) -> None:
+    def fork(self, key: int, parent_id: int, num_sampled: int, start: AgentStart) -> None:
+        """Copies an agent. A copy that cannot be made ends with ERROR at once."""
+        self._with_gang(key, lambda gang: self._fork(gang, parent_id, num_sampled, start))
+
+    def inject(
+        self,
+        key: int,
+        agent_id: int,
+        call_id: str,
+        positions: Seq[Position],
+        origin: object = None,
+    ) -> None:
         """Gives a paused agent what it waits for."""
-        self._with_gang(key, lambda gang: gang.inject(agent_id, call_id, positions))
+        self._with_gang(key, lambda gang: gang.inject(agent_id, call_id, positions, origin))
+
+    def pause(self, key: int, agent_ids: Seq[int]) -> None:
+        """Has agents stand still; empty means all."""
+        self._with_gang(key, lambda gang: gang.pause(agent_ids))
+
+    def request_states(self, key: int, agent_ids: Seq[int]) -> None:
+        """Asks for a Snapshot of each agent that has not ended; empty means all."""
+
+        def act(gang: Gang) -> None:
+            asked = [a for i, a in gang.agents.items() if i in agent_ids or not agent_ids]
+            gang.events += map(snapshot, asked)
+
+        self._with_gang(key, act)
 
     def kill(self, key: int, agent_ids: Seq[int], reason: str) -> None:
         """Stops agents; empty means all."""
@@ -182,21 +207,27 @@ class Engine:
         for start in agents:
             if gang.misfit(start):
                 reason = "INVALID_REQUEST"
-            elif not self._has_room(gang, start):
+            elif not self._has_room(gang, gang.blocks_of(start)):
                 reason = "REJECTED"
             else:
                 gang.add_agent(start)
                 continue
             gang.events.append(Finished.unstarted(start.agent_id, start.attempt, reason))
 
-    def _has_room(self, gang: Gang, start: AgentStart) -> bool:
+    def _fork(self, gang: Gang, parent_id: int, num_sampled: int, start: AgentStart) -> None:
+        self._copy_blocks()  # the parent's last block may be one that still waits for its content
+        has_room = partial(self._has_room, gang)
+        if reason := fork(gang, parent_id, num_sampled, start, has_room):
+            gang.events.append(Finished.unstarted(start.agent_id, start.attempt, reason))
+        self._copy_blocks()
+
+    def _has_room(self, gang: Gang, num_blocks: int) -> bool:
+        """Whether one more agent with so many blocks may be taken."""
         if gang.waiting:
-            fits = gang.blocks_needed() + gang.blocks_of(start) <= self.pool.num_blocks
+            fits = gang.blocks_needed() + num_blocks <= self.pool.num_blocks
             return fits and len(gang.agents) < self.limits.max_sequences
-        num_sequences = self._num_admitted()
-        return num_sequences < self.limits.max_sequences and self.pool.can_reserve(
-            gang.blocks_of(start)
-        )
+        is_free = self._num_admitted() < self.limits.max_sequences
+        return is_free and self.pool.can_reserve(num_blocks)
 
     def _num_admitted(self) -> int:
         return sum(len(g.agents) for g in self._gangs.values() if not g.waiting)

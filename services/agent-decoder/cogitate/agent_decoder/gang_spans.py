@@ -47,7 +47,7 @@ class GangSpans:
                 self._prefilled(event)
             elif isinstance(event, ev.Delta):
                 self._decoding(event.agent_id)
-            elif isinstance(event, ev.ToolCall | ev.AwaitingGrant):
+            elif isinstance(event, ev.ToolCall | ev.AwaitingGrant | ev.Paused):
                 self._paused(event.agent_id, event.num_sampled)
             elif isinstance(event, ev.Finished):
                 self._paused(event.agent_id, event.num_sampled)

@@ -104,6 +104,14 @@ class Renderer:
         constraint = wire.to_constraint(params)
         return None if constraint is None else await self._grammars.compile(gang.tenant, constraint)
 
+    async def copy(self, gang: pb.OpenGang, spec: pb.AgentSpec) -> AgentStart:
+        """An agent that is forked. Raises InvalidRequest."""
+        if spec.HasField("resume_state") or spec.HasField("hint_index"):
+            raise InvalidRequest("a copy has its parent's history and hint", field="fork.agent")
+        if spec.hint or spec.assistant_prefix:
+            raise InvalidRequest("a copy has its parent's opening", field="fork.agent")
+        return await self.agent(gang, spec)
+
     def hint(self, spec: pb.AgentSpec) -> str:
         """The sentence that opens the agent's turn."""
         if spec.hint or not spec.HasField("hint_index") or not self._model.hints:
@@ -147,13 +155,14 @@ class Renderer:
             return SampledTokens(tuple(self._in_vocabulary(segment.sampled.token_ids)))
         if kind == "injected":
             ids = self._in_vocabulary(segment.injected.token_ids)
-            return InjectedPositions(tuple(_positions(ids)))
+            return InjectedPositions(tuple(_positions(ids)), segment)
         if kind == "tool_result":
-            return InjectedPositions(tuple(await self._tool_result(gang, segment.tool_result)))
+            result = await self._tool_result(gang, segment.tool_result)
+            return InjectedPositions(tuple(result), segment)
         if kind == "image":
             image = wire.to_image(segment.image)
             embeddings = await self._fetch(gang, {image.key: segment.image})
-            return InjectedPositions(tuple(self._place([image], embeddings)))
+            return InjectedPositions(tuple(self._place([image], embeddings)), segment)
         raise InvalidRequest(
             "a resume segment needs tokens, a tool result or an image", field="segments"
         )

@@ -28,6 +28,7 @@ from cogitate.agent_decoder.rendering import Renderer
 from cogitate.kit.config import model_directory
 from cogitate.kit.errors import CogitateError, InvalidRequest, NotOwner, Rejected
 from cogitate.v1 import agent_decoder_service_pb2 as pb
+from cogitate.v1 import common_pb2 as common
 
 Write = Callable[[pb.DecodeResponse], Awaitable[None]]
 
@@ -53,6 +54,17 @@ class _Stream:
     injecting: set[asyncio.Task[None]] = field(default_factory=set)
     adding: asyncio.Task[None] | None = None
     kills: list[tuple[list[int], str]] = field(default_factory=list)
+
+    # How each agent samples: its copies may sample so.
+    params: dict[int, common.SamplingParams] = field(default_factory=dict)
+
+    def newer(self, specs: Iterable[pb.AgentSpec]) -> list[pb.AgentSpec]:
+        """Notes those whose attempt is newer than any seen of the agent, and returns them."""
+        taken = [s for s in specs if max(1, s.attempt) > self.attempts.get(s.agent_id, 0)]
+        self.attempts |= {spec.agent_id: max(1, spec.attempt) for spec in taken}
+        self.params |= {spec.agent_id: spec.sampling_params for spec in taken}
+        self.spans.add(taken)
+        return taken
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """What is under way."""
@@ -149,7 +161,7 @@ class Runtime:
         except CogitateError as error:
             await write(_refused(error.reason, error.message, error.retry_after_s))
             return
-        stream.attempts = {agent.agent_id: agent.attempt for agent in start.agents}
+        stream.newer(stream.gang.agents)
         self.engine.open(stream.key, start)
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._commands(stream, requests, tasks))
@@ -187,6 +199,8 @@ class Runtime:
             of_agents = Counter(e.agent_id for e in events if isinstance(e, ev.Delta))
             steps += max(of_agents.values(), default=0)
             for response in wire.to_responses(events, steps, self._admitted(stream.gang)):
+                if response.resume_state.HasField("state"):
+                    response.resume_state.state.build_digest = self.model.build_digest
                 await self._write(write, response)
             if any(isinstance(event, ev.GangDone | ev.Refused) for event in events):
                 return
@@ -245,6 +259,9 @@ class Runtime:
                 stream.kills.clear()
                 added = self._add_agents(stream, request.add_agents.agents)
                 stream.adding = tasks.create_task(added)
+            elif command == "fork":
+                stream.kills.clear()
+                stream.adding = tasks.create_task(self._fork(stream, request.fork))
             elif command == "inject":
                 await self._inject(stream, request.inject, tasks)
             else:
@@ -259,15 +276,15 @@ class Runtime:
         elif command == "set_confidence_threshold":
             threshold = request.set_confidence_threshold.group_confidence
             self.engine.set_threshold(stream.key, threshold)
+        elif command == "pause":
+            self.engine.pause(stream.key, list(request.pause.agent_ids))
+        elif command == "request_resume_states":
+            asked = list(request.request_resume_states.agent_ids)
+            self.engine.request_states(stream.key, asked)
         elif command == "open":
             raise InvalidRequest("a Decode stream opens one gang only")
-        elif command is None:
-            raise InvalidRequest("a command is missing, or newer than this endpoint")
         else:
-            raise InvalidRequest(
-                f"this endpoint does not do {command}: see its capabilities",
-                metadata={"command": command},
-            )
+            raise InvalidRequest("a command is missing, or newer than this endpoint")
 
     def _kill(self, stream: _Stream, agent_ids: list[int], reason: str) -> None:
         self.engine.kill(stream.key, agent_ids, reason)
@@ -289,25 +306,45 @@ class Runtime:
 
     async def _inject_now(self, stream: _Stream, inject: pb.InjectAgent) -> None:
         positions = await self._renderer.injection(stream.gang, inject)
-        self.engine.inject(stream.key, inject.agent_id, inject.call_id, positions)
+        origin = wire.origin_of(inject)
+        self.engine.inject(stream.key, inject.agent_id, inject.call_id, positions, origin)
 
     async def _add_agents(self, stream: _Stream, specs: Iterable[pb.AgentSpec]) -> None:
         """Adds each agent that can be; the others end with ERROR, the gang goes on.
 
         An attempt not newer than one seen before is ignored: a repeated command is harmless.
         """
-        specs = [s for s in specs if max(1, s.attempt) > stream.attempts.get(s.agent_id, 0)]
-        stream.attempts |= {spec.agent_id: max(1, spec.attempt) for spec in specs}
-        stream.spans.add(specs)
-        starts: list[AgentStart] = []
-        for spec in specs:
-            try:
-                starts.append(await self._renderer.agent(stream.gang, spec))
-            except CogitateError as error:
-                attempt = max(1, spec.attempt)
-                unstarted = ev.Finished.unstarted(spec.agent_id, attempt, error.reason)
-                self._deliver(stream.key, [unstarted])
-        self.engine.add_agents(stream.key, starts)
+        starts = [
+            await self._start(stream, spec, self._renderer.agent(stream.gang, spec))
+            for spec in stream.newer(specs)
+        ]
+        self.engine.add_agents(stream.key, [start for start in starts if start is not None])
+        self._kill_late(stream)
+
+    async def _fork(self, stream: _Stream, fork: pb.ForkAgent) -> None:
+        """Copies an agent; without sampling parameters of its own, with its parent's."""
+        if fork.agent_id in stream.params and not fork.agent.HasField("sampling_params"):
+            fork.agent.sampling_params.CopyFrom(stream.params[fork.agent_id])
+        for spec in stream.newer([fork.agent]):
+            copied = self._renderer.copy(stream.gang, spec)
+            if (start := await self._start(stream, spec, copied)) is not None:
+                self.engine.fork(stream.key, fork.agent_id, fork.token_offset, start)
+        self._kill_late(stream)
+
+    async def _start(
+        self, stream: _Stream, spec: pb.AgentSpec, rendered: Awaitable[AgentStart]
+    ) -> AgentStart | None:
+        """The agent, or its end if it cannot be taken."""
+        try:
+            return await rendered
+        except CogitateError as error:
+            attempt = max(1, spec.attempt)
+            unstarted = ev.Finished.unstarted(spec.agent_id, attempt, error.reason)
+            self._deliver(stream.key, [unstarted])
+            return None
+
+    def _kill_late(self, stream: _Stream) -> None:
+        """Kills that came while agents were being added are for these, too."""
         for agent_ids, reason in stream.kills:
             self.engine.kill(stream.key, agent_ids, reason)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from cogitate.agent_decoder.core import events as ev
 from cogitate.agent_decoder.core.sampling import SamplingParams
+from cogitate.agent_decoder.core.starts import InjectedPositions, SampledTokens
 from cogitate.agent_decoder.grammars import Constraint
 from cogitate.agent_decoder.model.templates import Image, Text, Turn
 from cogitate.kit.errors import InvalidRequest
@@ -36,6 +37,7 @@ CAPABILITIES = (
     pb.CAPABILITY_LOGPROBS,
     pb.CAPABILITY_SEED,
     pb.CAPABILITY_RESUME,
+    pb.CAPABILITY_FORK,
     pb.CAPABILITY_KILL,
     pb.CAPABILITY_INJECT,
     pb.CAPABILITY_CONSTRAINT,
@@ -236,6 +238,8 @@ def to_responses(
                 responses += step.end(step_offset)
                 step = _Step()
             step.add(event)
+        elif isinstance(event, ev.Paused):
+            continue  # the contract has no word for it
         elif isinstance(event, ev.Admitted):
             responses.append(pb.DecodeResponse(admitted=admitted()))
         elif isinstance(event, ev.Injected) and event.agent_id not in step.newest:
@@ -333,6 +337,8 @@ def _response(event: ev.Event) -> pb.DecodeResponse:
                 injected_token_count=event.num_positions,
             )
         )
+    if isinstance(event, ev.Snapshot):
+        return pb.DecodeResponse(resume_state=_resume_state(event))
     if isinstance(event, ev.AwaitingGrant):
         return pb.DecodeResponse(
             awaiting_grant=pb.AgentAwaitingGrant(
@@ -365,6 +371,47 @@ def _response(event: ev.Event) -> pb.DecodeResponse:
     if isinstance(event, ev.Refused):
         return pb.DecodeResponse(refused=refused(event.reason, event.message, event.retry_after_s))
     raise TypeError(f"no message for {type(event).__name__}")
+
+
+def origin_of(inject: pb.InjectAgent) -> pb.Segment | None:
+    """What an injection with images is made from again; raw embeddings cannot be."""
+    if inject.WhichOneof("content") != "tool_result":
+        return None
+    return pb.Segment(tool_result=inject.tool_result)
+
+
+def _segment(segment: SampledTokens | InjectedPositions) -> pb.Segment | None:
+    if isinstance(segment, SampledTokens):
+        return pb.Segment(sampled=pb.TokenIds(token_ids=segment.token_ids))
+    if all(position.embedding is None for position in segment.positions):
+        # Just these, though a result might be rendered otherwise elsewhere.
+        ids = [position.token_id for position in segment.positions]
+        return pb.Segment(injected=pb.TokenIds(token_ids=ids))
+    origin: pb.Segment | None = segment.origin
+    return origin
+
+
+def _resume_state(event: ev.Snapshot) -> pb.AgentResumeState:
+    """Without a state if raw embeddings are part of it: the contract cannot carry those."""
+    made = pb.AgentResumeState(agent_id=event.agent_id, attempt=event.attempt)
+    segments = [_segment(segment) for segment in event.segments]
+    if any(segment is None for segment in segments):
+        return made
+    lowest = min(event.lowest_confidence, event.group_confidence or math.inf)
+    made.state.CopyFrom(
+        pb.ResumeState(
+            segments=[segment for segment in segments if segment is not None],
+            sampled_token_count=event.num_sampled,
+            withheld_text=event.withheld,
+            pending_call_id=event.pending_call_id,
+            confidence=common.Confidence(
+                mean_logprob=event.mean_logprob,
+                lowest_group_confidence=lowest if math.isfinite(lowest) else 0.0,
+                group_confidence=event.group_confidence,
+            ),
+        )
+    )
+    return made
 
 
 def _finished(event: ev.Finished) -> pb.AgentFinished:

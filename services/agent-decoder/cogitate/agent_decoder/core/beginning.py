@@ -33,6 +33,7 @@ def begin(start: AgentStart, rules: GangRules, max_blocks: int, *, instant: bool
         stop_ids=frozenset(params.stop_token_ids)
         | (frozenset() if params.ignore_eos else control.end),
         end_ids=control.end,
+        opening=start.opening,
         matcher=start.grammar.matcher() if start.grammar else None,
         pending_call_id=start.pending_call_id,
         lowest_confidence=start.lowest_confidence,
@@ -60,6 +61,7 @@ def _replay(agent: Agent, start: AgentStart, control: ControlTokens) -> None:
     for segment in start.replay:
         if isinstance(segment, InjectedPositions):
             agent.sequence.pending.extend(segment.positions)
+            agent.injections.append((len(agent.sampled), segment.positions, segment.origin))
             agent.num_injected += len(segment.positions)
             agent.last_turn = Turn.NONE
             continue

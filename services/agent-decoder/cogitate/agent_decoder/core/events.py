@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from cogitate.agent_decoder.core.starts import InjectedPositions, SampledTokens
+
 
 class Finish(Enum):
     """Why an agent ended; names as in cogitate.v1.FinishReason."""
@@ -80,6 +82,29 @@ class Injected:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """An agent that ran stands still by command."""
+
+    agent_id: int
+    num_sampled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All an agent needs to go on elsewhere, as of its newest token."""
+
+    agent_id: int
+    attempt: int
+    segments: tuple[SampledTokens | InjectedPositions, ...]
+    num_sampled: int
+    withheld: str
+    pending_call_id: str
+    mean_logprob: float
+    lowest_confidence: float
+    group_confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class AwaitingGrant:
     """An agent used up its grant."""
 
@@ -134,6 +159,8 @@ Event = (
     | Delta
     | ToolCall
     | Injected
+    | Paused
+    | Snapshot
     | AwaitingGrant
     | Finished
     | Draining

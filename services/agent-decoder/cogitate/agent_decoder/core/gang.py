@@ -5,7 +5,7 @@ so an admitted gang always runs to its end.
 
 State diagram (one agent)::
 
-    WAITING --prefix computed--> RUNNING --call--> PAUSED --inject--> RUNNING
+    WAITING --prefix computed--> RUNNING --call, pause--> PAUSED --inject--> RUNNING
                                     |
                                     +--grant used up--> AWAITING_GRANT --grant--> RUNNING
     any --end token, limit, kill--> FINISHED
@@ -39,6 +39,7 @@ from cogitate.agent_decoder.core.events import (
     Finished,
     GangDone,
     Injected,
+    Paused,
     ToolCall,
 )
 from cogitate.agent_decoder.core.prefix_hashes import block_names
@@ -78,7 +79,7 @@ class Gang:
     def __post_init__(self) -> None:
         self.root = Sequence(pending=deque(self.start.prefix))
         for agent in self.start.agents:
-            self.agents[agent.agent_id] = self._begin(agent)
+            self.agents[agent.agent_id] = self.begin(agent)
 
     @property
     def waiting(self) -> bool:
@@ -115,13 +116,14 @@ class Gang:
     def admit(self, now: float) -> None:
         """Takes the reservation; the prefix begins to run."""
         self.admitted_s = now
-        self._reserve(self.root, self.pool.blocks_for(len(self.start.prefix)))
+        self.reserve(self.root, self.pool.blocks_for(len(self.start.prefix)))
         self._find_cached()
         self.root.state = State.RUNNING
         for agent in self.agents.values():
-            self._reserve(agent.sequence, agent.max_blocks)
+            self.reserve(agent.sequence, agent.max_blocks)
 
-    def _begin(self, start: AgentStart) -> Agent:
+    def begin(self, start: AgentStart) -> Agent:
+        """Makes an agent of it, fresh or resumed, that owns no memory yet."""
         return begin(start, self.rules, self.blocks_of(start), instant=self.start.instant)
 
     def _find_cached(self) -> None:
@@ -151,22 +153,27 @@ class Gang:
         """
         if earlier := self.agents.get(start.agent_id):
             self.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
-        agent = self.agents[start.agent_id] = self._begin(start)
+        agent = self.agents[start.agent_id] = self.begin(start)
         if not self.waiting:
-            self._reserve(agent.sequence, agent.max_blocks)
+            self.reserve(agent.sequence, agent.max_blocks)
         if self.prefix_logits is not None:
             self.fork_from_prefix(agent)
 
     def fork_from_prefix(self, agent: Agent) -> None:
-        """Shares the prefix's full blocks, asks for a copy of its partial one; the agent begins."""
-        sequence, root = agent.sequence, self.root
-        full = root.num_computed // self.pool.block_size
-        sequence.block_table = root.block_table[:full]
+        """The agent begins at the end of the prefix."""
+        self.branch(agent, self.root, self.root.num_computed)
+
+    def branch(self, agent: Agent, source: Sequence, length: int) -> None:
+        """Shares the source's full blocks up to ``length`` positions and asks for a copy of a
+        partial one; the agent begins there.
+        """
+        sequence, full = agent.sequence, length // self.pool.block_size
+        sequence.block_table = source.block_table[:full]
         self.pool.share(sequence.block_table)
-        sequence.num_computed = root.num_computed
-        if full < len(root.block_table):
+        sequence.num_computed = length
+        if length % self.pool.block_size:
             self.allocate(sequence, 0)
-            self.copies.append((root.block_table[full], sequence.block_table[full]))
+            self.copies.append((source.block_table[full], sequence.block_table[full]))
         self._follow(agent, ending_of(agent, self.rules, self.threshold))
 
     def allocate(self, sequence: Sequence, length: int) -> None:
@@ -176,7 +183,8 @@ class Gang:
             sequence.block_table += self.pool.allocate(missing)
             sequence.num_reserved -= missing
 
-    def _reserve(self, sequence: Sequence, count: int) -> None:
+    def reserve(self, sequence: Sequence, count: int) -> None:
+        """Sets blocks aside for the sequence. The caller asked ``can_reserve``."""
         self.pool.reserve(count)
         sequence.num_reserved = count
 
@@ -191,7 +199,23 @@ class Gang:
 
     # -- commands ----------------------------------------------------------------------------
 
-    def inject(self, agent_id: int, call_id: str, positions: Seq[Position]) -> None:
+    def pause(self, agent_ids: Seq[int]) -> None:
+        """Has agents stand still, memory kept, until something is injected that answers no call.
+
+        Empty means all. Results of calls and grants reach an agent that stands still.
+        """
+        for agent_id in list(agent_ids) or list(self.agents):
+            agent = self.agents.get(agent_id)
+            if agent is None or self.closed:
+                continue
+            agent.paused = True
+            if agent.sequence.state is State.RUNNING:
+                agent.sequence.state = State.PAUSED
+                self.events.append(Paused(agent_id, len(agent.sampled)))
+
+    def inject(
+        self, agent_id: int, call_id: str, positions: Seq[Position], origin: Any = None
+    ) -> None:
         """Gives an agent what it waits for, or, without a call, something to go on with.
 
         An answer to a call it does not wait for (late, doubled, unknown) is left alone.
@@ -206,6 +230,9 @@ class Gang:
             self.finish(agent, Finish.LENGTH)
             return
         agent.pending_call_id, agent.last_turn = "", Turn.NONE
+        agent.paused = agent.paused and bool(call_id)
+        if positions:
+            agent.injections.append((len(agent.sampled), tuple(positions), origin))
         agent.sequence.pending.extend(positions)
         agent.num_injected += len(positions)
         self.num_injected += len(positions)
@@ -226,7 +253,7 @@ class Gang:
                 agent.granted = max(agent.granted, min(total, agent.params.max_tokens))
                 waits = agent.sequence.state is State.AWAITING_GRANT
                 if waits and agent.granted > len(agent.sampled):
-                    agent.sequence.state = State.RUNNING
+                    self._go_on(agent)
 
     def close(self) -> None:
         """No more commands will come: what waits for one is ended, the rest goes on."""
@@ -294,8 +321,8 @@ class Gang:
         self._go_on(agent)
 
     def _go_on(self, agent: Agent) -> None:
-        """Runs, unless the agent waits for a result or for a grant."""
-        if agent.pending_call_id:
+        """Runs, unless the agent waits for a result, for a grant, or to be let go on."""
+        if agent.pending_call_id or agent.paused:
             agent.sequence.state = State.PAUSED
         elif len(agent.sampled) >= agent.granted:
             agent.sequence.state = State.AWAITING_GRANT

@@ -74,7 +74,11 @@ class Agent:
     stop_ids: frozenset[int]  # tokens that end its turn
     end_ids: frozenset[int]  # of these, those that the model ends every turn with
     matcher: Matcher | None = None  # of the grammar its answer must follow
+    opening: tuple[Position, ...] = ()
     sampled: list[int] = field(default_factory=list)
+    # What was injected, in order: (tokens sampled before it, positions, origin).
+    injections: list[tuple[int, tuple[Position, ...], Any]] = field(default_factory=list)
+    paused: bool = False  # by command: until something is injected that answers no call
     num_injected: int = 0
     num_calls: int = 0
     pending_call_id: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 from cogitate.agent_decoder.core.constraint import Grammar
 from cogitate.agent_decoder.core.sampling import SamplingParams
@@ -24,6 +25,7 @@ class InjectedPositions:
     """Replayed positions that were injected."""
 
     positions: tuple[Position, ...]
+    origin: Any = None  # what the shell makes them from again; opaque here
 
 
 @dataclass(frozen=True, slots=True)
