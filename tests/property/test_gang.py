@@ -29,7 +29,7 @@ from cogitate.agent_decoder.core.starts import (
     SampledTokens,
 )
 from cogitate.agent_decoder.core.transcript import ControlTokens
-from hypothesis import assume, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -83,41 +83,18 @@ def starts(agent_id: int) -> st.SearchStrategy[AgentStart]:
     )
 
 
-class GangMachine(RuleBasedStateMachine):
-    """Plays the engine on one gang: admits, computes chunks, samples what hypothesis says."""
+class Cache:
+    """What the engine and a model do with blocks; remembers what each slot of the cache holds."""
 
-    @initialize(
-        prefix=st.integers(1, 11),
-        agents=st.tuples(starts(0), starts(1)),
-        waits=st.booleans(),
-        chunk=st.integers(1, 6),
-    )
-    def begin(self, prefix: int, agents: tuple[AgentStart, ...], waits: bool, chunk: int) -> None:
+    def __init__(self, start: GangStart, chunk: int) -> None:
         self.pool = BlockPool(40, BLOCK)
-        start = GangStart((Position(1),) * prefix, agents)
         self.gang = Gang(1, start, RULES, self.pool, 0.0)
-        assume(not any(self.gang.misfit(agent) for agent in agents))
         self.limits = StepLimits(64, chunk)
-        self.started = {(a.agent_id, a.attempt): a for a in agents}
-        self.granted = {a.agent_id: a.granted or a.params.max_tokens for a in agents}
-        self.deltas: list[tuple[int, int]] = []
-        self.finished: dict[tuple[int, int], Finished] = {}
-        self.done: GangDone | None = None
-        self.num_injected = 0
-        # What each slot of the cache holds: its token and, in a chain, all before it.
-        self.cache: dict[int, dict[int, int]] = {}
-        if not waits:
-            self.admit()
+        # Of each slot its token and, in a chain, all before it.
+        self.slots: dict[int, dict[int, int]] = {}
 
-    @precondition(lambda self: self.gang.waiting and self.gang.agents)
-    @rule()
-    def admit(self) -> None:
-        assert self.pool.can_reserve(self.gang.blocks_needed())
-        self.gang.admit(1.0)
-
-    @precondition(lambda self: not self.gang.waiting and not self.done)
-    @rule(data=st.data())
-    def step(self, data: st.DataObject) -> None:
+    def compute_step(self) -> list[Agent]:
+        """One step; the agents that can sample now."""
         gang = self.gang
         sequences = [gang.root, *(a.sequence for a in gang.agents.values())]
         chunks = schedule(sequences, self.limits)
@@ -131,13 +108,15 @@ class GangMachine(RuleBasedStateMachine):
             gang.prefix_logits = "logits"
             for agent in list(gang.agents.values()):
                 gang.fork_from_prefix(agent)
-        for agent in list(gang.agents.values()):
-            if agent.sequence.state is State.RUNNING and not agent.sequence.pending:
-                self.take(agent, data)
+        return [
+            agent
+            for agent in gang.agents.values()
+            if agent.sequence.state is State.RUNNING and not agent.sequence.pending
+        ]
 
     def copy_blocks(self) -> None:
         for source, target in self.gang.copies:
-            self.cache[target] = dict(self.cache[source])
+            self.slots[target] = dict(self.slots[source])
         self.gang.copies.clear()
 
     def compute(self, sequence: Sequence, token_id: int) -> None:
@@ -145,12 +124,79 @@ class GangMachine(RuleBasedStateMachine):
         at = sequence.num_computed
         before = self.held(sequence, at - 1) if at else 0
         block = sequence.block_table[at // BLOCK]
-        self.cache.setdefault(block, {})[at % BLOCK] = hash((before, token_id))
+        self.slots.setdefault(block, {})[at % BLOCK] = hash((before, token_id))
         assert self.pool.ref_count(block) == 1, "wrote a block that others read"
         sequence.num_computed += 1
 
     def held(self, sequence: Sequence, at: int) -> int:
-        return self.cache[sequence.block_table[at // BLOCK]][at % BLOCK]
+        return self.slots[sequence.block_table[at // BLOCK]][at % BLOCK]
+
+    def fork(self, parent_id: int, kept: int, start: AgentStart) -> str:
+        """As the engine does it."""
+        self.copy_blocks()
+        refused = fork(self.gang, parent_id, kept, start, self.has_room)
+        self.copy_blocks()
+        return refused
+
+    def has_room(self, num_blocks: int) -> bool:
+        if self.gang.waiting:
+            return self.gang.blocks_needed() + num_blocks <= self.pool.num_blocks
+        return self.pool.can_reserve(num_blocks)
+
+    def blocks_hold_what_was_done(self) -> None:
+        if self.gang.copies or self.gang.waiting:
+            return
+        prefix = [position.token_id for position in self.gang.start.prefix]
+        for agent in self.gang.agents.values():
+            done = [*prefix, *(p.token_id for p in agent.opening)]
+            for segment in history(agent, len(agent.sampled)):
+                if isinstance(segment, SampledTokens):
+                    done += segment.token_ids
+                else:
+                    done += [p.token_id for p in segment.positions]
+            if agent.sequence.num_computed:
+                assert agent.sequence.num_positions == len(done)
+            if agent.sequence.num_computed > len(prefix):
+                assert agent.sequence.pending, "the logits of its last position are not kept"
+            chain = 0
+            for at in range(agent.sequence.num_computed):
+                chain = hash((chain, done[at]))
+                assert self.held(agent.sequence, at) == chain, "a block holds something else"
+
+
+class GangMachine(RuleBasedStateMachine):
+    """Plays the engine on one gang: admits, computes chunks, samples what hypothesis says."""
+
+    @initialize(
+        prefix=st.integers(1, 11),
+        agents=st.tuples(starts(0), starts(1)),
+        waits=st.booleans(),
+        chunk=st.integers(1, 6),
+    )
+    def begin(self, prefix: int, agents: tuple[AgentStart, ...], waits: bool, chunk: int) -> None:
+        self.cache = Cache(GangStart((Position(1),) * prefix, agents), chunk)
+        self.pool, self.gang = self.cache.pool, self.cache.gang
+        assume(not any(self.gang.misfit(agent) for agent in agents))
+        self.started = {(a.agent_id, a.attempt): a for a in agents}
+        self.granted = {a.agent_id: a.granted or a.params.max_tokens for a in agents}
+        self.deltas: list[tuple[int, int]] = []
+        self.finished: dict[tuple[int, int], Finished] = {}
+        self.done: GangDone | None = None
+        self.num_injected = 0
+        if not waits:
+            self.admit()
+
+    @precondition(lambda self: self.gang.waiting and self.gang.agents)
+    @rule()
+    def admit(self) -> None:
+        assert self.pool.can_reserve(self.gang.blocks_needed())
+        self.gang.admit(1.0)
+
+    @precondition(lambda self: not self.gang.waiting and not self.done)
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        for agent in self.cache.compute_step():
+            self.take(agent, data)
 
     def take(self, agent: Agent, data: st.DataObject) -> None:
         tokens = [97, 98, 99, 0xE2, STOP_ID, END, CALL, RUN, RUN, ANSWER]
@@ -200,11 +246,9 @@ class GangMachine(RuleBasedStateMachine):
         made = data.draw(starts(agent_id))
         start = AgentStart(agent_id, attempt, made.params, 0, granted=made.granted)
         self.drain()
-        self.copy_blocks()
         parent = self.gang.agents.get(parent_id)
         before = self.pool.num_available, list(self.gang.agents)
-        refused = fork(self.gang, parent_id, kept, start, self.has_room)
-        self.copy_blocks()
+        refused = self.cache.fork(parent_id, kept, start)
         if refused:
             assert before == (self.pool.num_available, list(self.gang.agents))
             return
@@ -215,11 +259,6 @@ class GangMachine(RuleBasedStateMachine):
         self.granted[agent_id] = start.granted or start.params.max_tokens
         if agent := self.gang.agents.get(agent_id):
             assert agent.sampled == parent.sampled[:kept]
-
-    def has_room(self, num_blocks: int) -> bool:
-        if self.gang.waiting:
-            return self.gang.blocks_needed() + num_blocks <= self.pool.num_blocks
-        return self.pool.can_reserve(num_blocks)
 
     @precondition(lambda self: not self.gang.closed)
     @rule(data=st.data(), agent_id=AGENT_IDS)
@@ -286,25 +325,7 @@ class GangMachine(RuleBasedStateMachine):
                 assert agent.pending_call_id or agent.paused
             if agent.paused:
                 assert sequence.state is not State.RUNNING
-        self.blocks_hold_what_was_done()
-
-    def blocks_hold_what_was_done(self) -> None:
-        if self.gang.copies or self.gang.waiting:
-            return
-        prefix = [position.token_id for position in self.gang.start.prefix]
-        for agent in self.gang.agents.values():
-            done = [*prefix, *(p.token_id for p in agent.opening)]
-            for segment in history(agent, len(agent.sampled)):
-                if isinstance(segment, SampledTokens):
-                    done += segment.token_ids
-                else:
-                    done += [p.token_id for p in segment.positions]
-            if agent.sequence.num_computed:
-                assert agent.sequence.num_positions == len(done)
-            chain = 0
-            for at in range(agent.sequence.num_computed):
-                chain = hash((chain, done[at]))
-                assert self.held(agent.sequence, at) == chain, "a block holds something else"
+        self.cache.blocks_hold_what_was_done()
 
     def teardown(self) -> None:
         if not hasattr(self, "num_injected"):
@@ -317,6 +338,62 @@ class GangMachine(RuleBasedStateMachine):
         assert self.pool.num_available == self.pool.num_blocks
         assert self.done.num_sampled == len(self.deltas)
         assert self.done.num_injected == self.num_injected
+
+
+OPS = ["step"] * 6 + ["fork"] * 4 + ["kill", "pause", "go on", "supersede"]
+REPLAYED = st.sampled_from([(), (SampledTokens((97, 98)),), (SampledTokens((CALL, RUN)),)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    prefix=st.integers(1, 9),
+    opening=st.integers(0, 5),
+    chunk=st.integers(1, 6),
+    replay=REPLAYED,
+    ops=st.lists(
+        st.tuples(st.sampled_from(OPS), st.integers(0, 4), st.integers(-1, 9)),
+        min_size=10,
+        max_size=50,
+    ),
+)
+def test_forks_of_forks_hold_what_was_done_whatever_ends(
+    prefix: int,
+    opening: int,
+    chunk: int,
+    replay: tuple[SampledTokens, ...],
+    ops: list[tuple[str, int, int]],
+) -> None:
+    opens = tuple(Position(100 + i) for i in range(opening))
+    start = agent_start(opening=opens, replay=replay, params=SamplingParams(max_tokens=11))
+    cache = Cache(GangStart(tuple(Position(i) for i in range(prefix)), (start,)), chunk)
+    gang, attempt = cache.gang, 1
+    gang.admit(0.0)
+    for what, which, number in ops:
+        if what == "step":
+            for agent in cache.compute_step():
+                # Calls now and then; otherwise each agent has words of its own.
+                token = (CALL, RUN)[number % 2] if number > 6 else 97 + agent.agent_id + number
+                gang.take(agent, token, -0.5, 1.0)
+        elif what in ("fork", "supersede"):
+            attempt += 1
+            target = (which + 1 + number % 3) % 5 if what == "supersede" else 4 + attempt
+            params = SamplingParams(max_tokens=8 + number % 4)
+            copy = agent_start(agent_id=target, attempt=attempt, params=params)
+            if len(gang.agents) < 8 and gang.agents:
+                cache.fork(list(gang.agents)[which % len(gang.agents)], number, copy)
+        elif what == "kill":
+            gang.kill([which], "DECIDED")
+        elif what == "pause":
+            gang.pause([which])
+        else:
+            for agent in list(gang.agents.values()):
+                gang.inject(agent.agent_id, agent.pending_call_id, [Position(5)] * (number % 3))
+        cache.pool.check_integrity()
+        cache.blocks_hold_what_was_done()
+    gang.kill([], "END")
+    gang.close()
+    assert gang.close_if_done()
+    assert cache.pool.num_available == cache.pool.num_blocks
 
 
 TestGang = GangMachine.TestCase
