@@ -5,9 +5,12 @@
 // rows: what a row gives does not depend on what else is in the batch.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cmath>
+#include <cstdlib>
 #include <memory>
-#include <stdexcept>
+#include <new>
 #include <vector>
 
 #include "pool.h"
@@ -16,6 +19,7 @@
 namespace cogitate {
 
 constexpr int kPanel = 2 * kLanes;
+constexpr size_t kHugePage = size_t(2) << 20;
 
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;  // 24 accumulators of 32 registers
@@ -25,12 +29,15 @@ constexpr int kMaxRows = 4;
 
 enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
-// Cache-line aligned bytes.
+// Aligned bytes; large ones in huge pages where there are any: weights are read from end to end.
 class Buffer {
  public:
-  explicit Buffer(size_t bytes = 0)
-      : data_(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr, &std::free) {
-    if (bytes && !data_) throw std::bad_alloc();
+  explicit Buffer(size_t bytes = 0) : data_(nullptr, &std::free) {
+    if (!bytes) return;
+    const size_t page = bytes < kHugePage ? 64 : kHugePage, rounded = (bytes + page - 1) / page * page;
+    data_.reset(std::aligned_alloc(page, rounded));
+    if (!data_) throw std::bad_alloc();
+    if (page == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
   }
   template <class T>
   T* as() const {
