@@ -80,7 +80,8 @@ class NativeRunner:
             vocab=config.vocab_size,
             max_positions=config.max_position_embeddings,
             store=store,
-            head_store=store,
+            # The table of tokens keeps more: a likeliest token is decided by small differences.
+            head_store=_STORES["bfloat16"] if dtype == "int8" else store,
             half_cache=dtype != "float32",
             threads=threads,
             eps=config.rms_norm_eps,

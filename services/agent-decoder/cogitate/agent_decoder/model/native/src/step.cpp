@@ -35,7 +35,7 @@ extern "C" {
 
 struct CogitateConfig {
   int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
-  int32_t store;          // of weights: 0 float32, 1 bfloat16, 2 int8 with a scale a column
+  int32_t store;          // of weights: 0 float32, 1 bfloat16, 2 int8 with a scale for 32 weights of a column
   int32_t head_store;     // of the output head and the embedding table
   int32_t half_cache;     // 1: keys and values in bfloat16
   int32_t threads;
