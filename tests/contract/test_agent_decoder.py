@@ -463,6 +463,23 @@ async def test_resume_goes_on_with_the_same_tokens(models: Path) -> None:
         assert again.tokens(0) == whole[7:]
 
 
+async def test_an_answer_follows_its_schema_and_a_bad_one_ends_its_agent_only(
+    models: Path,
+) -> None:
+    async with decoder(models) as made:
+        assert pb.CAPABILITY_CONSTRAINT in (await made.endpoint()).description.capabilities
+        schema = {"json_schema": '{"enum":["yes","no"]}', "max_tokens": 40}
+        running = spec(0, bias={ID["answer"]: 20.0}, sampling=schema)
+        stream = await made.opened(running, spec(1, bias=TALKS, sampling=LONG))
+        bad = spec(2, sampling={"regex": "(?=a)b"})
+        await stream.send(add_agents=pb.AddAgents(agents=[bad]))
+        finished = {f.agent_id: f for f in [await stream.until("finished", n) for n in (1, 2)]}
+        assert finished[0].answer in ('"yes"', '"no"')
+        assert finished[0].finish_reason == common.FINISH_REASON_STOP
+        assert finished[2].kill_reason == "INVALID_REQUEST"
+        await stream.until("step", kinds(stream.seen).count("step") + 2)
+
+
 # -- what is not taken ----------------------------------------------------------------------------
 
 
@@ -506,7 +523,15 @@ REFUSED: dict[str, tuple[Callable[[], pb.OpenGang], str, str]] = {
     "temperature nan": (
         lambda: opening(spec(sampling={"temperature": math.nan})), "INVALID_REQUEST", "temperature"
     ),
-    "grammar": (lambda: opening(spec(sampling={"regex": "a"})), "INVALID_REQUEST", "grammar"),
+    "regex": (lambda: opening(spec(sampling={"regex": "("})), "INVALID_REQUEST", "unclosed"),
+    "schema": (
+        lambda: opening(spec(sampling={"json_schema": '{"type":"word"}'})),
+        "INVALID_REQUEST", "the json_schema cannot be followed: Invalid type",
+    ),
+    "schema from elsewhere": (
+        lambda: opening(spec(sampling={"json_schema": '{"$ref":"http://x/y"}'})),
+        "INVALID_REQUEST", "cannot be followed",
+    ),
     "other build": (
         lambda: opening(spec(resume_state=pb.ResumeState(build_digest="sha256:x"))),
         "BUILD_MISMATCH", "afresh",

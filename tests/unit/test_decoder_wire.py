@@ -106,10 +106,45 @@ def test_outside_the_range(fields: dict[str, Any], field: str) -> None:
     assert caught.value.field == f"sampling_params.{field}"
 
 
-@pytest.mark.parametrize("fields", [{"json_schema": "{}"}, {"regex": "a"}])
-def test_grammars_are_refused_not_ignored(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="grammar"):
-        params(**fields)
+def nested(depth: int) -> str:
+    return '{"items":' * depth + "true" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"json_schema": "{}"}, "json_schema"),
+        ({"json_schema": nested(32)}, "json_schema"),
+        ({"json_schema": '{"const":"' + "x" * (65536 - 12) + '"}'}, "json_schema"),
+        ({"regex": ""}, "regex"),
+        ({"regex": "a" * 65536}, "regex"),
+    ],
+)
+def test_a_grammar_within_the_limits(fields: dict[str, Any], kind: str) -> None:
+    made = wire.to_constraint(common.SamplingParams(**fields))
+    assert made is not None
+    assert (made.kind, made.text) == (kind, fields[kind])
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"json_schema": nested(33)}, "json_schema", "32 levels"),
+        ({"json_schema": "[" * 60000 + "]" * 4}, "json_schema", "32 levels"),
+        ({"json_schema": '{"const":"' + "x" * (65536 - 11) + '"}'}, "json_schema", "65536 bytes"),
+        ({"json_schema": "{"}, "json_schema", "not JSON"),
+        ({"regex": "é" * 32769}, "regex", "65536 bytes"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos", "exclude"),
+    ],
+)
+def test_a_grammar_outside_the_limits(fields: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        wire.to_constraint(common.SamplingParams(**fields))
+    assert caught.value.field == f"sampling_params.{field}"
+
+
+def test_no_grammar_is_none() -> None:
+    assert wire.to_constraint(common.SamplingParams(ignore_eos=True)) is None
 
 
 def test_empty_stop_strings_mean_nothing() -> None:

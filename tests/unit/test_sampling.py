@@ -101,6 +101,18 @@ def test_banned_tokens_are_not_drawn_however_likely() -> None:
     assert sampled.logprobs[0] == pytest.approx(torch.log_softmax(logits[0], -1)[1].item())
 
 
+def test_a_grammar_lets_only_its_tokens_be_drawn_and_wins_over_a_ban() -> None:
+    logits = torch.tensor([[9.0, 1.0, 0.0]] * 3)
+    allowed = torch.tensor([False, True, True])
+    rows = [
+        Row(SamplingParams(temperature=0.0), [], 0.0, allowed=allowed),
+        Row(SamplingParams(top_k=1), [], 0.0, (1,), allowed),
+        Row(SamplingParams(temperature=0.0), [], 0.0, frozenset({1, 2}), allowed),
+    ]
+    assert sample(logits, rows).token_ids == [1, 2, 1]
+    assert allowed.tolist() == [False, True, True]
+
+
 def test_temperature_zero_is_greedy_with_ties_to_the_lowest_id() -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0, 1.0]])
     assert sample(logits, [Row(SamplingParams(temperature=0.0), [], 0.9)]).token_ids == [1]

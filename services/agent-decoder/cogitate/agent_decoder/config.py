@@ -58,6 +58,7 @@ class AgentDecoderConfig(ServiceConfig):
     embedding_cache_bytes: int = knob(
         64 * 1024 * 1024, "fetched image embeddings kept", minimum=0, maximum=2**40
     )
+    grammar_cache_count: int = knob(64, "compiled grammars kept", minimum=1, maximum=100_000)
     fetch_timeout_s: float = knob(
         10.0, "how long fetching embeddings may take", minimum=0.1, maximum=600
     )

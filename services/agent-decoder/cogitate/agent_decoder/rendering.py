@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from cogitate.agent_decoder import wire
 from cogitate.agent_decoder.config import AgentDecoderConfig
+from cogitate.agent_decoder.core.constraint import Grammar
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.starts import (
     AgentStart,
@@ -18,6 +19,7 @@ from cogitate.agent_decoder.core.starts import (
     SampledTokens,
 )
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
+from cogitate.agent_decoder.grammars import Grammars
 from cogitate.agent_decoder.model.loader import LoadedModel
 from cogitate.agent_decoder.model.templates import Image, Prompt, Text
 from cogitate.agent_decoder.wire import Embedding
@@ -34,9 +36,11 @@ class Renderer:
         config: AgentDecoderConfig,
         model: LoadedModel,
         embeddings: EmbeddingFetcher,
+        grammars: Grammars,
         max_model_len: int,
     ) -> None:
         self._config, self._model, self._embeddings = config, model, embeddings
+        self._grammars = grammars
         self._template = model.template
         self._vocab_size = model.config.vocab_size
         self._max_model_len = max_model_len
@@ -87,6 +91,7 @@ class Renderer:
             granted=spec.granted_token_count,
             mean_logprob=state.confidence.mean_logprob,
             lowest_confidence=state.confidence.lowest_group_confidence or float("inf"),
+            grammar=await self._grammar(gang, spec.sampling_params),
         )
         if state.sampled_token_count not in (0, start.num_sampled):
             raise InvalidRequest(
@@ -94,6 +99,10 @@ class Renderer:
                 field="resume_state.sampled_token_count",
             )
         return start
+
+    async def _grammar(self, gang: pb.OpenGang, params: common.SamplingParams) -> Grammar | None:
+        constraint = wire.to_constraint(params)
+        return None if constraint is None else await self._grammars.compile(gang.tenant, constraint)
 
     def hint(self, spec: pb.AgentSpec) -> str:
         """The sentence that opens the agent's turn."""

@@ -22,8 +22,10 @@ from cogitate.agent_decoder.core.starts import AgentStart
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
 from cogitate.agent_decoder.engine import Engine
 from cogitate.agent_decoder.gang_spans import GangSpans
+from cogitate.agent_decoder.grammars import Grammars, read_tokenizer
 from cogitate.agent_decoder.model.loader import LoadedModel
 from cogitate.agent_decoder.rendering import Renderer
+from cogitate.kit.config import model_directory
 from cogitate.kit.errors import CogitateError, InvalidRequest, NotOwner, Rejected
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 
@@ -79,7 +81,15 @@ class Runtime:
             config.embedding_cache_bytes,
             config.fetch_timeout_s,
         )
-        self._renderer = Renderer(config, model, self.embeddings, self.engine.max_model_len)
+        self._grammars = Grammars(
+            lambda: read_tokenizer(model_directory(config.model, (config.models_path,))),
+            model.config.vocab_size,
+            model.template.control.end,
+            config.grammar_cache_count,
+        )
+        self._renderer = Renderer(
+            config, model, self.embeddings, self._grammars, self.engine.max_model_len
+        )
         self._keys = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._epochs: OrderedDict[str, int] = OrderedDict()
@@ -106,6 +116,7 @@ class Runtime:
         """Kills what is left and ends the thread."""
         await asyncio.to_thread(self.engine.stop)
         await self.embeddings.close()
+        await self._grammars.close()
 
     async def decode(self, requests: AsyncIterator[pb.DecodeRequest], write: Write) -> None:
         """Runs one gang to its end. Cancelled or broken off, its agents are killed at once."""

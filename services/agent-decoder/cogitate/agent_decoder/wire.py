@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from cogitate.agent_decoder.core import events as ev
 from cogitate.agent_decoder.core.sampling import SamplingParams
+from cogitate.agent_decoder.grammars import Constraint
 from cogitate.agent_decoder.model.templates import Image, Text, Turn
 from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import agent_decoder_service_pb2 as pb
@@ -25,6 +28,8 @@ MAX_STOP_BYTES = 128
 MAX_LOGIT_BIASES = 300
 MAX_STOP_TOKEN_IDS = 300
 MAX_EMBEDDING_ROWS = 4096
+MAX_GRAMMAR_BYTES = 64 * 1024
+MAX_SCHEMA_DEPTH = 32
 
 CAPABILITIES = (
     pb.CAPABILITY_TOOLS,
@@ -33,6 +38,7 @@ CAPABILITIES = (
     pb.CAPABILITY_RESUME,
     pb.CAPABILITY_KILL,
     pb.CAPABILITY_INJECT,
+    pb.CAPABILITY_CONSTRAINT,
 )
 
 
@@ -115,11 +121,6 @@ def to_sampling_params(
         _check("repetition_penalty", params.repetition_penalty, 0.01, 10.0)
     _check("logprobs", params.logprobs, 0, 20)
     _check_lists(params, vocab_size)
-    if params.WhichOneof("constraint"):
-        raise InvalidRequest(
-            "this endpoint does not follow grammars; leave json_schema and regex out",
-            field="constraint",
-        )
     return SamplingParams(
         temperature=chosen,
         top_p=top_p,
@@ -136,6 +137,41 @@ def to_sampling_params(
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
     )
+
+
+def to_constraint(params: common.SamplingParams) -> Constraint | None:
+    """The grammar that is asked for. Raises InvalidRequest for one no time should be spent on."""
+    kind = params.WhichOneof("constraint")
+    if kind is None:
+        return None
+    if params.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos and a grammar exclude each other", field="sampling_params.ignore_eos"
+        )
+    text, field = str(getattr(params, kind)), f"sampling_params.{kind}"
+    if len(text.encode()) > MAX_GRAMMAR_BYTES:
+        raise InvalidRequest(f"a {kind} has at most {MAX_GRAMMAR_BYTES} bytes", field=field)
+    if kind == "json_schema":
+        try:
+            depth = _depth(json.loads(text))
+        except RecursionError:
+            depth = MAX_SCHEMA_DEPTH + 1
+        except ValueError:
+            raise InvalidRequest("the json_schema is not JSON", field=field) from None
+        if depth > MAX_SCHEMA_DEPTH:
+            raise InvalidRequest(
+                f"a json_schema is at most {MAX_SCHEMA_DEPTH} levels deep", field=field
+            )
+    return Constraint(kind, text)
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and lists; a plain value has none."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def _check_lists(params: common.SamplingParams, vocab_size: int) -> None:

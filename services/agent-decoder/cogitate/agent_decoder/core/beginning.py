@@ -32,6 +32,8 @@ def begin(start: AgentStart, rules: GangRules, max_blocks: int, *, instant: bool
         max_blocks=max_blocks,
         stop_ids=frozenset(params.stop_token_ids)
         | (frozenset() if params.ignore_eos else control.end),
+        end_ids=control.end,
+        matcher=start.grammar.matcher() if start.grammar else None,
         pending_call_id=start.pending_call_id,
         lowest_confidence=start.lowest_confidence,
     )
@@ -43,9 +45,12 @@ def push_token(agent: Agent, token_id: int, control: ControlTokens) -> tuple[str
     """Reads one sampled token: the text that is complete with it, and what it did."""
     if agent.params.ignore_eos and token_id in control.end:
         return "", Turn.NONE
-    stops = agent.may_stop
+    stops, matcher = agent.may_stop, agent.matcher
+    if matcher is not None and agent.transcript.is_answer and token_id not in control.end:
+        matcher.accept(token_id)
     text, turn = agent.transcript.push(token_id, stops=stops)
-    if turn is Turn.NONE and stops and token_id in agent.params.stop_token_ids:
+    stopped = stops and token_id in agent.params.stop_token_ids
+    if turn is Turn.NONE and (stopped or (matcher is not None and matcher.complete)):
         return text + agent.transcript.flush(), Turn.STOPPED
     return text, turn
 

@@ -30,6 +30,7 @@ from typing import Any
 from cogitate.agent_decoder.core.beginning import begin, push_token
 from cogitate.agent_decoder.core.block_pool import BlockPool
 from cogitate.agent_decoder.core.calls import parse_call
+from cogitate.agent_decoder.core.endings import Ending, ending_of, why_unusable
 from cogitate.agent_decoder.core.events import (
     AwaitingGrant,
     Delta,
@@ -166,7 +167,7 @@ class Gang:
         if full < len(root.block_table):
             self.allocate(sequence, 0)
             self.copies.append((root.block_table[full], sequence.block_table[full]))
-        self._follow(agent, self._ending(agent))
+        self._follow(agent, ending_of(agent, self.rules, self.threshold))
 
     def allocate(self, sequence: Sequence, length: int) -> None:
         """Makes room for the next ``length`` positions, out of the sequence's reservation."""
@@ -263,9 +264,8 @@ class Gang:
         top: tuple[Seq[int], Seq[float]] = ((), ()),
     ) -> None:
         """Books a sampled token and moves the agent on: text, pause, grant or end."""
-        if not math.isfinite(logprob):
-            # Numbers ran over (an absurd embedding): what was drawn means nothing.
-            self.finish(agent, Finish.ERROR, "NOT_FINITE")
+        if unusable := why_unusable(agent, logprob):
+            self.finish(agent, Finish.ERROR, unusable)
             return
         transcript, offset = agent.transcript, len(agent.sampled)
         is_answer = transcript.is_answer
@@ -273,7 +273,7 @@ class Gang:
         agent.observe(token_id, logprob, confidence)
         self.num_sampled += 1
         agent.sequence.pending.append(Position(token_id))
-        ending = self._ending(agent)
+        ending = ending_of(agent, self.rules, self.threshold)
         if ending is not None and agent.last_turn is Turn.NONE:
             text += transcript.flush()
         self.events.append(
@@ -284,23 +284,10 @@ class Gang:
         )  # fmt: skip
         self._follow(agent, ending)
 
-    def _ending(self, agent: Agent) -> Finish | None:
-        """Why the agent ends with its newest token; None if it does not."""
-        if agent.last_turn in (Turn.ENDED, Turn.STOPPED):
-            return Finish.STOP
-        if len(agent.sampled) >= agent.params.max_tokens:
-            return Finish.LENGTH
-        if agent.sequence.num_positions >= self.rules.max_model_len:
-            return Finish.LENGTH
-        full = len(agent.confidences) == agent.confidences.maxlen
-        if self.threshold > 0.0 and full and agent.group_confidence < self.threshold:
-            return Finish.CONFIDENCE
-        return None
-
-    def _follow(self, agent: Agent, ending: Finish | None) -> None:
+    def _follow(self, agent: Agent, ending: Ending | None) -> None:
         """What follows an agent's newest token, or its beginning."""
         if ending is not None:
-            self.finish(agent, ending, "CONFIDENCE" if ending is Finish.CONFIDENCE else "")
+            self.finish(agent, *ending)
             return
         if agent.last_turn is Turn.CALL_READY:
             self._call(agent)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from cogitate.agent_decoder.core.constraint import restrict
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -71,6 +72,12 @@ class Row:
     sampled: Sequence[int]  # the agent's own sampled tokens so far
     draw: float  # its random number for this token, in [0, 1)
     banned: Collection[int] = ()  # tokens that may not be drawn now
+    allowed: torch.Tensor | None = None  # (V,) bool: a grammar lets only these be drawn
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether what is drawn from is not the model's own distribution."""
+        return bool(self.banned) or self.allowed is not None or self.params.adjusts_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ def uniforms(seed: int, agent_id: int, first: int, count: int) -> list[float]:
 
 
 def adjust_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
-    """Applies penalties, biases and bans to one row (V,); returns a new row."""
+    """Applies penalties, biases, bans and a grammar to one row (V,); returns a new row."""
     adjusted, params = logits.clone(), row.params
     if row.sampled and params.adjusts_logits:
         ids, counts = torch.unique(torch.tensor(row.sampled), return_counts=True)
@@ -129,6 +136,8 @@ def adjust_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
         adjusted[ids] = values
     for token_id, bias in params.logit_bias:
         adjusted[token_id] += bias
+    if row.allowed is not None:
+        return restrict(adjusted, row.allowed, row.banned)
     if row.banned:
         adjusted[list(row.banned)] = -torch.inf
     return adjusted
@@ -136,7 +145,7 @@ def adjust_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
 
 def adjust_all(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Adjusts the rows of a batch (B, V) that ask for it; returns it as it is where none does."""
-    asking = [i for i, row in enumerate(rows) if row.banned or row.params.adjusts_logits]
+    asking = [i for i, row in enumerate(rows) if row.adjusts_logits]
     if not asking:
         return logits
     adjusted = logits.clone()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from cogitate.agent_decoder.core.constraint import Matcher
 from cogitate.agent_decoder.core.sampling import Row, SamplingParams, uniforms
 from cogitate.agent_decoder.core.transcript import Transcript, Turn
 
@@ -71,6 +72,8 @@ class Agent:
     granted: int  # tokens it may sample before it needs another grant
     max_blocks: int  # blocks it may come to own
     stop_ids: frozenset[int]  # tokens that end its turn
+    end_ids: frozenset[int]  # of these, those that the model ends every turn with
+    matcher: Matcher | None = None  # of the grammar its answer must follow
     sampled: list[int] = field(default_factory=list)
     num_injected: int = 0
     num_calls: int = 0
@@ -103,8 +106,13 @@ class Agent:
         if not 0 <= index < len(self._draws):
             self._draws_from, index = len(self.sampled), 0
             self._draws = uniforms(self.seed, self.agent_id, self._draws_from, DRAWS_AHEAD)
-        banned = () if self.may_stop else self.stop_ids
-        return Row(self.params, self.sampled, self._draws[index], banned)
+        banned = frozenset() if self.may_stop else self.stop_ids
+        allowed = None
+        if self.matcher is not None and self.transcript.is_answer:
+            allowed = self.matcher.allowed()
+        elif self.matcher is not None:
+            banned |= self.end_ids  # a turn without an answer would be none of the grammar's
+        return Row(self.params, self.sampled, self._draws[index], banned, allowed)
 
     def observe(self, token_id: int, logprob: float, confidence: float) -> None:
         """Books one sampled token."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from cogitate.agent_decoder.core.constraint import Grammar
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.transcript import ControlTokens
@@ -39,6 +40,7 @@ class AgentStart:
     granted: int = 0  # 0 means up to its sampling limit
     mean_logprob: float = 0.0  # of the replayed tokens
     lowest_confidence: float = float("inf")  # of the replayed tokens
+    grammar: Grammar | None = None  # what its answer must follow
 
     @property
     def num_sampled(self) -> int:
