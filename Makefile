@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up bench-decode protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -86,6 +86,11 @@ breaking: setup ## Find changes of the contract that would break peers of branch
 train-mini: setup ## Train the embedded model again, from data to weights; about two hours on a CPU
 	$(PIP) -e '.[train]'
 	$(BIN)/python services/agent-decoder/training/train.py
+
+bench-decode: setup ## The engine beside its peers on SmolLM2; fetches the model and the peers first, gigabytes
+	$(BIN)/cogitate models fetch smollm2-135m-instruct
+	$(BIN)/python -m tests.bench.decode.install
+	$(BIN)/python -m tests.bench.decode --several 4 --json .cache/bench-decode.json --plot .cache/bench-decode.png
 
 clean: ## Remove .venv and the tools' caches; .cache, where training keeps its work, stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -193,11 +193,14 @@ async def test_the_retry_baseline_stops_at_a_proof_or_at_its_budget() -> None:
         )
 
     async with mesh(script) as (address, fake), AsyncClient(address) as client:
-        setting = Setting(1, effort="contemplating")
+        setting = Setting(8, strategy="vote", quorum="verified")
         questions = [question(0), question(1)]
         outcomes = await retry_baseline(client, questions, setting, [45, 80], 1, lambda _: None)
         assert {"0": 5, "1": 3} == tries
         assert [(False, 50), (True, 30)] == [(one.right, one.tokens) for one in outcomes]
         seeds = [request.spec.sampling_params.seed for request in fake.requests]
         assert len(set(seeds)) == len(seeds)
-        assert not fake.requests[0].spec.sampling_params.HasField("temperature")
+        # It samples: a greedy agent would say the same in every try.
+        temperatures = {request.spec.sampling_params.temperature for request in fake.requests}
+        assert len(temperatures) == 1 and temperatures.pop() == pytest.approx(0.8)
+        assert {request.spec.agent_count for request in fake.requests} == {1}

@@ -18,7 +18,6 @@ from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.core.sequence import Position, Sequence
 from cogitate.agent_decoder.model import loader
 from cogitate.agent_decoder.model.backend import Wanted
-from cogitate.agent_decoder.model.native import library
 from cogitate.agent_decoder.model.runner import ModelRunner
 
 from tests.fakes.chat_model import write_tokenizer_files
@@ -117,11 +116,6 @@ def largest_error(model: Any, directory: Path, step: str = "torch") -> float:
 @pytest.fixture(params=["torch", "native"])
 def step(request: pytest.FixtureRequest) -> str:
     """What computes."""
-    if request.param == "native":
-        try:
-            library.load()
-        except library.Unavailable as error:
-            pytest.skip(f"no native step here: {error}")
     return str(request.param)
 
 

@@ -48,7 +48,7 @@ Wilson's 95 % interval, latency as a client sees it, and tokens. One agent alone
   cogitate eval boards --agents 1,8 --limit 1000 --json boards.json --concurrency 4
 
 Latency is honest with --concurrency 1 only (the default). --retry-baseline also has one agent try
-again and again until it has spent what N agents spent, or has proved its answer.
+again and again, at temperature 0.8, until it has spent what N agents spent or proved its answer.
 """
 
 
@@ -155,21 +155,11 @@ async def _measure(
                 name = args.strategy or "vote"
                 rows.append(row(args.dataset, agents, name, quorum, outcomes))
                 if args.retry_baseline and agents > 1:
-                    # As many agents sample, so does the one that tries again.
-                    alone = Setting(
-                        agents=1,
-                        quorum=quorum,
-                        seed=args.seed,
-                        deadline_s=args.deadline,
-                        model=args.model,
-                        effort="contemplating",
-                        temperature=args.temperature,
-                    )
                     counter = _Counter(progress, f"one agent, {agents}× tries", len(questions))
                     tried = await retry_baseline(
                         client,
                         questions,
-                        alone,
+                        setting,
                         [one.tokens for one in outcomes],
                         args.concurrency,
                         counter.count,

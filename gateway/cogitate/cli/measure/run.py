@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from cogitate.cli.measure.statistics import Outcome
@@ -15,6 +15,8 @@ from cogitate.client import AskOptions, AsyncClient, CogitateError
 QUORUMS: Final = {"countdown": "verified"}
 DEFAULT_QUORUM: Final = "unbeatable"
 _MAX_TRIES: Final = 200
+# What many agents of `mini` sample with.
+RETRY_TEMPERATURE: Final = 0.8
 _SEED_STEP: Final = 7919
 
 
@@ -55,8 +57,7 @@ class Setting:
         single = self.agents == 1
         effort = self.effort or ("thinking" if single else "contemplating")
         temperature = self.temperature
-        # An agent that contemplates alone is one of the baseline's tries: it must sample.
-        if temperature is None and single and effort != "contemplating":
+        if temperature is None and single:
             temperature = 0.0
         return AskOptions(
             images=[question.image_png] if question.image_png is not None else [],
@@ -71,6 +72,12 @@ class Setting:
             # Text is what one watches, not what one measures.
             exclude=["deltas"],
         )
+
+
+def alone(setting: Setting) -> Setting:
+    """One agent that may try again: it samples, for a greedy one would repeat itself."""
+    temperature = setting.temperature or RETRY_TEMPERATURE
+    return replace(setting, agents=1, strategy="", effort="contemplating", temperature=temperature)
 
 
 async def measure(
@@ -99,9 +106,9 @@ async def retry_baseline(
     """Has one agent try again and again, until it proves its answer or has spent the budget.
 
     `budgets` are the tokens that many agents at once spent on the same question. Its latency is the
-    sum of its tries: that is what retrying costs. Temperature is the model's own, as for many
-    agents, since a greedy agent would say the same every time.
+    sum of its tries: that is what retrying costs.
     """
+    setting = alone(setting)
 
     async def one(index: int) -> Outcome:
         spent, latency_s = 0, 0.0

@@ -229,7 +229,8 @@ class Runtime:
     def capabilities(self) -> list[pb.Capability.ValueType]:
         """What this engine does with this model."""
         vision = [pb.CAPABILITY_VISION] if self.model.has_vision else []
-        return [*wire.CAPABILITIES, *vision]
+        invariant = [pb.CAPABILITY_BATCH_INVARIANT] if self.model.runner.batch_invariant else []
+        return [*wire.CAPABILITIES, *vision, *invariant]
 
     @property
     def _provider(self) -> str:

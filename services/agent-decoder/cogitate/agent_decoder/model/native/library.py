@@ -115,8 +115,7 @@ def load() -> ctypes.CDLL:
         "allocate": (pointer, number),
         "copy_blocks": (pointer, pointer, number),
         "step": (pointer, pointer),
-        "draw": (pointer, pointer, pointer, number, pointer, pointer, pointer),
-        "report": (pointer, pointer, number, pointer, number, pointer, pointer, pointer),
+        "sample": (pointer, pointer, pointer, number, number, *([pointer] * 7)),
     }
     for name, arguments in signatures.items():
         getattr(library, f"cogitate_{name}").argtypes = arguments

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, islice
 from typing import Final
 
 import numpy as np
@@ -80,7 +81,8 @@ class NativeRunner:
             vocab=config.vocab_size,
             max_positions=config.max_position_embeddings,
             store=store,
-            head_store=store,
+            # The table of tokens keeps more: a likeliest token is decided by small differences.
+            head_store=_STORES["bfloat16"] if dtype == "int8" else store,
             half_cache=dtype != "float32",
             threads=threads,
             eps=config.rms_norm_eps,
@@ -158,16 +160,8 @@ class NativeRunner:
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes the chunks."""
-        arrays = _lay_out(chunks)
         logits = torch.empty(len(chunks), self.config.vocab_size)
-        step = library.Step(
-            rows=len(arrays["token_ids"]),
-            sequences=len(chunks),
-            logit_rows=len(chunks),
-            embedding_count=len(arrays["embedding_rows"]),
-            logits=logits.data_ptr(),
-            **{name: array.ctypes.data for name, array in arrays.items()},
-        )
+        step, _kept = _lay_out(chunks, logits)
         self._library.cogitate_step(self._model, ctypes.byref(step))
         return logits
 
@@ -176,46 +170,38 @@ class NativeRunner:
     def sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
         """Draws in float, sums in double; rows with top-k, top-p or min-p are drawn by torch."""
         logits = logits.contiguous()
-        source = adjust_all(logits, rows)
-        tokens = np.empty(len(rows), dtype=np.int32)
+        adjusted = adjust_all(logits, rows)
+        tokens = np.full(len(rows), -1, dtype=np.int32)
         cut = [i for i, row in enumerate(rows) if row.params.cuts_tail]
-        plain = [i for i, row in enumerate(rows) if not row.params.cuts_tail]
-        if plain:
-            tokens[plain] = self._draw(source, [rows[i] for i in plain], plain)
         if cut:
-            tokens[cut] = choose(source[cut], [rows[i] for i in cut]).numpy()
-        return self._report(logits, tokens, rows)
-
-    def _draw(self, logits: torch.Tensor, rows: Sequence[Row], indices: list[int]) -> np.ndarray:
-        at = np.array(indices, dtype=np.int32)
-        temperatures = np.array([row.params.temperature for row in rows], dtype=np.float32)
-        uniforms = np.array([row.draw for row in rows], dtype=np.float64)
-        tokens = np.empty(len(rows), dtype=np.int32)
-        self._library.cogitate_draw(
-            self._model, logits.data_ptr(), at.ctypes.data, len(rows),
-            temperatures.ctypes.data, uniforms.ctypes.data, tokens.ctypes.data,
-        )  # fmt: skip
-        return tokens
-
-    def _report(self, logits: torch.Tensor, tokens: np.ndarray, rows: Sequence[Row]) -> Sampled:
+            tokens[cut] = choose(adjusted[cut], [rows[i] for i in cut]).numpy()
         num_top = min(CONFIDENCE_TOP_K, self.config.vocab_size)
-        logprobs = np.empty(len(rows), dtype=np.float32)
+        # temperatures, uniforms, log probabilities, confidences
+        numbers = np.empty((4, len(rows)), dtype=np.float64)
+        numbers[0] = [row.params.temperature for row in rows]
+        numbers[1] = [row.draw for row in rows]
         top_logprobs = np.empty((len(rows), num_top), dtype=np.float32)
         top_ids = np.empty((len(rows), num_top), dtype=np.int32)
-        self._library.cogitate_report(
-            self._model, logits.data_ptr(), len(rows), tokens.ctypes.data, num_top,
-            logprobs.ctypes.data, top_logprobs.ctypes.data, top_ids.ctypes.data,
+        first, line = numbers.ctypes.data, numbers.strides[0]
+        self._library.cogitate_sample(
+            self._model, logits.data_ptr(), adjusted.data_ptr(), len(rows), num_top,
+            first, first + line, tokens.ctypes.data, first + 2 * line, first + 3 * line,
+            top_logprobs.ctypes.data, top_ids.ctypes.data,
         )  # fmt: skip
         top: list[tuple[list[int], list[float]]] = [([], [])] * len(rows)
         for i, row in enumerate(rows):
             if count := row.params.logprobs:
                 top[i] = top_ids[i, :count].tolist(), top_logprobs[i, :count].tolist()
-        confidences = (-top_logprobs.mean(axis=1)).tolist()
-        return Sampled(tokens.tolist(), logprobs.tolist(), confidences, top)
+        return Sampled(tokens.tolist(), numbers[2].tolist(), numbers[3].tolist(), top)
 
 
-def _lay_out(chunks: Sequence[Chunk]) -> dict[str, np.ndarray]:
-    """The chunks as the arrays of library.Step, in the order of the chunks."""
+def _lay_out(
+    chunks: Sequence[Chunk], logits: torch.Tensor
+) -> tuple[library.Step, tuple[np.ndarray, np.ndarray | None]]:
+    """The chunks as a library.Step, in order, and the arrays that must outlive its use.
+
+    All whole numbers are one array: making one of a list costs as much as filling it.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     starts: list[int] = []
@@ -229,20 +215,32 @@ def _lay_out(chunks: Sequence[Chunk]) -> dict[str, np.ndarray]:
         table_offsets.append(len(tables))
         tables += sequence.block_table
         positions += range(sequence.num_computed, sequence.num_computed + chunk.length)
-        for offset in range(chunk.length):
-            position = sequence.pending[offset]
+        for position in islice(sequence.pending, chunk.length):
             if position.embedding is not None:
                 embedding_rows.append(len(token_ids))
                 embeddings.append(position.embedding)
             token_ids.append(position.token_id)
     lengths = [chunk.length for chunk in chunks]
     wanted = [start + length - 1 for start, length in zip(starts, lengths, strict=True)]
-    numbers = {
-        "token_ids": token_ids, "positions": positions, "starts": starts, "lengths": lengths,
-        "table_offsets": table_offsets, "tables": tables, "embedding_rows": embedding_rows,
-        "wanted": wanted,
-    }  # fmt: skip
-    arrays = {name: np.array(values, dtype=np.int32) for name, values in numbers.items()}
-    stacked = np.stack(embeddings) if embeddings else np.empty((0, 1))
-    arrays["embeddings"] = np.ascontiguousarray(stacked, dtype=np.float32)
-    return arrays
+    parts = (token_ids, positions, starts, lengths, table_offsets, wanted, embedding_rows, tables)
+    numbers = np.array([number for part in parts for number in part], dtype=np.int32)
+    first, size = numbers.ctypes.data, numbers.itemsize
+    addresses = [first + size * end for end in accumulate(map(len, parts), initial=0)]
+    stacked = np.ascontiguousarray(np.stack(embeddings), np.float32) if embeddings else None
+    step = library.Step(
+        rows=len(token_ids),
+        sequences=len(chunks),
+        logit_rows=len(chunks),
+        embedding_count=len(embeddings),
+        token_ids=addresses[0],
+        positions=addresses[1],
+        starts=addresses[2],
+        lengths=addresses[3],
+        table_offsets=addresses[4],
+        wanted=addresses[5],
+        embedding_rows=addresses[6],
+        tables=addresses[7],
+        embeddings=stacked.ctypes.data if stacked is not None else None,
+        logits=logits.data_ptr(),
+    )
+    return step, (numbers, stacked)

@@ -35,7 +35,7 @@ extern "C" {
 
 struct CogitateConfig {
   int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
-  int32_t store;          // of weights: 0 float32, 1 bfloat16, 2 int8 with a scale a column
+  int32_t store;          // of weights: 0 float32, 1 bfloat16, 2 int8 with a scale for 32 weights of a column
   int32_t head_store;     // of the output head and the embedding table
   int32_t half_cache;     // 1: keys and values in bfloat16
   int32_t threads;
@@ -338,29 +338,29 @@ void cogitate_step(void* handle, const CogitateStep* step) {
   static_cast<Model*>(handle)->step(*step);
 }
 
-// Draws a token for each of `count` rows: rows[i] of logits (·, vocab); temperature 0 is greedy.
-void cogitate_draw(void* handle, const float* logits, const int32_t* rows, int count,
-                   const float* temperatures, const double* uniforms, int32_t* tokens) {
+// Draws a token for each row of `adjusted` (count, vocab) unless tokens[i] is one already (not -1),
+// and reports log probabilities from `logits`, the model's own: of the token and of the `wanted`
+// likeliest; confidences are the mean of these, negated. Temperature 0 is greedy.
+void cogitate_sample(void* handle, const float* logits, const float* adjusted, int count, int wanted,
+                     const double* temperatures, const double* uniforms, int32_t* tokens,
+                     double* logprobs, double* confidences, float* top_logprobs,
+                     int32_t* top_ids) {
   Model& m = *static_cast<Model*>(handle);
+  const int vocab = m.c.vocab;
   m.pool.run(count, [&](int i, int) {
-    const float* row = logits + size_t(rows[i]) * m.c.vocab;
-    tokens[i] = temperatures[i] > 0.0f ? draw(row, m.c.vocab, temperatures[i], uniforms[i])
-                                       : greedy(row, m.c.vocab);
-  });
-}
-
-// Log probabilities of tokens and of the `wanted` likeliest of each row, from unmodified logits.
-void cogitate_report(void* handle, const float* logits, int count, const int32_t* tokens,
-                     int wanted, float* logprobs, float* top_logprobs, int32_t* top_ids) {
-  Model& m = *static_cast<Model*>(handle);
-  m.pool.run(count, [&](int i, int) {
+    const float* row = adjusted + size_t(i) * vocab;
+    if (tokens[i] < 0)
+      tokens[i] = temperatures[i] > 0.0 ? draw(row, vocab, float(temperatures[i]), uniforms[i])
+                                        : greedy(row, vocab);
     std::vector<Likeliest> likeliest(wanted);
-    logprobs[i] =
-        report(logits + size_t(i) * m.c.vocab, m.c.vocab, tokens[i], wanted, likeliest.data());
+    logprobs[i] = report(logits + size_t(i) * vocab, vocab, tokens[i], wanted, likeliest.data());
+    double total = 0.0;
     for (int j = 0; j < wanted; j++) {
+      total += likeliest[j].value;
       top_logprobs[size_t(i) * wanted + j] = likeliest[j].value;
       top_ids[size_t(i) * wanted + j] = likeliest[j].id;
     }
+    confidences[i] = -total / wanted;
   });
 }
 }

@@ -1,0 +1,1 @@
+"""One contemplation of N agents on one prompt: our engine beside its peers, in alternation."""

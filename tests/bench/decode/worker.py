@@ -1,0 +1,50 @@
+"""What every engine of the benchmark is behind: a process that takes jobs on its standard input.
+
+The standard library only, since peers run it in environments of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    """Contemplations to run at once: a prompt each, `agents` samples of each prompt."""
+
+    prompts: list[list[int]]
+    agents: int
+    num_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time to the last token, and to the first token of the last prompt, in seconds."""
+
+    total_s: float
+    first_token_s: float
+
+
+def serve(make: Callable[[str, str, int], object]) -> None:
+    """Loads the engine (model directory, dtype, threads) and runs jobs until the input ends."""
+    # What engines print is not ours to parse: answers go to the real output, all else to errors.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    engine = make(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+
+    def say(message: dict[str, object]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    say({"ready": True})
+    for line in sys.stdin:
+        timing = engine.run(Job(**json.loads(line)))  # type: ignore[attr-defined]
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        say({**asdict(timing), "peak_mib": round(peak_mib)})
