@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ DEFAULT_MODEL = Path.home() / ".local/share/cogitate/models/smollm2-135m-instruc
 def main() -> None:
     """Measures, prints, writes."""
     args = parse()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     engines = peers.chosen(args.engine)
     shapes = [(1, n) for n in args.agents]
     if args.several:
