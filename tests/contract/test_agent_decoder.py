@@ -188,7 +188,7 @@ class Decoder:
         """Waits until nothing runs and every block is free."""
         pool = self.runtime.engine.pool
         async with asyncio.timeout(seconds):
-            while pool.num_available < pool.num_blocks or self.runtime._streams:
+            while pool.num_free < pool.num_blocks or self.runtime._streams:
                 await asyncio.sleep(0.01)
         pool.check_integrity()
 

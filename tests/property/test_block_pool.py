@@ -1,4 +1,4 @@
-"""Block pool: free + used = total, reservations hold, everything comes back."""
+"""Block pool: free + used = total, what cannot be given changes nothing, all comes back."""
 
 from __future__ import annotations
 
@@ -17,40 +17,21 @@ NAMES = (b"a", b"b", b"c", b"d")
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Owners reserve, allocate, share and let go in any order; a model keeps the count."""
+    """Owners allocate, share, name and let go in any order; a model keeps the count."""
 
     @initialize(num_blocks=st.integers(1, 12), size=st.integers(1, 4))
     def begin(self, num_blocks: int, size: int) -> None:
         self.pool = BlockPool(num_blocks, size)
-        self.reserved = 0
         self.holdings: list[list[int]] = []
         self.named: dict[bytes, int] = {}
 
     @rule(count=st.integers(0, 14))
-    def reserve(self, count: int) -> None:
-        possible = self.pool.can_reserve(count)
-        try:
-            self.pool.reserve(count)
-        except OutOfBlocks:
-            assert not possible
-        else:
-            assert possible
-            self.reserved += count
-
-    @rule(count=st.integers(0, 14))
-    def unreserve(self, count: int) -> None:
-        if count <= self.reserved:
-            self.pool.unreserve(count)
-            self.reserved -= count
-        else:
-            with pytest.raises(ValueError, match="given back"):
-                self.pool.unreserve(count)
-
-    @rule(count=st.integers(0, 14))
     def allocate(self, count: int) -> None:
-        if count > self.reserved:
+        if not self.pool.can_allocate(count):
+            free = self.pool.num_free
             with pytest.raises(OutOfBlocks):
                 self.pool.allocate(count)
+            assert self.pool.num_free == free < count
             return
         held = {block for blocks in self.holdings for block in blocks}
         blocks = self.pool.allocate(count)
@@ -58,7 +39,6 @@ class PoolMachine(RuleBasedStateMachine):
         # What a block held is forgotten when it is handed out anew.
         self.named = {name: b for name, b in self.named.items() if b not in blocks}
         assert not held & set(blocks), "a block with two owners"
-        self.reserved -= count
         self.holdings.append(blocks)
 
     @precondition(lambda self: self.holdings)
@@ -87,14 +67,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(names=st.lists(st.sampled_from(NAMES), unique=True, max_size=3))
     def allocate_named(self, names: list[bytes]) -> None:
-        reserved = self.reserved
         blocks = self.pool.allocate_named(names)
         # Whether a name outlived its owners is the pool's; if it did, it is the same block.
         assert blocks == [self.named[name] for name in names[: len(blocks)]]
         held = {block for owned in self.holdings for block in owned}
         known = itertools.takewhile(lambda n: self.named.get(n) in held, names)
-        assert len(blocks) >= min(reserved, len(list(known)))
-        self.reserved -= len(blocks)
+        assert len(blocks) >= len(list(known))
         self.holdings.append(blocks)
 
     @invariant()
@@ -104,7 +82,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.check_integrity()
         held = {block for blocks in self.holdings for block in blocks}
         assert self.pool.num_free == self.pool.num_blocks - len(held)
-        assert self.pool.num_available == self.pool.num_free - self.reserved
         for block in held:
             owners = sum(blocks.count(block) for blocks in self.holdings)
             assert self.pool.ref_count(block) == owners
@@ -114,8 +91,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         for blocks in self.holdings:
             self.pool.release(blocks)
-        self.pool.unreserve(self.reserved)
-        assert self.pool.num_available == self.pool.num_blocks
+        assert self.pool.num_free == self.pool.num_blocks
 
 
 TestPool = PoolMachine.TestCase
@@ -124,30 +100,24 @@ TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=N
 
 def test_a_named_block_is_found_again_until_its_memory_is_needed() -> None:
     pool = BlockPool(4, 2)
-    pool.reserve(2)
     first = pool.allocate(2)
     pool.name(first[0], b"a")
     pool.name(first[1], b"b")
     pool.release(first)
-    assert pool.num_available == 4
-    pool.reserve(4)
+    assert pool.num_free == 4
     assert pool.allocate_named([b"a", b"b", b"c"]) == first
     assert len(pool.allocate(2)) == 2
     pool.release(first)
-    pool.reserve(1)
     # The end of the chain goes first: its beginning is of use without it.
     assert pool.allocate(1) == [first[1]]
-    pool.reserve(1)
     assert pool.allocate_named([b"a", b"b"]) == [first[0]]
 
 
 def test_blocks_without_a_name_are_handed_out_before_named_ones() -> None:
     pool = BlockPool(3, 2)
-    pool.reserve(1)
     (named,) = pool.allocate(1)
     pool.name(named, b"a")
     pool.release([named])
-    pool.reserve(2)
     assert named not in pool.allocate(2)
 
 

@@ -79,11 +79,11 @@ class Bench:
         with torch.inference_mode():
             for command in commands:
                 command(self.engine)
-            while self.engine._has_work():
-                self.engine._turn()
             self.engine._turn()
+            while self.engine._busy:
+                self.engine._turn()
         self.engine.pool.check_integrity()
-        assert self.engine.pool.num_available == self.engine.pool.num_blocks
+        assert self.engine.pool.num_free == self.engine.pool.num_blocks
         said = self.said[self._gangs]
         return {e.agent_id: e for e in said if isinstance(e, ev.Finished)}
 

@@ -111,7 +111,7 @@ class Table:
     def is_empty(self) -> bool:
         self.settle()
         self.engine.pool.check_integrity()
-        return self.engine.pool.num_available == self.engine.pool.num_blocks
+        return self.engine.pool.num_free == self.engine.pool.num_blocks
 
 
 @contextmanager
@@ -547,4 +547,4 @@ def test_stop_ends_what_runs_and_may_come_before_start(model: LoadedModel) -> No
     made.wait_for(1, ev.Delta)
     made.engine.stop()
     (end,) = made.wait_for(1, ev.Finished)
-    assert (end.kill_reason, made.engine.pool.num_available) == ("SHUTDOWN", LIMITS.num_blocks)
+    assert (end.kill_reason, made.engine.pool.num_free) == ("SHUTDOWN", LIMITS.num_blocks)

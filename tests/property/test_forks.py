@@ -10,6 +10,7 @@ import pytest
 import torch
 from cogitate.agent_decoder.core import events as ev
 from cogitate.agent_decoder.core.load import EngineLimits
+from cogitate.agent_decoder.core.memory import most_blocks
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.starts import AgentStart, GangStart
@@ -72,10 +73,10 @@ class Played:
     def end(self) -> None:
         """Everyone ends by themselves; nothing is left."""
         started = {e.agent_id for e in self.said if isinstance(e, ev.Delta)}
-        self.until(lambda: started <= set(self.ends()) and not self.engine._has_work())
+        self.until(lambda: started <= set(self.ends()) and not self.engine._busy)
         self.engine.close(1)
         self.until(lambda: isinstance(self.said[-1], ev.GangDone))
-        assert self.engine.pool.num_available == self.engine.pool.num_blocks
+        assert self.engine.pool.num_free == self.engine.pool.num_blocks
 
     def tokens(self, agent_id: int) -> list[int]:
         deltas = [e for e in self.said if isinstance(e, ev.Delta) and e.agent_id == agent_id]
@@ -186,14 +187,14 @@ def test_a_fork_shares_full_blocks_and_ends_alone_where_there_is_no_room(
     played = Played(model, agent(0, params=plain), max_sequences=2)
     played.until(lambda: len(played.tokens(0)) >= 40)
     gang = played.engine._gangs[1]
-    free = played.engine.pool.num_available
+    free = played.engine.pool.num_free
     played.engine.fork(1, 0, -1, agent(1, params=plain))
     played.engine.fork(1, 0, -1, agent(2, params=plain))
     played.engine.fork(1, 9, -1, agent(3, params=plain))
     played.step()
     parent, copy = (gang.agents[i].sequence.block_table for i in (0, 1))
     assert parent[:3] == copy[:3] and parent[3] != copy[3]
-    assert free - played.engine.pool.num_available < gang.blocks_of(agent(1, params=plain))
+    assert free - played.engine.pool.num_free < most_blocks(gang, (Position(70),), plain)
     ends = played.ends()
     assert [(ends[i].finish, ends[i].kill_reason) for i in (2, 3)] == [
         (ev.Finish.ERROR, "REJECTED"), (ev.Finish.ERROR, "NOT_FOUND")
@@ -221,7 +222,8 @@ def test_a_paused_agent_stands_still_and_goes_on_with_the_same_tokens(model: Loa
     played.engine.pause(1, [0])
     played.until(lambda: 1 in played.ends())
     assert len(played.tokens(0)) in (3, 4)
-    assert not played.engine._has_work()
+    played.step()
+    assert not played.engine._busy
     played.engine.inject(1, 0, "", [])
     played.until(lambda: 0 in played.ends())
     assert played.tokens(0) == whole

@@ -18,6 +18,7 @@ from cogitate.agent_decoder.core.events import (
 )
 from cogitate.agent_decoder.core.forking import fork, history, snapshot
 from cogitate.agent_decoder.core.gang import Gang
+from cogitate.agent_decoder.core.memory import fits, misfit
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.scheduler import StepLimits, schedule
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
@@ -96,7 +97,10 @@ class Cache:
     def compute_step(self) -> list[Agent]:
         """One step; the agents that can sample now."""
         gang = self.gang
-        sequences = [gang.root, *(a.sequence for a in gang.agents.values())]
+        if gang.waiting:
+            gang.admit(0.0)
+        agents = [a.sequence for a in gang.agents.values() if a.sequence.num_computed]
+        sequences = [gang.root, *agents]
         chunks = schedule(sequences, self.limits)
         for chunk in chunks:
             gang.allocate(chunk.sequence, chunk.length)
@@ -106,13 +110,19 @@ class Cache:
                 self.compute(chunk.sequence, chunk.sequence.pending.popleft().token_id)
         if gang.prefix_logits is None and not gang.root.pending:
             gang.prefix_logits = "logits"
-            for agent in list(gang.agents.values()):
-                gang.fork_from_prefix(agent)
+            gang.prefilled = True
+        self.bring_in()
         return [
             agent
             for agent in gang.agents.values()
             if agent.sequence.state is State.RUNNING and not agent.sequence.pending
         ]
+
+    def bring_in(self) -> None:
+        for agent in list(self.gang.agents.values()):
+            if self.gang.prefix_logits is not None and agent.waits_for_room:
+                self.gang.branch(agent, self.gang.root, self.gang.root.num_computed)
+        self.copy_blocks()
 
     def copy_blocks(self) -> None:
         for source, target in self.gang.copies:
@@ -131,17 +141,12 @@ class Cache:
     def held(self, sequence: Sequence, at: int) -> int:
         return self.slots[sequence.block_table[at // BLOCK]][at % BLOCK]
 
-    def fork(self, parent_id: int, kept: int, start: AgentStart) -> str:
+    def fork(self, parent_id: int, kept: int, start: AgentStart, *, has_room: bool = True) -> str:
         """As the engine does it."""
         self.copy_blocks()
-        refused = fork(self.gang, parent_id, kept, start, self.has_room)
+        refused = fork(self.gang, parent_id, kept, start, max_agents=9, has_room=has_room)
         self.copy_blocks()
         return refused
-
-    def has_room(self, num_blocks: int) -> bool:
-        if self.gang.waiting:
-            return self.gang.blocks_needed() + num_blocks <= self.pool.num_blocks
-        return self.pool.can_reserve(num_blocks)
 
     def blocks_hold_what_was_done(self) -> None:
         if self.gang.copies or self.gang.waiting:
@@ -176,7 +181,7 @@ class GangMachine(RuleBasedStateMachine):
     def begin(self, prefix: int, agents: tuple[AgentStart, ...], waits: bool, chunk: int) -> None:
         self.cache = Cache(GangStart((Position(1),) * prefix, agents), chunk)
         self.pool, self.gang = self.cache.pool, self.cache.gang
-        assume(not any(self.gang.misfit(agent) for agent in agents))
+        assume(not any(misfit(self.gang, agent) for agent in agents))
         self.started = {(a.agent_id, a.attempt): a for a in agents}
         self.granted = {a.agent_id: a.granted or a.params.max_tokens for a in agents}
         self.deltas: list[tuple[int, int]] = []
@@ -186,10 +191,10 @@ class GangMachine(RuleBasedStateMachine):
         if not waits:
             self.admit()
 
-    @precondition(lambda self: self.gang.waiting and self.gang.agents)
+    @precondition(lambda self: self.gang.waiting and self.gang.agents and not self.done)
     @rule()
     def admit(self) -> None:
-        assert self.pool.can_reserve(self.gang.blocks_needed())
+        assert fits(self.gang, 9)
         self.gang.admit(1.0)
 
     @precondition(lambda self: not self.gang.waiting and not self.done)
@@ -247,10 +252,10 @@ class GangMachine(RuleBasedStateMachine):
         start = AgentStart(agent_id, attempt, made.params, 0, granted=made.granted)
         self.drain()
         parent = self.gang.agents.get(parent_id)
-        before = self.pool.num_available, list(self.gang.agents)
+        before = self.pool.num_free, list(self.gang.agents)
         refused = self.cache.fork(parent_id, kept, start)
         if refused:
-            assert before == (self.pool.num_available, list(self.gang.agents))
+            assert before == (self.pool.num_free, list(self.gang.agents))
             return
         assert parent is not None
         kept = len(parent.sampled) if kept == -1 else kept
@@ -268,14 +273,29 @@ class GangMachine(RuleBasedStateMachine):
         start = AgentStart(
             agent_id, attempt, start.params, 0, start.opening, start.replay, granted=start.granted
         )
-        if self.gang.misfit(start) or len(self.gang.agents) > 3:
+        if misfit(self.gang, start) or len(self.gang.agents) > 3:
             return
-        if not self.pool.can_reserve(self.gang.blocks_of(start)):
+        if not fits(self.gang, 9, start):
             return
         self.drain()
         self.granted[agent_id] = start.granted or start.params.max_tokens
         self.started[agent_id, attempt] = start
         self.gang.add_agent(start)
+
+    @rule(agent_id=AGENT_IDS)
+    def preempt(self, agent_id: int) -> None:
+        """Whoever has memory may have to yield it, and the prefix once nobody else has any."""
+        agent = self.gang.agents.get(agent_id)
+        holders = [a for a in self.gang.agents.values() if a.sequence.num_computed]
+        events = len(self.gang.events)
+        if agent in holders:
+            before = list(agent.positions()), agent.sequence.state
+            self.gang.preempt(agent)
+            assert before == (list(agent.sequence.pending), agent.sequence.state)
+        elif not holders and self.gang.root.block_table:
+            self.gang.preempt_prefix()
+            assert self.gang.waiting
+        assert len(self.gang.events) == events, "nobody need know"
 
     @rule()
     def close(self) -> None:
@@ -315,10 +335,9 @@ class GangMachine(RuleBasedStateMachine):
             return
         self.pool.check_integrity()
         if self.gang.waiting:
-            assert self.pool.num_available == self.pool.num_blocks
+            assert self.pool.num_free == self.pool.num_blocks
         for agent in self.gang.agents.values():
             sequence = agent.sequence
-            assert sequence.num_reserved >= 0
             if self.gang.closed:
                 assert sequence.state not in (State.PAUSED, State.AWAITING_GRANT)
             if sequence.state is State.PAUSED:
@@ -335,12 +354,12 @@ class GangMachine(RuleBasedStateMachine):
         self.drain()
         assert self.done is not None
         assert set(self.finished) == set(self.started)
-        assert self.pool.num_available == self.pool.num_blocks
+        assert self.pool.num_free == self.pool.num_blocks
         assert self.done.num_sampled == len(self.deltas)
         assert self.done.num_injected == self.num_injected
 
 
-OPS = ["step"] * 6 + ["fork"] * 4 + ["kill", "pause", "go on", "supersede"]
+OPS = ["step"] * 6 + ["fork"] * 4 + ["kill", "pause", "go on", "supersede", "preempt", "no room"]
 REPLAYED = st.sampled_from([(), (SampledTokens((97, 98)),), (SampledTokens((CALL, RUN)),)])
 
 
@@ -374,13 +393,17 @@ def test_forks_of_forks_hold_what_was_done_whatever_ends(
                 # Calls now and then; otherwise each agent has words of its own.
                 token = (CALL, RUN)[number % 2] if number > 6 else 97 + agent.agent_id + number
                 gang.take(agent, token, -0.5, 1.0)
-        elif what in ("fork", "supersede"):
+        elif what == "preempt":
+            if (agent := gang.agents.get(which)) and agent.sequence.num_computed:
+                gang.preempt(agent)
+        elif what in ("fork", "supersede", "no room"):
             attempt += 1
             target = (which + 1 + number % 3) % 5 if what == "supersede" else 4 + attempt
             params = SamplingParams(max_tokens=8 + number % 4)
             copy = agent_start(agent_id=target, attempt=attempt, params=params)
             if len(gang.agents) < 8 and gang.agents:
-                cache.fork(list(gang.agents)[which % len(gang.agents)], number, copy)
+                parent_id = list(gang.agents)[which % len(gang.agents)]
+                cache.fork(parent_id, number, copy, has_room=what != "no room")
         elif what == "kill":
             gang.kill([which], "DECIDED")
         elif what == "pause":
@@ -393,7 +416,7 @@ def test_forks_of_forks_hold_what_was_done_whatever_ends(
     gang.kill([], "END")
     gang.close()
     assert gang.close_if_done()
-    assert cache.pool.num_available == cache.pool.num_blocks
+    assert cache.pool.num_free == cache.pool.num_blocks
 
 
 TestGang = GangMachine.TestCase
@@ -410,7 +433,7 @@ def gang_of(*agents: AgentStart, prefix: int = 3) -> Gang:
     gang.root.num_computed = prefix
     gang.prefix_logits = "logits"
     for agent in list(gang.agents.values()):
-        gang.fork_from_prefix(agent)
+        gang.branch(agent, gang.root, prefix)
     return gang
 
 
@@ -494,11 +517,11 @@ def test_low_confidence_ends_an_agent_only_after_a_full_window() -> None:
 
 def test_what_does_not_fit_is_told_before_it_runs() -> None:
     gang = gang_of(agent_start())
-    assert "longer than its limits" in gang.misfit(agent_start(replay=(SampledTokens((97,) * 9),)))
+    assert "longer than its limits" in misfit(gang, agent_start(replay=(SampledTokens((97,) * 9),)))
     injected = InjectedPositions((Position(1),) * (MAX_INJECTED + 1))
-    assert "longer than its limits" in gang.misfit(agent_start(replay=(injected,)))
-    assert "shorten" in gang.misfit(agent_start(opening=(Position(1),) * (MAX_LEN - 3)))
-    assert not gang.misfit(agent_start(opening=(Position(1),) * (MAX_LEN - 4)))
+    assert "longer than its limits" in misfit(gang, agent_start(replay=(injected,)))
+    assert "shorten" in misfit(gang, agent_start(opening=(Position(1),) * (MAX_LEN - 3)))
+    assert not misfit(gang, agent_start(opening=(Position(1),) * (MAX_LEN - 4)))
 
 
 def test_an_injection_that_does_not_fit_ends_the_agent() -> None:
@@ -571,14 +594,16 @@ def test_a_snapshot_says_all_that_was_done() -> None:
 def test_forks_that_cannot_be_made_change_nothing() -> None:
     gang = gang_of(agent_start())
     gang.take(gang.agents[0], 97, -0.5, 1.0)
-    free = gang.pool.num_available
+    free, pool = gang.pool.num_free, gang.pool
     copy = agent_start(agent_id=1)
 
-    def refused(parent: int, kept: int, start: AgentStart, *, room: bool = True) -> str:
-        return fork(gang, parent, kept, start, lambda n: room)
+    def refused(parent: int, kept: int, start: AgentStart) -> str:
+        return fork(gang, parent, kept, start, max_agents=9, has_room=True)
 
     assert refused(5, -1, copy) == "NOT_FOUND"
     assert refused(0, 2, copy) == refused(0, -2, copy) == "INVALID_REQUEST"
     assert refused(0, -1, agent_start(attempt=2)) == "INVALID_REQUEST"
-    assert refused(0, -1, copy, room=False) == "REJECTED"
-    assert (gang.pool.num_available, list(gang.agents)) == (free, [0])
+    gang.pool = BlockPool(3, BLOCK)
+    assert refused(0, -1, copy) == "REJECTED"
+    gang.pool = pool
+    assert (gang.pool.num_free, list(gang.agents)) == (free, [0])

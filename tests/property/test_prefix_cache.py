@@ -108,7 +108,7 @@ def test_memory_that_is_needed_is_given(model: LoadedModel) -> None:
         assert runs.play([20 + j % 50 for j in range(40)])[0] == 0
     finally:
         runs.engine.stop()
-    assert runs.engine.pool.num_available == 8
+    assert runs.engine.pool.num_free == 8
 
 
 @given(

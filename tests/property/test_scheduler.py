@@ -18,7 +18,7 @@ SEQUENCES = st.lists(
     ),
     max_size=8,
 )
-LIMITS = st.builds(StepLimits, st.integers(1, 20), st.integers(1, 8))
+LIMITS = st.builds(StepLimits, st.integers(1, 20), st.integers(1, 8), st.none() | st.integers(1, 6))
 
 
 @settings(max_examples=100, deadline=None)
@@ -56,7 +56,12 @@ def test_no_budget_is_left_over_while_something_could_use_it(
 ) -> None:
     chunks = schedule(sequences, limits)
     lengths = {id(c.sequence): c.length for c in chunks}
-    if sum(lengths.values()) < limits.max_positions:
+    beside = sum(c.length for c in chunks if len(c.sequence.pending) > 1)
+    share = limits.max_positions
+    if limits.max_beside is not None and any(len(c.sequence.pending) == 1 for c in chunks):
+        share = limits.max_beside
+        assert beside <= share, "running agents wait for longer than a slice"
+    if sum(lengths.values()) < limits.max_positions and beside < share:
         for s in sequences:
             if s.state is State.RUNNING:
                 assert lengths.get(id(s), 0) == min(len(s.pending), limits.max_chunk)

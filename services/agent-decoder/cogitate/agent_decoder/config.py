@@ -52,6 +52,12 @@ class AgentDecoderConfig(ServiceConfig):
     max_chunk_position_count: int = knob(
         512, "positions of one sequence in a step", minimum=1, maximum=1_000_000
     )
+    prefill_slice_s: float = knob(
+        0.1,
+        "how long a step with prompts may make running agents wait; 0: no limit",
+        minimum=0.0,
+        maximum=60.0,
+    )
     flush_interval_s: float = knob(
         0.02, "tokens of steps shorter than this are sent together", minimum=0.0, maximum=1.0
     )

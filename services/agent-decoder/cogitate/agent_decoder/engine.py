@@ -1,6 +1,6 @@
 """The engine: one thread that owns the model, the cache and every gang, and steps them.
 
-One step is: apply commands → admit waiting gangs → schedule → forward → sample → postprocess.
+One step is: apply commands → find room (``core/memory.py``) → schedule → forward → sample → tell.
 Commands arrive from any thread by ``submit``; events leave in one batch a gang and step through
 ``on_events``, called on the engine's thread.
 
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +24,8 @@ from cogitate.agent_decoder.core.events import Admitted, Event, Finished, Prefil
 from cogitate.agent_decoder.core.forking import fork, snapshot
 from cogitate.agent_decoder.core.gang import Gang
 from cogitate.agent_decoder.core.load import EngineLimits, EngineStats
-from cogitate.agent_decoder.core.scheduler import Chunk, schedule
+from cogitate.agent_decoder.core.memory import Holder, Memory, fits, misfit
+from cogitate.agent_decoder.core.scheduler import Chunk, StepLimits, schedule
 from cogitate.agent_decoder.core.sequence import Agent, Position, Sequence, State
 from cogitate.agent_decoder.core.starts import AgentStart, GangRules, GangStart
 from cogitate.agent_decoder.model.loader import LoadedModel
@@ -33,8 +35,6 @@ log = logging.getLogger(__name__)
 
 # A command runs on the engine's thread with the engine's gangs at hand.
 Command = Callable[["Engine"], None]
-# Whom a sequence belongs to; no agent means it is the gang's prefix.
-Owner = tuple[Gang, Agent | None]
 # An agent that can sample, and the logits (vocab,) it samples from.
 Draw = tuple[Gang, Agent, torch.Tensor]
 
@@ -66,10 +66,11 @@ class Engine:
             max_model_len=self.max_model_len,
             max_injected=limits.max_injected,
         )
-        self._gangs: dict[int, Gang] = {}  # in order of arrival
+        self._gangs: dict[int, Gang] = {}  # in order of service
+        self._memory = Memory(self.pool, limits.max_sequences)
         self._commands: list[Command] = []
         self._wake = threading.Condition()
-        self._stopping = False
+        self._stopping = self._busy = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.stats.num_free_blocks = self.pool.num_free
 
@@ -180,8 +181,9 @@ class Engine:
         gang = Gang(key, start, self._rules, self.pool, self._monotonic())
         if refusal := self._refusal(gang):
             return refusal
-        self._gangs[key] = gang
-        self._admit()
+        entered = {**self._gangs, key: gang}
+        self._gangs = dict(sorted(entered.items(), key=lambda item: item[1].order))
+        self._serve()
         num_waiting = sum(g.waiting for g in self._gangs.values())
         if gang.waiting and num_waiting > self.limits.max_waiting_gangs:
             del self._gangs[key]
@@ -191,10 +193,9 @@ class Engine:
     def _refusal(self, gang: Gang) -> Refused | None:
         """Why the gang can never be run here."""
         for start in gang.start.agents:
-            if reason := gang.misfit(start):
+            if reason := misfit(gang, start):
                 return Refused("INVALID_REQUEST", reason)
-        too_many = len(gang.agents) > self.limits.max_sequences
-        if too_many or gang.blocks_needed() > self.pool.num_blocks:
+        if not fits(gang, self.limits.max_sequences):
             return Refused(
                 "INVALID_REQUEST",
                 f"{len(gang.agents)} agents of this length never fit this endpoint; "
@@ -205,9 +206,9 @@ class Engine:
     def _add_agents(self, gang: Gang, agents: Seq[AgentStart]) -> None:
         """Each agent alone: a gang that runs does not end because it could not be widened."""
         for start in agents:
-            if gang.misfit(start):
+            if misfit(gang, start):
                 reason = "INVALID_REQUEST"
-            elif not self._has_room(gang, gang.blocks_of(start)):
+            elif not fits(gang, self.limits.max_sequences, start):
                 reason = "REJECTED"
             else:
                 gang.add_agent(start)
@@ -216,21 +217,13 @@ class Engine:
 
     def _fork(self, gang: Gang, parent_id: int, num_sampled: int, start: AgentStart) -> None:
         self._copy_blocks()  # the parent's last block may be one that still waits for its content
-        has_room = partial(self._has_room, gang)
-        if reason := fork(gang, parent_id, num_sampled, start, has_room):
+        has_room = self._memory.has_room(list(self._gangs.values()))
+        max_agents = self.limits.max_sequences
+        if reason := fork(
+            gang, parent_id, num_sampled, start, max_agents=max_agents, has_room=has_room
+        ):
             gang.events.append(Finished.unstarted(start.agent_id, start.attempt, reason))
         self._copy_blocks()
-
-    def _has_room(self, gang: Gang, num_blocks: int) -> bool:
-        """Whether one more agent with so many blocks may be taken."""
-        if gang.waiting:
-            fits = gang.blocks_needed() + num_blocks <= self.pool.num_blocks
-            return fits and len(gang.agents) < self.limits.max_sequences
-        is_free = self._num_admitted() < self.limits.max_sequences
-        return is_free and self.pool.can_reserve(num_blocks)
-
-    def _num_admitted(self) -> int:
-        return sum(len(g.agents) for g in self._gangs.values() if not g.waiting)
 
     # -- on the engine's thread: the loop ----------------------------------------------------
 
@@ -238,7 +231,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._commands or self._stopping or self._has_work()):
+                while not (self._commands or self._stopping or self._busy):
                     self._wake.wait()
                 commands, self._commands = self._commands, []
                 stopping = self._stopping
@@ -258,67 +251,70 @@ class Engine:
             self._fail_all()
 
     def _turn(self) -> None:
-        self._admit()
-        self._step()
-        self._flush(everything=not self._has_work())
+        """One step; not busy afterwards means that only a command can change anything."""
+        self._serve()
+        self._busy = self._step()
+        self._flush(everything=not self._busy)
 
-    def _has_work(self) -> bool:
-        return self._next_admissible() is not None or any(
-            gang.root.pending or any(a.sequence.state is State.RUNNING for a in agents)
-            for gang, agents in self._steppable()
-        )
-
-    def _steppable(self) -> list[tuple[Gang, list[Agent]]]:
-        """Gangs that may be stepped, in order of arrival, with their agents."""
-        return [
-            (gang, list(gang.agents.values()))
-            for gang in self._gangs.values()
-            if gang.agents and not gang.held and not gang.waiting
-        ]
-
-    def _next_admissible(self) -> Gang | None:
-        """The longest-waiting gang if there is room for it: small ones do not overtake it."""
-        head = next((g for g in self._gangs.values() if g.waiting and g.agents), None)
-        if head is None:
-            return None
-        room = self._num_admitted() + len(head.agents) <= self.limits.max_sequences
-        return head if room and self.pool.can_reserve(head.blocks_needed()) else None
-
-    def _admit(self) -> None:
-        while gang := self._next_admissible():
-            gang.admit(self._monotonic())
+    def _serve(self) -> None:
+        """Admits what there is room for and brings agents onto their prefix."""
+        for gang in self._memory.serve(list(self._gangs.values()), self._monotonic()):
             gang.events.append(Admitted())
 
-    def _step(self) -> None:
-        owners: dict[int, Owner] = {}
+    def _step(self) -> bool:
+        """Computes what can be; False if nothing can."""
+        owners: dict[int, Holder] = {}
         sequences: list[Sequence] = []
         draws: list[Draw] = []
-        for gang, agents in self._steppable():
+        for gang in self._gangs.values():
+            if gang.held or gang.waiting or not gang.agents:
+                continue
             if gang.root.pending:
                 owners[id(gang.root)] = (gang, None)
                 sequences.append(gang.root)
                 continue
-            for agent in agents:
-                if agent.sequence.state is not State.RUNNING:
+            for agent in gang.agents.values():
+                sequence = agent.sequence
+                if sequence.state is not State.RUNNING or not sequence.num_computed:
                     continue
-                if agent.sequence.pending:
-                    owners[id(agent.sequence)] = (gang, agent)
-                    sequences.append(agent.sequence)
+                if sequence.pending:
+                    owners[id(sequence)] = (gang, agent)
+                    sequences.append(sequence)
                 else:  # at the end of the prefix, whose logits are known
                     draws.append((gang, agent, gang.prefix_logits))
-        chunks = schedule(sequences, self.limits.step)
+        chunks = schedule(sequences, self._step_limits())
         if not chunks and not draws:
-            return
+            return False
         began = self._monotonic()
-        for chunk in chunks:
-            owners[id(chunk.sequence)][0].allocate(chunk.sequence, chunk.length)
+        chunks = self._allocate(chunks, owners)
         self._copy_blocks()
         if chunks:
             draws += self._forward(chunks, owners)
         self._sample(draws)
         self._book(chunks, owners, self._monotonic() - began)
+        return True
 
-    def _forward(self, chunks: Seq[Chunk], owners: dict[int, Owner]) -> list[Draw]:
+    def _step_limits(self) -> StepLimits:
+        """A slice of time beside running agents, in positions by the speed that was measured."""
+        limits, rate = self.limits, self.stats.prefill_tokens_per_s
+        if not limits.prefill_slice_s or not rate:
+            return limits.step
+        share = max(limits.block_size, int(rate * limits.prefill_slice_s))
+        return replace(limits.step, max_beside=share)
+
+    def _allocate(self, chunks: Seq[Chunk], owners: dict[int, Holder]) -> list[Chunk]:
+        """Blocks for the chunks; those of sequences that had to yield are left out."""
+        wanted = [(owners[id(chunk.sequence)], chunk.length) for chunk in chunks]
+        before = [chunk.sequence.num_computed for chunk in chunks]
+        self._memory.allocate(list(self._gangs.values()), wanted)
+        self.stats.num_preemptions = self._memory.num_preemptions
+        return [
+            chunk
+            for chunk, num_computed in zip(chunks, before, strict=True)
+            if chunk.sequence.num_computed == num_computed and chunk.sequence.state is State.RUNNING
+        ]
+
+    def _forward(self, chunks: Seq[Chunk], owners: dict[int, Holder]) -> list[Draw]:
         """Computes the chunks and returns the agents that can sample now, with their logits."""
         rows = self._runner.forward(chunks).unbind()
         draws: list[Draw] = []
@@ -333,31 +329,25 @@ class Engine:
             if agent is not None:
                 draws.append((gang, agent, logits))
             else:
-                draws += self._prefix_done(gang, logits)
+                self._prefix_done(gang, logits)
         return draws
 
-    def _prefix_done(self, gang: Gang, logits: torch.Tensor) -> list[Draw]:
-        """Forks the agents off the prefix; those without an opening sample at once."""
-        now = self._monotonic()
+    def _prefix_done(self, gang: Gang, logits: torch.Tensor) -> None:
+        """Agents may now be brought onto it, and later gangs find it."""
         gang.prefix_logits = logits.clone()
         gang.name_prefix()
+        if gang.prefilled:
+            return
+        gang.prefilled = True
         self.stats.num_cached += gang.num_cached
         gang.events.append(
             Prefilled(
                 len(gang.start.prefix),
                 gang.admitted_s - gang.arrival_s,
-                now - gang.admitted_s,
+                self._monotonic() - gang.admitted_s,
                 gang.num_cached,
             )
         )
-        agents = list(gang.agents.values())
-        for agent in agents:
-            gang.fork_from_prefix(agent)
-        return [
-            (gang, agent, logits)
-            for agent in agents
-            if agent.sequence.state is State.RUNNING and not agent.sequence.pending
-        ]
 
     def _copy_blocks(self) -> None:
         """Copies the partial blocks of fresh forks, all at once."""
@@ -379,7 +369,7 @@ class Engine:
                 agent, result.token_ids[i], result.logprobs[i], result.confidences[i], result.top[i]
             )
 
-    def _book(self, chunks: Seq[Chunk], owners: dict[int, Owner], elapsed_s: float) -> None:
+    def _book(self, chunks: Seq[Chunk], owners: dict[int, Holder], elapsed_s: float) -> None:
         """Steps and time for the gangs, running means for the load report."""
         for gang in {id(g): g for g in (owners[id(c.sequence)][0] for c in chunks)}.values():
             gang.num_steps += 1
@@ -399,16 +389,17 @@ class Engine:
                 self._on_events(gang.key, gang.tell(now))
             for agent in gang.agents.values():
                 state = agent.sequence.state
-                running += state is State.RUNNING
-                waiting += state is State.WAITING
+                waiting += agent.waits_for_room
+                running += state is State.RUNNING and not agent.waits_for_room
                 paused += state in (State.PAUSED, State.AWAITING_GRANT)
         self.stats.num_running, self.stats.num_waiting = running, waiting
         self.stats.num_paused = paused
-        self.stats.num_free_blocks = self.pool.num_available
+        self.stats.num_free_blocks = self.pool.num_free
 
     def _fail_all(self) -> None:
         """Ends every admitted gang and begins with an empty pool; waiting gangs are unharmed."""
         self.pool = BlockPool(self.limits.num_blocks, self.limits.block_size)
+        self._memory = Memory(self.pool, self.limits.max_sequences)
         for gang in list(self._gangs.values()):
             gang.pool = self.pool
             if not gang.waiting:

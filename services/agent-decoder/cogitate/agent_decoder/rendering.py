@@ -58,6 +58,7 @@ class Renderer:
             agents=tuple([await self.agent(gang, spec) for spec in gang.agents]),
             instant=instant,
             salt=gang.tenant,
+            priority=gang.priority,
         )
 
     async def agent(self, gang: pb.OpenGang, spec: pb.AgentSpec) -> AgentStart:

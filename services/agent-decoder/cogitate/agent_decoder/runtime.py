@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cogitate.agent_decoder import wire
 from cogitate.agent_decoder.config import AgentDecoderConfig
@@ -84,6 +86,7 @@ class Runtime:
             max_waiting_gangs=config.max_waiting_gang_count,
             max_injected=config.max_injected_token_count,
             flush_interval_s=config.flush_interval_s,
+            prefill_slice_s=config.prefill_slice_s,
             step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
         )
         self.engine = Engine(model, limits, self._on_events)
@@ -130,8 +133,17 @@ class Runtime:
         await self.embeddings.close()
         await self._grammars.close()
 
-    async def decode(self, requests: AsyncIterator[pb.DecodeRequest], write: Write) -> None:
-        """Runs one gang to its end. Cancelled or broken off, its agents are killed at once."""
+    async def decode(
+        self,
+        requests: AsyncIterator[pb.DecodeRequest],
+        write: Write,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Runs one gang to its end. Cancelled or broken off, its agents are killed at once.
+
+        timeout_s: how long the caller waits; None means for ever.
+        """
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("command") != "open":
             raise InvalidRequest("the first message of a Decode stream must be open")
@@ -144,7 +156,7 @@ class Runtime:
         self._streams[stream.key] = stream
         self._idle.clear()
         try:
-            await self._run(stream, requests, write)
+            await self._run(stream, requests, write, deadline_s)
         finally:
             self.engine.abort(stream.key, "CANCELLED")
             del self._streams[stream.key]
@@ -153,7 +165,11 @@ class Runtime:
             stream.spans.end()
 
     async def _run(
-        self, stream: _Stream, requests: AsyncIterator[pb.DecodeRequest], write: Write
+        self,
+        stream: _Stream,
+        requests: AsyncIterator[pb.DecodeRequest],
+        write: Write,
+        deadline_s: float,
     ) -> None:
         try:
             self._check(stream.gang)
@@ -162,7 +178,7 @@ class Runtime:
             await write(_refused(error.reason, error.message, error.retry_after_s))
             return
         stream.newer(stream.gang.agents)
-        self.engine.open(stream.key, start)
+        self.engine.open(stream.key, replace(start, deadline_s=deadline_s))
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._commands(stream, requests, tasks))
             await self._events(stream, write)

@@ -32,7 +32,7 @@ class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
         request_iterator: AsyncIterator[pb.DecodeRequest],
         context: grpc.aio.ServicerContext[pb.DecodeRequest, pb.DecodeResponse],
     ) -> None:
-        await self._runtime.decode(request_iterator, context.write)
+        await self._runtime.decode(request_iterator, context.write, context.time_remaining())
 
     async def GetEndpoint(
         self,

@@ -13,7 +13,7 @@ from cogitate.agent_decoder.core.starts import AgentStart, GangRules, InjectedPo
 from cogitate.agent_decoder.core.transcript import ControlTokens, Transcript, Turn
 
 
-def begin(start: AgentStart, rules: GangRules, max_blocks: int, *, instant: bool) -> Agent:
+def begin(start: AgentStart, rules: GangRules, *, instant: bool) -> Agent:
     """Makes an agent that waits for its gang's prefix, fresh or resumed."""
     params, control = start.params, rules.control
     transcript = Transcript(
@@ -29,7 +29,6 @@ def begin(start: AgentStart, rules: GangRules, max_blocks: int, *, instant: bool
         transcript,
         Sequence(pending=deque(start.opening)),
         granted=min(start.granted or params.max_tokens, params.max_tokens),
-        max_blocks=max_blocks,
         stop_ids=frozenset(params.stop_token_ids)
         | (frozenset() if params.ignore_eos else control.end),
         end_ids=control.end,

@@ -7,7 +7,7 @@ without a name are handed out first, then the named ones that were used longest 
 Invariants (property tests in ``tests/property/test_block_pool.py``):
 
 1. free + used == total, and every used block has at least one owner.
-2. The sum of reservations never exceeds the free blocks, so an admitted gang cannot run out.
+2. What cannot be given changes nothing.
 3. After all owners let go every block is free again.
 4. A name stands for one block at most, and a block handed out anew has none.
 
@@ -25,7 +25,7 @@ class OutOfBlocks(Exception):
 
 
 class BlockPool:
-    """Blocks with reference counts and reservations. One owner: not thread-safe."""
+    """Blocks with reference counts. One user: not thread-safe."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
@@ -35,46 +35,27 @@ class BlockPool:
         self._ref_counts = [0] * num_blocks
         # Popping from the end hands out low numbers first, which keeps the touched memory small.
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._num_reserved = 0
         self._by_name: dict[bytes, int] = {}
         self._names: dict[int, bytes] = {}
         self._named_free: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
     def num_free(self) -> int:
-        """Blocks without an owner, reserved and named ones included."""
+        """Blocks without an owner, named ones included."""
         return len(self._free) + len(self._named_free)
-
-    @property
-    def num_available(self) -> int:
-        """Free blocks that nobody has reserved."""
-        return self.num_free - self._num_reserved
 
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold so many positions."""
         return -(-num_positions // self.block_size)
 
-    def can_reserve(self, count: int) -> bool:
-        """Whether ``reserve(count)`` would succeed."""
-        return count <= self.num_available
-
-    def reserve(self, count: int) -> None:
-        """Sets blocks aside for later ``allocate`` calls. Raises OutOfBlocks, all or nothing."""
-        if not self.can_reserve(count):
-            raise OutOfBlocks(f"{count} blocks asked, {self.num_available} available")
-        self._num_reserved += count
-
-    def unreserve(self, count: int) -> None:
-        """Gives a reservation back, as far as it was not used."""
-        if count > self._num_reserved:
-            raise ValueError("more given back than was reserved")
-        self._num_reserved -= count
+    def can_allocate(self, count: int) -> bool:
+        """Whether ``allocate(count)`` would succeed."""
+        return count <= self.num_free
 
     def allocate(self, count: int) -> list[int]:
-        """Takes blocks out of a reservation made before. Each has one owner. O(count)."""
-        if count > self._num_reserved:
-            raise OutOfBlocks(f"{count} blocks asked, {self._num_reserved} reserved")
-        self._num_reserved -= count
+        """Takes blocks, all or nothing. Each has one owner. Raises OutOfBlocks. O(count)."""
+        if not self.can_allocate(count):
+            raise OutOfBlocks(f"{count} blocks asked, {self.num_free} free")
         blocks = [self._take() for _ in range(count)]
         for block in blocks:
             self._ref_counts[block] = 1
@@ -95,15 +76,11 @@ class BlockPool:
             self._by_name[name], self._names[block] = block, name
 
     def allocate_named(self, names: Sequence[bytes]) -> list[int]:
-        """Takes or shares the blocks of the longest run of known names, from the first on.
-
-        Each uses up one block of a reservation made before, as `allocate` does.
-        """
+        """Takes or shares the blocks of the longest run of known names, from the first on."""
         blocks: list[int] = []
         for name in names:
-            if (block := self._by_name.get(name)) is None or self._num_reserved == 0:
+            if (block := self._by_name.get(name)) is None:
                 break
-            self._num_reserved -= 1
             self._ref_counts[block] += 1
             self._named_free.pop(block, None)
             blocks.append(block)
@@ -145,6 +122,5 @@ class BlockPool:
         assert used + len(free) == self.num_blocks, "free + used != total"
         assert len(set(free)) == len(free), "a block is free twice"
         assert all(self._ref_counts[block] == 0 for block in free), "a free block has an owner"
-        assert 0 <= self._num_reserved <= len(free), "more reserved than free"
         assert {n: b for b, n in self._names.items()} == self._by_name, "names and blocks differ"
         assert not set(self._free) & set(self._names), "a named block is free as unnamed"

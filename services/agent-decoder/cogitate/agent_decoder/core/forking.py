@@ -1,9 +1,10 @@
 """An agent's history, and agents that begin with another one's: snapshots and forks.
 
-A fork is an agent that is resumed from its parent's history, but for the memory: it shares the
-parent's full blocks, which nobody writes any more, has its own copy of the block at its end, and
-computes what is left of its history, one position at least, whose logits it needs. It draws by its
-own seed and id, counting on from the tokens it keeps: as it would if it were resumed elsewhere.
+A fork is an agent that is resumed from its parent's history, but for the memory: where there is
+room at once it shares the parent's full blocks, which nobody writes any more, has its own copy of
+the block at its end, and computes what is left of its history, one position at least, whose logits
+it needs. It draws by its own seed and id, counting on from the tokens it keeps: as it would if it
+were resumed elsewhere.
 
 Invariants (``tests/property/test_gang.py``, ``tests/property/test_forks.py``):
 
@@ -14,11 +15,11 @@ Invariants (``tests/property/test_gang.py``, ``tests/property/test_forks.py``):
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from cogitate.agent_decoder.core.events import Finish, Snapshot
+from cogitate.agent_decoder.core.events import Snapshot
 from cogitate.agent_decoder.core.gang import Gang
+from cogitate.agent_decoder.core.memory import fits, misfit
 from cogitate.agent_decoder.core.sequence import Agent
 from cogitate.agent_decoder.core.starts import AgentStart, InjectedPositions, SampledTokens
 
@@ -59,13 +60,15 @@ def fork(
     parent_id: int,
     num_sampled: int,
     start: AgentStart,
-    has_room: Callable[[int], bool],
+    *,
+    max_agents: int,
+    has_room: bool,
 ) -> str:
     """Adds a copy that keeps so many sampled tokens (-1: all); the reason if it cannot be made.
 
-    ``has_room`` says whether one more agent with so many blocks of its own may be taken. The
-    parent's blocks hold what was computed, and ``gang.copies`` are made before anything else
-    happens to the gang: the block that is copied may be given back.
+    Without ``has_room``, or where its parent has no memory, it waits for some and then computes
+    what it would have shared. The parent's blocks hold what was computed, and ``gang.copies`` are
+    made before anything else happens to the gang: the block that is copied may be given back.
     """
     parent = gang.agents.get(parent_id)
     if parent is None:
@@ -82,24 +85,17 @@ def fork(
             parent.lowest_confidence if kept == len(parent.sampled) else float("inf")
         ),
     )
-    if gang.misfit(start):
+    if misfit(gang, start):
         return "INVALID_REQUEST"
-    num_prefix, size = len(gang.start.prefix), gang.pool.block_size
+    if not fits(gang, max_agents, start):
+        return "REJECTED"
+    num_prefix = len(gang.start.prefix)
     own = len(start.opening) + start.num_sampled + start.num_injected
     num_shared = min(parent.sequence.num_computed, num_prefix + max(own - 1, 0))
-    num_blocks = gang.blocks_of(start)
-    if num_shared:
-        num_blocks -= num_shared // size - num_prefix // size
-    if not has_room(num_blocks):
-        return "REJECTED"
-    if not num_shared:  # the prefix is not computed yet: it begins with its parent
-        gang.add_agent(start)
-        return ""
-    if earlier := gang.agents.get(start.agent_id):
-        gang.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
-    agent = gang.agents[start.agent_id] = gang.begin(start)
-    gang.reserve(agent.sequence, num_blocks)
-    for _ in range(num_shared - num_prefix):
-        agent.sequence.pending.popleft()
-    gang.branch(agent, parent.sequence, num_shared)
+    gang.add_agent(start)
+    if num_shared and has_room:
+        agent = gang.agents[start.agent_id]
+        for _ in range(num_shared - num_prefix):
+            agent.sequence.pending.popleft()
+        gang.branch(agent, parent.sequence, num_shared)
     return ""

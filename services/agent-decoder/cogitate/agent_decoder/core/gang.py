@@ -1,11 +1,11 @@
 """One gang's state: the common prefix, its agents, and what each command and token does to them.
 
-Memory is taken from the pool by reservation at admission, for the longest each agent may become,
-so an admitted gang always runs to its end.
+Memory is taken from the pool as positions are computed; ``core/memory.py`` sees to it that there is
+some. An agent that must yield its memory is preempted: it computes its positions again.
 
 State diagram (one agent)::
 
-    WAITING --prefix computed--> RUNNING --call, pause--> PAUSED --inject--> RUNNING
+    WAITING --room for it on the prefix--> RUNNING --call, pause--> PAUSED --inject--> RUNNING
                                     |
                                     +--grant used up--> AWAITING_GRANT --grant--> RUNNING
     any --end token, limit, kill--> FINISHED
@@ -13,8 +13,8 @@ State diagram (one agent)::
 Invariants (``tests/property/test_gang.py``):
 
 1. Every agent ends with exactly one ``Finished``; nothing is sampled after it.
-2. After ``GangDone`` every block and reservation of the gang is back in the pool.
-3. A paused agent keeps its blocks and goes on from the very position where it stopped.
+2. After ``GangDone`` every block of the gang is back in the pool.
+3. A paused or preempted agent goes on from the very position where it stopped.
 4. No agent samples more than it was granted.
 5. A gang that was closed ends: agents that could only go on by a command are ended.
 """
@@ -62,8 +62,10 @@ class Gang:
     events: list[Event] = field(default_factory=list)
     prefix_logits: Any = None  # (vocab,) of the last prefix position, once computed
     names: list[bytes] = field(default_factory=list)  # of the prefix's full blocks
-    num_cached: int = 0  # positions of the prefix that were found computed
-    admitted_s: float = 0.0
+    num_cached: int = 0  # positions of the prefix that were found computed, the first time
+    admitted_s: float = 0.0  # the first time
+    num_admissions: int = 0
+    prefilled: bool = False  # its prefix was computed once: that was told
     told_s: float = -math.inf  # when events were last handed out
     threshold: float = 0.0
     held: bool = False  # its reader is behind: nothing of it is scheduled
@@ -86,45 +88,24 @@ class Gang:
         """Whether it is not admitted yet: it owns no memory."""
         return self.root.state is State.WAITING
 
+    @property
+    def order(self) -> tuple[float, float, float, int]:
+        """What gangs are served by: higher priority, earlier deadline, earlier arrival."""
+        return -self.start.priority, self.start.deadline_s, self.arrival_s, self.key
+
     # -- memory ------------------------------------------------------------------------------
 
-    def misfit(self, start: AgentStart) -> str:
-        """Why an agent can never run here, as a sentence; empty if it can."""
-        rules, params = self.rules, start.params
-        if start.num_sampled > params.max_tokens or start.num_injected > rules.max_injected:
-            return "the agent's resume state is longer than its limits"
-        own = len(start.opening) + start.num_sampled + start.num_injected
-        if len(self.start.prefix) + own >= rules.max_model_len:
-            return (
-                f"the conversation and the agent's opening take {len(self.start.prefix) + own} "
-                f"positions, the model has room for {rules.max_model_len}; shorten them"
-            )
-        return ""
-
-    def blocks_of(self, start: AgentStart) -> int:
-        """Blocks an agent may come to own beside the shared full blocks of the prefix."""
-        prefix = len(self.start.prefix)
-        own = len(start.opening) + start.params.max_tokens + self.rules.max_injected
-        longest = min(self.rules.max_model_len, prefix + own)
-        return self.pool.blocks_for(longest) - prefix // self.pool.block_size
-
-    def blocks_needed(self) -> int:
-        """Blocks the whole gang needs to be admitted."""
-        prefix = self.pool.blocks_for(len(self.start.prefix))
-        return prefix + sum(agent.max_blocks for agent in self.agents.values())
-
     def admit(self, now: float) -> None:
-        """Takes the reservation; the prefix begins to run."""
-        self.admitted_s = now
-        self.reserve(self.root, self.pool.blocks_for(len(self.start.prefix)))
+        """The prefix begins to run."""
+        self.num_admissions += 1
         self._find_cached()
+        if self.num_admissions == 1:
+            self.admitted_s, self.num_cached = now, self.root.num_computed
         self.root.state = State.RUNNING
-        for agent in self.agents.values():
-            self.reserve(agent.sequence, agent.max_blocks)
 
     def begin(self, start: AgentStart) -> Agent:
         """Makes an agent of it, fresh or resumed, that owns no memory yet."""
-        return begin(start, self.rules, self.blocks_of(start), instant=self.start.instant)
+        return begin(start, self.rules, instant=self.start.instant)
 
     def _find_cached(self) -> None:
         """Begins the prefix with the blocks that are still there from earlier gangs.
@@ -136,9 +117,8 @@ class Gang:
         root.block_table = self.pool.allocate_named(
             self.names[: (len(self.start.prefix) - 1) // size]
         )
-        root.num_reserved -= len(root.block_table)
-        root.num_computed = self.num_cached = len(root.block_table) * size
-        for _ in range(self.num_cached):
+        root.num_computed = len(root.block_table) * size
+        for _ in range(root.num_computed):
             root.pending.popleft()
 
     def name_prefix(self) -> None:
@@ -147,25 +127,18 @@ class Gang:
             self.pool.name(block, name)
 
     def add_agent(self, start: AgentStart) -> None:
-        """Adds an agent on the prefix; a later attempt takes the place of an earlier one.
+        """Adds an agent; a later attempt takes the place of an earlier one.
 
-        The caller checked ``misfit`` and, unless the gang waits, ``can_reserve``.
+        The caller checked that it fits (``core/memory.py``).
         """
         if earlier := self.agents.get(start.agent_id):
             self.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
-        agent = self.agents[start.agent_id] = self.begin(start)
-        if not self.waiting:
-            self.reserve(agent.sequence, agent.max_blocks)
-        if self.prefix_logits is not None:
-            self.fork_from_prefix(agent)
-
-    def fork_from_prefix(self, agent: Agent) -> None:
-        """The agent begins at the end of the prefix."""
-        self.branch(agent, self.root, self.root.num_computed)
+        self.agents[start.agent_id] = self.begin(start)
 
     def branch(self, agent: Agent, source: Sequence, length: int) -> None:
-        """Shares the source's full blocks up to ``length`` positions and asks for a copy of a
-        partial one; the agent begins there.
+        """Has the agent go on behind the source's first ``length`` positions.
+
+        Shares their full blocks and asks for a copy of a partial one, for which there is room.
         """
         sequence, full = agent.sequence, length // self.pool.block_size
         sequence.block_table = source.block_table[:full]
@@ -174,26 +147,39 @@ class Gang:
         if length % self.pool.block_size:
             self.allocate(sequence, 0)
             self.copies.append((source.block_table[full], sequence.block_table[full]))
-        self._follow(agent, ending_of(agent, self.rules, self.threshold))
+        if sequence.state is State.WAITING:
+            self._follow(agent, ending_of(agent, self.rules, self.threshold))
+
+    def missing(self, sequence: Sequence, length: int) -> int:
+        """Blocks that its next ``length`` positions need beside those it has."""
+        return self.pool.blocks_for(sequence.num_computed + length) - len(sequence.block_table)
 
     def allocate(self, sequence: Sequence, length: int) -> None:
-        """Makes room for the next ``length`` positions, out of the sequence's reservation."""
-        missing = self.pool.blocks_for(sequence.num_computed + length) - len(sequence.block_table)
-        if missing > 0:
+        """Takes the blocks that are missing. Raises OutOfBlocks."""
+        if (missing := self.missing(sequence, length)) > 0:
             sequence.block_table += self.pool.allocate(missing)
-            sequence.num_reserved -= missing
 
-    def reserve(self, sequence: Sequence, count: int) -> None:
-        """Sets blocks aside for the sequence. The caller asked ``can_reserve``."""
-        self.pool.reserve(count)
-        sequence.num_reserved = count
+    def preempt(self, agent: Agent) -> None:
+        """Takes an agent's memory; it goes on when it has some again, with the same positions."""
+        self._release(agent.sequence)
+        agent.sequence.pending = deque(agent.positions())
 
-    def _free(self, sequence: Sequence) -> None:
+    def preempt_prefix(self) -> None:
+        """Takes the prefix's memory; no agent has any. The gang waits to be admitted again."""
+        self._release(self.root)
+        self.root.pending = deque(self.start.prefix)
+        self.root.state, self.prefix_logits = State.WAITING, None
+
+    def _release(self, sequence: Sequence) -> None:
         # A copy into a block that is given back would overwrite its next owner.
         self.copies = [c for c in self.copies if c[1] not in sequence.block_table]
         self.pool.release(sequence.block_table)
-        self.pool.unreserve(sequence.num_reserved)
-        sequence.block_table, sequence.num_reserved = [], 0
+        sequence.block_table, sequence.num_computed = [], 0
+
+    def _free(self, sequence: Sequence) -> None:
+        num_computed = sequence.num_computed
+        self._release(sequence)
+        sequence.num_computed = num_computed  # what it did stays true
         sequence.pending.clear()
         sequence.state = State.FINISHED
 
@@ -372,22 +358,21 @@ class Gang:
         """Frees the prefix and says ``GangDone`` once it is closed and empty."""
         if self.done or not self.closed or self.agents:
             return False
-        num_prompt = self.root.num_computed
         self._free(self.root)
-        self._say_done(num_prompt)
+        self._say_done()
         return True
 
     def abandon(self) -> None:
         """Ends everything with ERROR without touching the pool, which is given up as well."""
         for agent in list(self.agents.values()):
             self._say_finished(agent, Finish.ERROR, "ENGINE_FAILURE")
-        self._say_done(self.root.num_computed)
+        self._say_done()
 
-    def _say_done(self, num_prompt: int) -> None:
+    def _say_done(self) -> None:
         self.done, self.prefix_logits = True, None
         self.events.append(
             GangDone(
-                num_prompt,
+                len(self.start.prefix) if self.prefilled else self.root.num_computed,
                 self.num_sampled,
                 self.num_injected,
                 self.num_steps,

@@ -20,6 +20,7 @@ class EngineLimits:
     max_waiting_gangs: int
     max_injected: int
     flush_interval_s: float = 0.0  # tokens alone are told no more often than this
+    prefill_slice_s: float = 0.0  # how long prefixes may make running agents wait; 0: no limit
     step: StepLimits = field(default_factory=StepLimits)
 
 
@@ -37,6 +38,7 @@ class EngineStats:
     num_sampled: int = 0
     num_prompt: int = 0  # positions of prefixes computed
     num_cached: int = 0  # positions of prefixes found computed
+    num_preemptions: int = 0  # agents and prefixes that had to yield their memory
 
     def book_step(self, num_sequences: int, num_prefix: int, elapsed_s: float) -> None:
         """Takes one step in: a step with prefixes tells the prefill's speed, any other its own."""

@@ -5,11 +5,13 @@ Invariants (``tests/property/test_scheduler.py``):
 1. ``num_computed`` positions have their KV in ``block_table``; the rest waits in ``pending``.
 2. Blocks shared with siblings are full and never written; a partial block is copied at a fork.
 3. A sequence is in exactly one state, and only RUNNING sequences are scheduled.
+4. An agent with no computed position owns no memory: it waits for room, fresh or preempted.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -45,7 +47,6 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     num_computed: int = 0
     state: State = State.WAITING
-    num_reserved: int = 0  # blocks set aside in the pool and not yet allocated
 
     @property
     def num_positions(self) -> int:
@@ -70,7 +71,6 @@ class Agent:
     transcript: Transcript
     sequence: Sequence
     granted: int  # tokens it may sample before it needs another grant
-    max_blocks: int  # blocks it may come to own
     stop_ids: frozenset[int]  # tokens that end its turn
     end_ids: frozenset[int]  # of these, those that the model ends every turn with
     matcher: Matcher | None = None  # of the grammar its answer must follow
@@ -117,6 +117,26 @@ class Agent:
         elif self.matcher is not None:
             banned |= self.end_ids  # a turn without an answer would be none of the grammar's
         return Row(self.params, self.sampled, self._draws[index], banned, allowed)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it waits for nothing but memory and its turn."""
+        return self.sequence.state in (State.WAITING, State.RUNNING)
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether it could go on if it had memory."""
+        return not self.sequence.num_computed and self.runs
+
+    def positions(self) -> Iterator[Position]:
+        """All its own positions, in order: opening, sampled tokens, what was injected."""
+        yield from self.opening
+        at = 0
+        for count, positions, _ in self.injections:
+            yield from map(Position, self.sampled[at:count])
+            yield from positions
+            at = count
+        yield from map(Position, self.sampled[at:])
 
     def observe(self, token_id: int, logprob: float, confidence: float) -> None:
         """Books one sampled token."""

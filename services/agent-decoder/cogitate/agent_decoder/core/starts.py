@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class GangStart:
     agents: tuple[AgentStart, ...]
     instant: bool = False
     salt: str = ""  # whose prefix cache it may use: its tenant's
+    priority: int = 0  # higher is served first
+    deadline_s: float = math.inf  # on the engine's clock; among equals the earlier is served first
 
 
 @dataclass(frozen=True, slots=True)
