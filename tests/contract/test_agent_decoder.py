@@ -864,11 +864,11 @@ async def test_a_reader_that_never_reads_is_let_go(models: Path) -> None:
     async with decoder(models, write_stall_s=0.05) as made:
         write = made.runtime.decode
 
-        async def stalled(requests: Any, send: Any) -> None:
+        async def stalled(requests: Any, send: Any, timeout_s: float | None) -> None:
             async def never(response: Any) -> None:
                 await asyncio.sleep(60)
 
-            await write(requests, never)
+            await write(requests, never, timeout_s)
 
         made.runtime.decode = stalled
         stream = await made.opened(spec(bias=TALKS, sampling=LONG))
