@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -66,8 +66,10 @@ def weights_of(c: LlamaConfig, dtype: torch.dtype = torch.float32) -> Weights:
     return made
 
 
-def native(c: LlamaConfig, dtype: str = "float32", threads: int = 2, **k: Any) -> NativeRunner:
-    made = NativeRunner(c, weights_of(c, **k), dtype=dtype, threads=threads)
+def native(
+    c: LlamaConfig, dtype: str = "float32", threads: int = 2, kept: torch.dtype = torch.float32
+) -> NativeRunner:
+    made = NativeRunner(c, weights_of(c, kept), dtype=dtype, threads=threads)
     made.allocate(NUM_BLOCKS, BLOCK_SIZE)
     return made
 
@@ -110,6 +112,23 @@ def runner() -> NativeRunner:
     return native(SHAPE)
 
 
+@pytest.fixture(scope="module")
+def dots() -> Iterator[None]:
+    """The step as machines run it that have dot products of pairs and quads.
+
+    Where this machine has none, other instructions take their place; all around them is the same.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        flags = (*library.CAPABILITIES[library.capability()], "-DCOGITATE_SLOW_DOTS")
+        patch.setitem(library.CAPABILITIES, "SLOW_DOTS", flags)
+        patch.setattr(library, "capability", lambda: "SLOW_DOTS")
+        library.load.cache_clear()
+        library.digest.cache_clear()
+        yield
+    library.load.cache_clear()
+    library.digest.cache_clear()
+
+
 # -- against torch --------------------------------------------------------------------------------
 
 
@@ -146,6 +165,52 @@ def test_weights_in_bfloat16_lose_nothing_in_float32() -> None:
         one.allocate(NUM_BLOCKS, BLOCK_SIZE)
     first, second = (compute(one, sequence(tokens(40), [1, 2, 3]))[0] for one in made)
     assert torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("dots")
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.06), ("int8", 0.09)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dot_products_stay_near(shape: str, dtype: str, bound: float) -> None:
+    """Rows are rounded, too; what they give does not depend on the others or on chunks."""
+    c, text = SHAPES[shape], tokens(90)
+    fast = native(c, dtype)
+    (whole,) = compute(fast, sequence(text, list(range(6))))
+    (exact,) = compute(reference(c), sequence(text, list(range(6))))
+    assert (whole - exact).abs().max() < bound * exact.abs().max()
+    assert not torch.equal(whole, exact)
+    for chunk in (1, 7, 32):
+        beside = [sequence(tokens(n, n), list(range(10 + 8 * n, 18 + 8 * n))) for n in range(1, 6)]
+        (again, *_) = compute(fast, sequence(text, list(range(6))), *beside, chunk=chunk)
+        assert torch.equal(again, whole)
+
+
+@pytest.mark.usefixtures("dots")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_dot_products_keep_a_nan_with_its_sequence(dtype: str) -> None:
+    fast, broken = native(SHAPE, dtype), sequence(tokens(20), [1, 2])
+    broken.pending[5] = Position(0, np.full(SHAPE.hidden_size, np.nan, np.float32))
+    alone = compute(fast, sequence(tokens(20), [3, 4]))
+    (spoilt, sound) = compute(fast, broken, sequence(tokens(20), [3, 4]))
+    assert spoilt.isnan().any()
+    assert torch.equal(sound, alone[0])
+
+
+@pytest.mark.usefixtures("dots")
+def test_float32_is_exact_where_weights_are_bfloat16_and_there_are_dot_products() -> None:
+    (fast,) = compute(native(SHAPE, kept=torch.bfloat16), sequence(tokens(90), list(range(6))))
+    (plain,) = compute(native(SHAPE), sequence(tokens(90), list(range(6))))
+    slow = TorchRunner(
+        Llama(
+            SHAPE,
+            {name: w.float() for name, w in weights_of(SHAPE, torch.bfloat16).items()},
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+    )
+    slow.allocate(NUM_BLOCKS, BLOCK_SIZE)
+    (exact,) = compute(slow, sequence(tokens(90), list(range(6))))
+    torch.testing.assert_close(fast, exact, atol=2e-4, rtol=0)
+    assert not torch.equal(fast, plain)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.05), ("int8", 0.05)])

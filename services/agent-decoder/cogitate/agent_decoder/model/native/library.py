@@ -24,9 +24,13 @@ SOURCES: Final = Path(__file__).parent / "src"
 # No -ffast-math: NaN must stay NaN, and sums keep their order.
 _FLAGS: Final = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast",
                  "-fno-math-errno", "-Wno-psabi")  # fmt: skip
+_AVX512: Final = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma",
+                  "-mprefer-vector-width=512")  # fmt: skip
+# Best first. Those of the last two of AVX-512 take products by dot products of bytes and halves.
 CAPABILITIES: Final = {
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma",
-               "-mprefer-vector-width=512"),
+    "AVX512_BF16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+    "AVX512_VNNI": (*_AVX512, "-mavx512vnni"),
+    "AVX512": _AVX512,
     "AVX2": ("-mavx2", "-mfma"),
     "DEFAULT": (),
 }  # fmt: skip
@@ -63,10 +67,26 @@ class Step(ctypes.Structure):
     )  # fmt: skip
 
 
+@cache
 def capability() -> str:
-    """The instruction set this machine runs: AVX512, AVX2 or DEFAULT."""
+    """The best instruction set of CAPABILITIES that this machine runs."""
     found = torch.backends.cpu.get_cpu_capability()
-    return found if found in CAPABILITIES else "DEFAULT"
+    if found != "AVX512":
+        return found if found in CAPABILITIES else "DEFAULT"
+    flags = _processor_flags()
+    if "avx512_vnni" not in flags:
+        return "AVX512"
+    return "AVX512_BF16" if "avx512_bf16" in flags else "AVX512_VNNI"
+
+
+def _processor_flags() -> frozenset[str]:
+    """What Linux says the processor has; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(found.partition(":")[2].split())
 
 
 def build(wanted: str = "") -> Path:

@@ -29,6 +29,7 @@ BLOCK_SIZE: Final = 16
 _MAX_HEAD_DIM: Final = 256
 _MAX_QUERIES_PER_KEY: Final = 16
 _STORES: Final = {"float32": 0, "bfloat16": 1, "int8": 2}
+_EXACT: Final = 3  # bfloat16 whose products are taken in float32
 # Kinds of cogitate_set_matrix and cogitate_set_vector.
 _QKV, _OUT, _GATE_UP, _DOWN, _EMBED, _HEAD = range(6)
 _INPUT_NORM, _POST_NORM, _QKV_BIAS, _QUERY_NORM, _KEY_NORM, _NORM, _COSINES, _SINES = range(8)
@@ -70,7 +71,7 @@ class NativeRunner:
         self._library = library.load()
         store = _STORES[dtype]
         if dtype == "float32" and all(w.dtype is torch.bfloat16 for w in weights.values()):
-            store = _STORES["bfloat16"]  # nothing is lost, and half is read
+            store = _EXACT  # nothing is lost, and half is read
         shape = library.Config(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,

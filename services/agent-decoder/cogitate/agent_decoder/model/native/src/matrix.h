@@ -1,17 +1,22 @@
-// Weights packed for y = x W^T, and the one kernel that multiplies them.
+// Weights packed for y = x W^T, and the kernels that multiply them.
 //
-// A panel is 32 output columns; its weights lie in the order in which they are used, k by k. Every
-// element of y is one chain of multiply-adds over k = 0, 1, 2, ... in float (for bytes: one a group
-// of 32, then over the groups), whatever the number of rows: what a row gives does not depend on what
-// else is in the batch.
+// A panel is 32 output columns; its weights lie in the order in which they are used. Every element of
+// y is one chain of multiply-adds over k in a fixed order, whatever the number of rows: what a row
+// gives does not depend on what else is in the batch. Weights that are bytes are summed up a group of
+// 32 at a time, then over the groups.
+//
+// Where the machine has dot products of bfloat16 pairs or of byte quads (vec.h), rows are rounded to
+// them first: to bfloat16, or to bytes with a scale for each group of 32 of a row.
 #pragma once
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "pool.h"
@@ -29,7 +34,8 @@ constexpr int kMaxRows = 12;  // 24 accumulators of 32 registers
 constexpr int kMaxRows = 4;
 #endif
 
-enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+// How weights are kept. kExact: in bfloat16, but multiplied as floats where kBFloat16 may not be.
+enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kExact = 3 };
 
 // Aligned bytes; large ones in huge pages where there are any: weights are read from end to end.
 class Buffer {
@@ -55,65 +61,164 @@ struct Pair {
   Vec low, high;
 };
 
-static inline Pair panel_at(const float* panel, int k) {
-  return {load(panel + size_t(k) * kPanel), load(panel + size_t(k) * kPanel + kLanes)};
+// The rows of a product, as floats and as what the weights' dot products take.
+struct Rows {
+  const float* floats;
+  size_t stride;
+  std::vector<uint32_t> words;  // (rows, depth / 2) pairs or (rows, depth / 4) quads
+  size_t words_stride = 0;
+  std::vector<float> scales;  // (rows, groups) of quads
+  std::vector<int32_t> sums;  // (rows, groups) of quads, times the 128 that is added to weights
+  size_t groups = 0;
+};
+
+// Rounds `depth` floats to bfloat16, in order: two are a pair.
+static inline void to_pairs(const float* x, int depth, uint32_t* out) {
+  for (int k = 0; k < depth; k += kLanes) {
+    const UVec bits = (UVec)load(x + k);
+    const UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const UVec half = (UVec)((bits & 0x7fffffffu) > 0x7f800000u) & ((bits >> 16 | 0x40u) ^ rounded);
+    const HVec narrow = __builtin_convertvector(half ^ rounded, HVec);
+    std::memcpy(reinterpret_cast<uint16_t*>(out) + k, &narrow, sizeof narrow);
+  }
 }
 
-// Column j in the lower half of word j, column j + 16 in its upper half.
-static inline Pair panel_at(const BFloat16* panel, int k) {
-  UVec words;
-  std::memcpy(&words, panel + size_t(k) * kPanel, sizeof words);
-  return {(Vec)(words << 16), (Vec)(words & 0xffff0000u)};
+// Rounds `depth` floats to bytes with a scale for each group; what is not finite makes its scale NaN.
+static inline void to_quads(const float* x, int depth, uint32_t* out, float* scales, int32_t* sums) {
+  for (int from = 0, g = 0; from < depth; from += kGroup, g++) {
+    const int end = std::min(depth, from + kGroup);
+    Vec most = Vec{}, spoilt = Vec{};
+    for (int k = from; k < end; k += kLanes) {
+      const Vec v = load(x + k);
+      most = larger(most, larger(v, Vec{} - v));
+      spoilt += v * 0.0f;
+    }
+    const float largest_one = largest(most), scale = largest_one / 127.0f;
+    const float factor = scale > 0.0f ? 127.0f / largest_one : 0.0f;
+    const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    IVec total = IVec{};
+    for (int k = from; k < end; k += kLanes) {
+      const IVec whole = (IVec)(load(x + k) * factor + magic) - (IVec)magic;
+      total += whole;
+      const BVec narrow = __builtin_convertvector(whole, BVec);
+      std::memcpy(reinterpret_cast<int8_t*>(out) + k, &narrow, sizeof narrow);
+    }
+    int32_t sum_of_all = 0;
+    for (int i = 0; i < kLanes; i++) sum_of_all += total[i];
+    sums[g] = 128 * sum_of_all;
+    scales[g] = sum(spoilt) == 0.0f ? scale : NAN;
+  }
 }
 
-static inline Pair panel_at(const int8_t* panel, int k) {
-  return {load(panel + size_t(k) * kPanel), load(panel + size_t(k) * kPanel + kLanes)};
+static inline UVec load_words(const void* p) {
+  UVec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
 }
 
-// R rows of x (stride `stride`) times the k from .. end - 1 of one panel.
+// R rows from `row` times one panel, k from .. end - 1: weights that are floats or bytes.
 template <int R, class W>
-static inline void multiply(const float* x, size_t stride, const W* panel, int from, int end,
-                            Pair* out) {
+static inline void multiply(const Rows& x, int row, const W* panel, int from, int end, Pair* out) {
+  const float* floats = x.floats + row * x.stride;
   Vec low[R], high[R];
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) low[r] = high[r] = Vec{};
   for (int k = from; k < end; k++) {
-    const Pair w = panel_at(panel, k);
+    const Vec w0 = load(panel + size_t(k) * kPanel), w1 = load(panel + size_t(k) * kPanel + kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
-      const float a = x[r * stride + k];
-      low[r] += a * w.low;
-      high[r] += a * w.high;
+      const float a = floats[r * x.stride + k];
+      low[r] += a * w0;
+      high[r] += a * w1;
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) out[r] = {low[r], high[r]};
 }
 
-// The same for weights of either kind: floats in one chain, bytes group by group.
-template <int R, class W>
-static void multiply_all(const float* x, size_t stride, const W* panel, const float* scales,
-                         int depth, Pair* out) {
-  if (!scales) return multiply<R>(x, stride, panel, 0, depth, out);
-  Pair part[R];
-  for (int r = 0; r < R; r++) out[r] = {Vec{}, Vec{}};
-  for (int from = 0; from < depth; from += kGroup, scales += kPanel) {
-    multiply<R>(x, stride, panel, from, std::min(depth, from + kGroup), part);
-    const Vec low = load(scales), high = load(scales + kLanes);
+// The same for bfloat16: a word holds two k of a column, the first in its lower half.
+template <int R, bool Dot>
+static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel, int depth,
+                                  Pair* out) {
+  const float* floats = x.floats + row * x.stride;
+  const uint32_t* words = x.words.data() + row * x.words_stride;
+  Vec low[R], high[R];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) low[r] = high[r] = Vec{};
+  for (int k = 0; k < depth; k += 2) {
+    const UVec w0 = load_words(panel + size_t(k) * kPanel);
+    const UVec w1 = load_words(panel + size_t(k) * kPanel + 2 * kLanes);
+    if (Dot) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) {
+        const uint32_t a = words[r * x.words_stride + k / 2];
+        low[r] = dot_pairs(low[r], w0, a);
+        high[r] = dot_pairs(high[r], w1, a);
+      }
+      continue;
+    }
+    const Vec first0 = (Vec)(w0 << 16), first1 = (Vec)(w1 << 16);
+    const Vec second0 = (Vec)(w0 & 0xffff0000u), second1 = (Vec)(w1 & 0xffff0000u);
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
-      out[r].low += part[r].low * low;
-      out[r].high += part[r].high * high;
+      const float a = floats[r * x.stride + k], b = floats[r * x.stride + k + 1];
+      low[r] += a * first0;
+      high[r] += a * first1;
+      low[r] += b * second0;
+      high[r] += b * second1;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) out[r] = {low[r], high[r]};
+}
+
+// The same for bytes, group by group: exact sums of whole numbers where there are dot products of
+// quads. A word then holds four k of a column, each 128 more than it is.
+template <int R>
+static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, const float* scales,
+                                  int depth, Pair* out) {
+  Pair part[R];
+  IVec low[R], high[R];
+  for (int r = 0; r < R; r++) out[r] = {Vec{}, Vec{}};
+  for (int from = 0, g = 0; from < depth; from += kGroup, g++, scales += kPanel) {
+    const int end = std::min(depth, from + kGroup);
+    const Vec scale0 = load(scales), scale1 = load(scales + kLanes);
+    if (!kByteDot) {
+      multiply<R>(x, row, panel, from, end, part);
+      for (int r = 0; r < R; r++) {
+        out[r].low += part[r].low * scale0;
+        out[r].high += part[r].high * scale1;
+      }
+      continue;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) low[r] = high[r] = IVec{} - x.sums[(row + r) * x.groups + g];
+    for (int k = from; k < end; k += 4) {
+      const UVec w0 = load_words(panel + size_t(k) * kPanel);
+      const UVec w1 = load_words(panel + size_t(k) * kPanel + 4 * kLanes);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) {
+        const uint32_t a = x.words[(row + r) * x.words_stride + k / 4];
+        low[r] = dot_quads(low[r], w0, a);
+        high[r] = dot_quads(high[r], w1, a);
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      const float own = x.scales[(row + r) * x.groups + g];
+      out[r].low += __builtin_convertvector(low[r], Vec) * (scale0 * own);
+      out[r].high += __builtin_convertvector(high[r], Vec) * (scale1 * own);
     }
   }
 }
 
-template <class W>
-static void multiply_rows(int rows, const float* x, size_t stride, const W* panel,
-                          const float* scales, int depth, Pair* out) {
+// Calls f with the number of rows as a constant.
+template <class F>
+static void with_rows(int rows, F&& f) {
   switch (rows) {
 #define COGITATE_CASE(R) \
   case R:                \
-    return multiply_all<R>(x, stride, panel, scales, depth, out);
+    return f(std::integral_constant<int, R>());
     COGITATE_CASE(1) COGITATE_CASE(2) COGITATE_CASE(3) COGITATE_CASE(4)
 #if defined(__AVX512F__)
     COGITATE_CASE(5) COGITATE_CASE(6) COGITATE_CASE(7) COGITATE_CASE(8)
@@ -127,20 +232,25 @@ class Matrix {
  public:
   Matrix() = default;
 
-  // columns[i]: the row of `weights` (out, in) that column i becomes; -1 is an empty column.
-  // Reading is by `at(row, k)` so that any source type packs into any store.
+  // columns[i]: the row of `weights` (out, in) that column i becomes; -1 is an empty column. The depth
+  // is a multiple of 16.
   template <class Source>
-  Matrix(const Source* weights, const std::vector<int>& columns, int depth, Store store)
+  Matrix(Pool& pool, const Source* weights, const std::vector<int>& columns, int depth, Store store)
       : columns_(int(columns.size())), depth_(depth), store_(store) {
     panels_ = (columns_ + kPanel - 1) / kPanel;
     const size_t count = size_t(panels_) * depth * kPanel;
-    data_ = Buffer(count * (store == Store::kFloat32 ? 4 : store == Store::kBFloat16 ? 2 : 1));
+    data_ = Buffer(count * (store == Store::kFloat32 ? 4 : store == Store::kInt8 ? 1 : 2));
     groups_ = store == Store::kInt8 ? (depth + kGroup - 1) / kGroup : 0;
     scales_.assign(size_t(panels_) * groups_ * kPanel, 0.0f);
-    for (int c = 0; c < panels_ * kPanel; c++) {
-      const int row = c < columns_ ? columns[c] : -1;
-      pack_column(c, row < 0 ? nullptr : weights + size_t(row) * depth);
-    }
+    pool.run(panels_, [&](int panel, int) {
+      std::vector<float> column(depth);
+      for (int c = panel * kPanel; c < (panel + 1) * kPanel; c++) {
+        const int row = c < columns_ ? columns[c] : -1;
+        for (int k = 0; k < depth; k++)
+          column[k] = row < 0 ? 0.0f : to_float(weights[size_t(row) * depth + k]);
+        pack_column(c, column.data());
+      }
+    });
   }
 
   int panels() const { return panels_; }
@@ -150,78 +260,129 @@ class Matrix {
 
   // The weights of one column as they are used, such as a token's embedding where tied.
   void column(int c, float* out) const {
-    const size_t panel = size_t(c / kPanel) * depth_ * kPanel;
-    const int lane = c % kPanel;
     for (int k = 0; k < depth_; k++) {
-      const size_t at = panel + size_t(k) * kPanel;
-      if (store_ == Store::kFloat32) out[k] = data_.as<float>()[at + lane];
-      if (store_ == Store::kBFloat16) out[k] = to_float(data_.as<BFloat16>()[at + slot(lane)]);
-      if (store_ == Store::kInt8)
-        out[k] = float(data_.as<int8_t>()[at + lane]) * scales_[scale_at(c, k)];
+      const size_t at = place(c, k);
+      if (store_ == Store::kFloat32)
+        out[k] = data_.as<float>()[at];
+      else if (store_ != Store::kInt8)
+        out[k] = to_float(data_.as<BFloat16>()[at]);
+      else
+        out[k] = float(kByteDot ? data_.as<uint8_t>()[at] - 128 : data_.as<int8_t>()[at]) *
+                 scales_[scale_at(c, k)];
     }
   }
 
   // x (rows, depth) with row stride `stride`; epilogue(panel, row, Pair) gets every result once.
+  // `scratch` is where rows are rounded to.
   template <class Epilogue>
-  void apply(Pool& pool, const float* x, size_t stride, int rows, Epilogue&& epilogue) const {
+  void apply(Pool& pool, Rows& scratch, const float* x, size_t stride, int rows,
+             Epilogue&& epilogue) const {
+    prepare(pool, scratch, x, stride, rows);
     // Several panels a task where there are many, so that claiming costs nothing.
     const int group = std::max(1, panels_ / (pool.threads() * 8));
     pool.run((panels_ + group - 1) / group, [&](int task, int) {
       const int end = std::min(panels_, (task + 1) * group);
       for (int panel = task * group; panel < end; panel++)
-        apply_panel(panel, x, stride, rows, epilogue);
+        apply_panel(panel, scratch, rows, epilogue);
     });
   }
 
  private:
+  // Where the weight of column c and depth k lies.
+  size_t place(int c, int k) const {
+    const int half = c % kPanel / kLanes, lane = c % kLanes;
+    const int together = store_ == Store::kFloat32 ? 1 : store_ == Store::kInt8 ? (kByteDot ? 4 : 1) : 2;
+    return size_t(c / kPanel) * depth_ * kPanel + size_t(k / together) * together * kPanel +
+           size_t(half * kLanes + lane) * together + k % together;
+  }
+
   size_t scale_at(int c, int k) const {
     return (size_t(c / kPanel) * groups_ + k / kGroup) * kPanel + c % kPanel;
   }
 
-  static int slot(int lane) { return lane < kLanes ? 2 * lane : 2 * (lane - kLanes) + 1; }
+  void prepare(Pool& pool, Rows& made, const float* x, size_t stride, int rows) const {
+    made.floats = x;
+    made.stride = stride;
+    const bool pairs = kHalfDot && store_ == Store::kBFloat16;
+    const bool quads = kByteDot && store_ == Store::kInt8;
+    if (!pairs && !quads) return;
+    made.words_stride = depth_ / (pairs ? 2 : 4);
+    made.groups = groups_;
+    made.words.resize(rows * made.words_stride);
+    made.scales.resize(size_t(rows) * groups_);
+    made.sums.resize(size_t(rows) * groups_);
+    const int group = rows < kMaxRows ? rows : kMaxRows;
+    pool.run((rows + group - 1) / group, [&](int task, int) {
+      for (int r = task * group; r < std::min(rows, (task + 1) * group); r++) {
+        uint32_t* words = made.words.data() + r * made.words_stride;
+        if (pairs)
+          to_pairs(x + r * stride, depth_, words);
+        else
+          to_quads(x + r * stride, depth_, words, &made.scales[size_t(r) * groups_],
+                   &made.sums[size_t(r) * groups_]);
+      }
+    });
+  }
 
   template <class Epilogue>
-  void apply_panel(int panel, const float* x, size_t stride, int rows, Epilogue& epilogue) const {
+  void apply_panel(int panel, const Rows& x, int rows, Epilogue& epilogue) const {
     Pair out[kMaxRows];
+    const size_t offset = size_t(panel) * depth_ * kPanel;
+    const float* scales = scales_.data() + size_t(panel) * groups_ * kPanel;
     // Tiles of like height: 13 rows are 7 and 6, not 12 and 1.
     const int tiles = (rows + kMaxRows - 1) / kMaxRows;
     for (int tile = 0, row = 0; tile < tiles; tile++) {
       const int height = (rows - row + (tiles - tile) - 1) / (tiles - tile);
-      const size_t offset = size_t(panel) * depth_ * kPanel;
-      const float* rows_of_x = x + row * stride;
-      if (store_ == Store::kFloat32)
-        multiply_rows(height, rows_of_x, stride, data_.as<float>() + offset, nullptr, depth_, out);
-      else if (store_ == Store::kBFloat16)
-        multiply_rows(height, rows_of_x, stride, data_.as<BFloat16>() + offset, nullptr, depth_,
-                      out);
-      else
-        multiply_rows(height, rows_of_x, stride, data_.as<int8_t>() + offset,
-                      &scales_[size_t(panel) * groups_ * kPanel], depth_, out);
+      with_rows(height, [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        if (store_ == Store::kFloat32)
+          multiply<R>(x, row, data_.as<float>() + offset, 0, depth_, out);
+        else if (store_ == Store::kInt8)
+          multiply_bytes<R>(x, row, data_.as<int8_t>() + offset, scales, depth_, out);
+        else if (store_ == Store::kBFloat16 && kHalfDot)
+          multiply_pairs<R, kHalfDot>(x, row, data_.as<BFloat16>() + offset, depth_, out);
+        else
+          multiply_pairs<R, false>(x, row, data_.as<BFloat16>() + offset, depth_, out);
+      });
       for (int r = 0; r < height; r++) epilogue(panel, row + r, out[r]);
       row += height;
     }
   }
 
-  template <class Source>
-  void pack_column(int c, const Source* from) {
-    const size_t panel = size_t(c / kPanel) * depth_ * kPanel;
-    const int lane = c % kPanel;
-    for (int start = 0; store_ == Store::kInt8 && from && start < depth_; start += kGroup) {
-      float most = 0.0f;
-      for (int k = start; k < std::min(depth_, start + kGroup); k++)
-        most = std::max(most, std::fabs(to_float(from[k])));
-      scales_[scale_at(c, start)] = most / 127.0f;
-    }
+  void pack_column(int c, const float* from) {
+    for (int start = 0; store_ == Store::kInt8 && start < depth_; start += kGroup)
+      scales_[scale_at(c, start)] = best_scale(from + start, std::min(kGroup, depth_ - start));
     for (int k = 0; k < depth_; k++) {
-      const float w = from ? to_float(from[k]) : 0.0f;
-      const size_t at = panel + size_t(k) * kPanel;
-      if (store_ == Store::kFloat32) data_.as<float>()[at + lane] = w;
-      if (store_ == Store::kBFloat16) data_.as<BFloat16>()[at + slot(lane)] = to_bfloat16(w);
-      if (store_ == Store::kInt8) {
+      const size_t at = place(c, k);
+      if (store_ == Store::kFloat32) {
+        data_.as<float>()[at] = from[k];
+      } else if (store_ != Store::kInt8) {
+        data_.as<BFloat16>()[at] = to_bfloat16(from[k]);
+      } else {
         const float scale = scales_[scale_at(c, k)];
-        data_.as<int8_t>()[at + lane] = scale > 0.0f ? int8_t(std::lrintf(w / scale)) : 0;
+        const int whole = scale > 0.0f ? to_byte(from[k] / scale) : 0;
+        data_.as<int8_t>()[at] = int8_t(kByteDot ? whole + 128 : whole);
       }
     }
+  }
+
+  static int to_byte(float x) { return int(std::lrintf(std::min(127.0f, std::max(-127.0f, x)))); }
+
+  // The scale with the least squared error among some at which the largest weight is a whole number.
+  // It pays where weights have few values, as those have that were smaller before.
+  static float best_scale(const float* w, int count) {
+    float most = 0.0f, best = 0.0f, least = INFINITY;
+    for (int k = 0; k < count; k++) most = std::max(most, std::fabs(w[k]));
+    for (int steps = 127; steps > 96 && most > 0.0f; steps--) {
+      const float scale = most / float(steps), factor = float(steps) / most;
+      float error = 0.0f;
+      for (int k = 0; k < count; k++) {
+        const float off = w[k] - scale * (w[k] * factor + 12582912.0f - 12582912.0f);
+        error += off * off;
+      }
+      if (error < least) least = error, best = scale;
+    }
+    return best;
   }
 
   int panels_ = 0, columns_ = 0, depth_ = 0, groups_ = 0;

@@ -35,7 +35,7 @@ extern "C" {
 
 struct CogitateConfig {
   int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
-  int32_t store;          // of weights: 0 float32, 1 bfloat16, 2 int8 with a scale for 32 weights of a column
+  int32_t store;          // of weights: see Store in matrix.h
   int32_t head_store;     // of the output head and the embedding table
   int32_t half_cache;     // 1: keys and values in bfloat16
   int32_t threads;
@@ -52,7 +52,7 @@ struct CogitateStep {
   const int32_t* tables;
   const int32_t* embedding_rows;  // (E) rows that are images, not tokens
   const float* embeddings;        // (E, hidden)
-  const int32_t* wanted;          // (R) rows whose logits are wanted
+  const int32_t* wanted;          // (R) rows whose logits are wanted, ascending
   float* logits;                  // (R, vocab)
 };
 }
@@ -101,6 +101,7 @@ class Model {
 
  private:
   std::vector<float> hidden_, normed_, qkv_, mixed_, inner_;
+  Rows scratch_;
   char* cache_ = nullptr;
   int blocks_ = 0;
 
@@ -113,7 +114,8 @@ class Model {
 
   template <class T>
   void run(const CogitateStep& s) {
-    const int rows = s.rows, width = qkv_size(), attended = c.heads * c.head_dim;
+    const int width = qkv_size(), attended = c.heads * c.head_dim;
+    int rows = s.rows;
     hidden_.resize(size_t(rows) * c.hidden);
     normed_.resize(size_t(rows) * c.hidden);
     qkv_.resize(size_t(rows) * width);
@@ -125,14 +127,14 @@ class Model {
     for (int i = 0; i < s.sequences; i++)
       for (int r = s.starts[i]; r < s.starts[i] + s.lengths[i]; r++)
         queries[r] = {s.tables + s.table_offsets[i], s.positions[r] + 1};
-    const auto tiles = tiles_of(queries, kMaxQueries / (c.heads / c.kv_heads));
+    auto tiles = tiles_of(queries, kMaxQueries / (c.heads / c.kv_heads));
     for (int l = 0; l < c.layers; l++) {
       const Layer& layer = layers[l];
       const Cache<T> kv{reinterpret_cast<T*>(cache_) + l * layer_elements(blocks_), c.kv_heads,
                         c.head_dim};
       normalize(hidden_.data(), layer.input_norm, rows, normed_.data());
       const float* bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data();
-      layer.qkv.apply(pool, normed_.data(), c.hidden, rows, [&](int panel, int r, Pair y) {
+      layer.qkv.apply(pool, scratch_, normed_.data(), c.hidden, rows, [&](int panel, int r, Pair y) {
         if (bias) {
           y.low += load(bias + panel * kPanel);
           y.high += load(bias + panel * kPanel + kLanes);
@@ -140,17 +142,29 @@ class Model {
         put_panel(qkv_.data() + size_t(r) * width, panel, width, y);
       });
       each_row(rows, [&](int r) { place(layer, s.positions[r], queries[r].table, kv, r); });
+      if (l == c.layers - 1 && s.logit_rows < rows) {
+        // Nobody reads what the last layer makes of the other rows.
+        rows = s.logit_rows;
+        for (int i = 0; i < rows; i++) {
+          const int r = s.wanted[i];  // i at least: they are in order
+          queries[i] = queries[r];
+          std::copy_n(&qkv_[size_t(r) * width], attended, &qkv_[size_t(i) * width]);
+          std::copy_n(&hidden_[size_t(r) * c.hidden], c.hidden, &hidden_[size_t(i) * c.hidden]);
+        }
+        queries.resize(rows);
+        tiles = tiles_of(queries, kMaxQueries / (c.heads / c.kv_heads));
+      }
       attend(pool, kv, c.heads, queries, tiles, qkv_.data(), width, mixed_.data());
-      layer.out.apply(pool, mixed_.data(), attended, rows, [&](int panel, int r, Pair y) {
+      layer.out.apply(pool, scratch_, mixed_.data(), attended, rows, [&](int panel, int r, Pair y) {
         add_panel(hidden_.data() + size_t(r) * c.hidden, panel, c.hidden, y);
       });
       normalize(hidden_.data(), layer.post_norm, rows, normed_.data());
-      layer.gate_up.apply(pool, normed_.data(), c.hidden, rows, [&](int panel, int r, Pair y) {
+      layer.gate_up.apply(pool, scratch_, normed_.data(), c.hidden, rows, [&](int panel, int r, Pair y) {
         // Sixteen gates and the sixteen values they are for: SiLU(gate) * up.
         const Vec gated = y.low / (1.0f + exp(all(0.0f) - y.low)) * y.high;
         store(inner_.data() + size_t(r) * c.intermediate + panel * kLanes, gated);
       });
-      layer.down.apply(pool, inner_.data(), c.intermediate, rows, [&](int panel, int r, Pair y) {
+      layer.down.apply(pool, scratch_, inner_.data(), c.intermediate, rows, [&](int panel, int r, Pair y) {
         add_panel(hidden_.data() + size_t(r) * c.hidden, panel, c.hidden, y);
       });
     }
@@ -167,12 +181,9 @@ class Model {
   }
 
   void logits(const CogitateStep& s) {
-    for (int i = 0; i < s.logit_rows; i++)
-      std::copy_n(hidden_.data() + size_t(s.wanted[i]) * c.hidden, c.hidden,
-                  mixed_.data() + size_t(i) * c.hidden);
-    normalize(mixed_.data(), norm, s.logit_rows, normed_.data());
+    normalize(hidden_.data(), norm, s.logit_rows, normed_.data());
     const Matrix& out = head.empty() ? embed : head;
-    out.apply(pool, normed_.data(), c.hidden, s.logit_rows, [&](int panel, int r, Pair y) {
+    out.apply(pool, scratch_, normed_.data(), c.hidden, s.logit_rows, [&](int panel, int r, Pair y) {
       put_panel(s.logits + size_t(r) * c.vocab, panel, c.vocab, y);
     });
   }
@@ -264,10 +275,10 @@ class Model {
   }
 };
 
-Matrix pack(const void* weights, int is_half, const std::vector<int>& columns, int depth,
+Matrix pack(Pool& pool, const void* weights, int is_half, const std::vector<int>& columns, int depth,
             int store) {
-  return is_half ? Matrix(static_cast<const BFloat16*>(weights), columns, depth, Store(store))
-                 : Matrix(static_cast<const float*>(weights), columns, depth, Store(store));
+  return is_half ? Matrix(pool, static_cast<const BFloat16*>(weights), columns, depth, Store(store))
+                 : Matrix(pool, static_cast<const float*>(weights), columns, depth, Store(store));
 }
 
 std::vector<int> in_order(int count) {
@@ -290,21 +301,21 @@ void cogitate_set_matrix(void* handle, int layer, int kind, const void* weights,
   Model& m = *static_cast<Model*>(handle);
   const CogitateConfig& c = m.c;
   if (kind == 0)
-    m.layers[layer].qkv = pack(weights, is_half, in_order(m.qkv_size()), c.hidden, c.store);
+    m.layers[layer].qkv = pack(m.pool, weights, is_half, in_order(m.qkv_size()), c.hidden, c.store);
   if (kind == 1)
     m.layers[layer].out =
-        pack(weights, is_half, in_order(c.hidden), c.heads * c.head_dim, c.store);
+        pack(m.pool, weights, is_half, in_order(c.hidden), c.heads * c.head_dim, c.store);
   if (kind == 2) {
     std::vector<int> columns;
     for (int from = 0; from < c.intermediate; from += kLanes)
       for (int half = 0; half < 2; half++)
         for (int i = 0; i < kLanes; i++) columns.push_back(half * c.intermediate + from + i);
-    m.layers[layer].gate_up = pack(weights, is_half, columns, c.hidden, c.store);
+    m.layers[layer].gate_up = pack(m.pool, weights, is_half, columns, c.hidden, c.store);
   }
   if (kind == 3)
-    m.layers[layer].down = pack(weights, is_half, in_order(c.hidden), c.intermediate, c.store);
-  if (kind == 4) m.embed = pack(weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
-  if (kind == 5) m.head = pack(weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
+    m.layers[layer].down = pack(m.pool, weights, is_half, in_order(c.hidden), c.intermediate, c.store);
+  if (kind == 4) m.embed = pack(m.pool, weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
+  if (kind == 5) m.head = pack(m.pool, weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
 }
 
 // kind: 0 input norm; 1 norm after attention; 2 q, k, v bias; 3 query norm; 4 key norm; 5 last norm;

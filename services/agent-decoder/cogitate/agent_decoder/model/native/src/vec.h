@@ -19,6 +19,19 @@ typedef uint32_t UVec __attribute__((vector_size(64)));
 typedef uint16_t HVec __attribute__((vector_size(32)));
 typedef int8_t BVec __attribute__((vector_size(16)));
 
+// Whether products are taken by the machine's dot products of bfloat16 pairs and of byte quads.
+// COGITATE_SLOW_DOTS takes them by other instructions, so that all but the two can be tested anywhere.
+#if defined(__AVX512BF16__) || defined(COGITATE_SLOW_DOTS)
+constexpr bool kHalfDot = true;
+#else
+constexpr bool kHalfDot = false;
+#endif
+#if defined(__AVX512VNNI__) || defined(COGITATE_SLOW_DOTS)
+constexpr bool kByteDot = true;
+#else
+constexpr bool kByteDot = false;
+#endif
+
 static inline Vec load(const float* p) {
   Vec v;
   std::memcpy(&v, p, sizeof v);
@@ -70,6 +83,27 @@ static inline Vec load(const int8_t* p) {
   return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
 #else
   return __builtin_convertvector(__builtin_convertvector(bytes, IVec), Vec);
+#endif
+}
+
+// sum + the products of a pair of bfloat16 `a`, the same in each lane, with the pairs of `w`.
+static inline Vec dot_pairs(Vec sum, UVec w, uint32_t a) {
+#if defined(__AVX512BF16__)
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(a)));
+#else
+  sum += to_float(BFloat16{uint16_t(a >> 16)}) * (Vec)(w & 0xffff0000u);
+  return sum + to_float(BFloat16{uint16_t(a)}) * (Vec)(w << 16);
+#endif
+}
+
+// sum + the products of four signed bytes `a`, the same in each lane, with four unsigned ones of `w`.
+static inline IVec dot_quads(IVec sum, UVec w, uint32_t a) {
+#if defined(__AVX512VNNI__)
+  return (IVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(int(a)));
+#else
+  for (int i = 0; i < 4; i++)
+    sum += (IVec)(w >> (8 * i) & 0xffu) * int32_t(int8_t(a >> (8 * i)));
+  return sum;
 #endif
 }
 
