@@ -21,6 +21,7 @@ from cogitate.agent_decoder.core.scheduler import StepLimits
 from cogitate.agent_decoder.core.starts import AgentStart
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
 from cogitate.agent_decoder.engine import Engine
+from cogitate.agent_decoder.engine_meter import EngineMeter
 from cogitate.agent_decoder.gang_spans import GangSpans
 from cogitate.agent_decoder.grammars import Grammars, read_tokenizer
 from cogitate.agent_decoder.model.loader import LoadedModel
@@ -87,6 +88,7 @@ class Runtime:
             step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
         )
         self.engine = Engine(model, limits, self._on_events)
+        self.meter = EngineMeter(self.engine)
         self.embeddings = EmbeddingFetcher(
             model.name,
             model.config.hidden_size,
@@ -146,7 +148,7 @@ class Runtime:
         try:
             await self._run(stream, requests, write)
         finally:
-            self.engine.abort(stream.key, "CANCELLED")
+            self.engine.abort(stream.key, "LOST")  # nobody hears of it; told apart by counters
             del self._streams[stream.key]
             if not self._streams:
                 self._idle.set()

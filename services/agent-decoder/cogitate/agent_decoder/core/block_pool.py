@@ -46,6 +46,11 @@ class BlockPool:
         return len(self._free) + len(self._named_free)
 
     @property
+    def num_cached(self) -> int:
+        """Free blocks that keep what they hold under a name."""
+        return len(self._named_free)
+
+    @property
     def num_available(self) -> int:
         """Free blocks that nobody has reserved."""
         return self.num_free - self._num_reserved
