@@ -824,7 +824,7 @@ async def test_half_closing_without_close_kills(models: Path) -> None:
         await stream.call.done_writing()
         seen = await stream.end()
         assert kinds(seen)[-2:] == ["finished", "gang_finished"]
-        assert seen[-2].finished.kill_reason == "CANCELLED"
+        assert seen[-2].finished.kill_reason == "LOST"
 
 
 async def test_a_slow_reader_is_held_and_stops_nobody_else(

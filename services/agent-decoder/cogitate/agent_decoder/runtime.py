@@ -148,7 +148,7 @@ class Runtime:
         try:
             await self._run(stream, requests, write)
         finally:
-            self.engine.abort(stream.key, "LOST")  # nobody hears of it; told apart by counters
+            self.engine.abort(stream.key, "LOST")
             del self._streams[stream.key]
             if not self._streams:
                 self._idle.set()
@@ -269,8 +269,8 @@ class Runtime:
                 await self._inject(stream, request.inject, tasks)
             else:
                 self._command(stream, request)
-        # The stream ended without close.
-        self.engine.abort(stream.key, "CANCELLED")
+        # The stream ended without close: its owner is gone.
+        self.engine.abort(stream.key, "LOST")
 
     def _command(self, stream: _Stream, request: pb.DecodeRequest) -> None:
         command = request.WhichOneof("command")
