@@ -34,7 +34,6 @@ from cogitate.agent_decoder.model import backend, loader
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics, telemetry
 from cogitate.kit.config import ServiceConfig, model_directory
-from cogitate.kit.telemetry import Attr
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
@@ -138,7 +137,7 @@ class Bench:
         if side == "on":
             config = ServiceConfig(otlp_endpoint=endpoint, metrics_interval_s=COLLECT_S)
             exporters = [telemetry.setup("bench", config), metrics.setup("bench", config)]
-            self.runtime.meter.export({Attr.MODEL: self.runtime.model.name})
+            self.runtime.meter.export()
         await self.gang()
         wall, cpu = time.perf_counter(), time.process_time()
         tokens = [await self.gang() for _ in range(self._args.gangs)]

@@ -68,7 +68,7 @@ def test_shares_of_peaks_are_of_the_time_in_steps(monkeypatch: pytest.MonkeyPatc
     scene, reader = Scene(), InMemoryMetricReader()
     made = metrics.setup("tester", ServiceConfig(), [reader])
     try:
-        scene.meter.export({})
+        scene.meter.export()
         scene.engine.counters.book_step([(1, 3, 0)], 0, 0.5)
         scene.engine.stats.num_prompt, scene.engine.stats.num_cached = 30, 10
         scene.now = 2.0

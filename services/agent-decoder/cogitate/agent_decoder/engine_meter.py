@@ -19,7 +19,7 @@ from cogitate.agent_decoder.core.counters import MAX_SAMPLES, RateWindow
 from cogitate.agent_decoder.engine import Engine
 from cogitate.kit import metrics
 from cogitate.kit.metric_registry import Metric
-from cogitate.kit.telemetry import Attr, Attributes
+from cogitate.kit.telemetry import Attr
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +102,28 @@ class EngineMeter:
 
     # -- metrics -----------------------------------------------------------------------------
 
-    def export(self, labels: Attributes) -> None:
-        """Has exporters read the engine, if there are any. `labels` go with histograms of steps."""
+    def export(self) -> None:
+        """Has exporters read the engine, if there are any."""
         if not metrics.enabled():
             return
         self._engine.counters.samples = deque(maxlen=MAX_SAMPLES)
-        metrics.observe(OBSERVED, lambda: self._read(labels))
+        metrics.observe(OBSERVED, self._read)
 
-    def _read(self, labels: Attributes) -> dict[Metric, metrics.Reading]:
-        self._drain(labels)
+    def _read(self) -> dict[Metric, metrics.Reading]:
+        self._drain()
         return {
             **self._counts(),
             **self._rates(),
             **device.device_readings(self._device),
         }
 
-    def _drain(self, labels: Attributes) -> None:
+    def _drain(self) -> None:
         """Hands the times of steps since the last collection to their histograms."""
         samples = self._engine.counters.samples
         while samples:
             elapsed_s, num_positions = samples.popleft()
-            metrics.record(Metric.STEP_DURATION, elapsed_s, labels)
-            metrics.record(Metric.STEP_POSITIONS, num_positions, labels)
+            metrics.record(Metric.STEP_DURATION, elapsed_s)
+            metrics.record(Metric.STEP_POSITIONS, num_positions)
 
     def _counts(self) -> dict[Metric, metrics.Reading]:
         stats, counters = self._engine.stats, self._engine.counters

@@ -16,7 +16,6 @@ from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics
 from cogitate.kit.config import model_directory
 from cogitate.kit.tasks import Supervisor
-from cogitate.kit.telemetry import Attr
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
 
@@ -75,7 +74,7 @@ class AgentDecoder:
 
     def __init__(self, config: AgentDecoderConfig, runtime: Runtime) -> None:
         self._config, self._runtime = config, runtime
-        runtime.meter.export({Attr.MODEL: runtime.model.name})
+        runtime.meter.export()
         description = describe(config, runtime)
         self.servicer = AgentDecoderServicer(runtime, description)
         self._reporters = [

@@ -85,12 +85,17 @@ def setup(
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     if not endpoint and not readers:
         return Metrics(None)
-    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
     from opentelemetry.sdk.resources import Resource
 
     all_readers = [*readers, *([_otlp(endpoint, config.metrics_interval_s)] if endpoint else [])]
     identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
-    provider = MeterProvider(all_readers, Resource.create(identity), shutdown_on_exit=False)
+    provider = MeterProvider(
+        all_readers,
+        Resource.create(identity),
+        exemplar_filter=AlwaysOffExemplarFilter(),  # they cost, and would carry ids of traces
+        shutdown_on_exit=False,
+    )
     _active.append(Metrics(provider))
     return _active[-1]
 
