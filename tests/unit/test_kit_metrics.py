@@ -76,9 +76,13 @@ def test_a_reading_that_fails_harms_nothing_and_says_no_value(
     assert "ValueError" in caplog.text and "secret" not in caplog.text
 
 
-def test_without_an_exporter_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:1"])
+def test_without_an_exporter_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    made = metrics.setup("tester", ServiceConfig())
+    config = ServiceConfig(otlp_endpoint=endpoint, metrics_interval_s=0 if endpoint else 10)
+    made = metrics.setup("tester", config)
     assert not metrics.enabled()
     metrics.record(Metric.STEP_DURATION, 1.0)
     metrics.observe([Metric.STEPS], lambda: pytest.fail("it was read"))

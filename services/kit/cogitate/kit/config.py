@@ -76,7 +76,7 @@ class ServiceConfig:
         "", "OTLP/gRPC address spans and metrics are sent to; empty sends none"
     )
     metrics_interval_s: float = knob(
-        10.0, "how often metrics are collected and sent", minimum=0.1, maximum=3600
+        10.0, "how often metrics are sent there; 0 sends none", minimum=0.0, maximum=3600
     )
     trace_store: str = knob("", "file of the local span store; empty keeps none")
     log_level: str = knob(

@@ -83,6 +83,7 @@ def setup(
     `readers` are further ones, such as an in-memory reader whose `values` can be asked for.
     """
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    endpoint = endpoint if config.metrics_interval_s else ""
     if not endpoint and not readers:
         return Metrics(None)
     from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
