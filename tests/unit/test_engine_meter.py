@@ -86,6 +86,26 @@ def test_shares_of_peaks_are_of_the_time_in_steps(monkeypatch: pytest.MonkeyPatc
     assert found["cogitate.prefix_cache.found"] == [({}, 10)]
 
 
+def test_of_many_steps_histograms_are_told_a_part_evenly_picked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    scene, reader = Scene(), InMemoryMetricReader()
+    made = metrics.setup("tester", ServiceConfig(), [reader])
+    try:
+        scene.meter.export()
+        told = []
+        for num_steps in (200, 201, 1000):
+            for number in range(num_steps):
+                scene.engine.counters.book_step([(1, 3, 0)], 0, 0.5 if number % 4 else 0.001)
+            told.append(metrics.values(reader)["cogitate.step.duration"][0][1].count)
+        assert told == [200, 301, 501]
+        assert metrics.values(reader)["cogitate.steps"] == [({}, 1401)]
+        assert not scene.engine.counters.samples
+    finally:
+        made.shutdown()
+
+
 def test_everything_but_histograms_is_observed_once() -> None:
     assert len(set(OBSERVED)) == len(OBSERVED)
     assert set(OBSERVED) == {metric for metric in Metric if metric.kind != HISTOGRAM}

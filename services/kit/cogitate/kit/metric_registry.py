@@ -49,10 +49,12 @@ class Metric(Enum):
     STEPS = "cogitate.steps", COUNTER, "{step}", "Engine steps that ran the model."
     STEP_DURATION = (
         "cogitate.step.duration", HISTOGRAM, "s",
-        "Time of an engine step, sampling included.", _STEP_S,
+        "Time of an engine step, sampling included; of at most 200 a collection, evenly picked.",
+        _STEP_S,
     )  # fmt: skip
     STEP_POSITIONS = (
-        "cogitate.step.positions", HISTOGRAM, "{position}", "Positions a step computed.", _POSITIONS
+        "cogitate.step.positions", HISTOGRAM, "{position}",
+        "Positions a step computed; of the same steps.", _POSITIONS,
     )  # fmt: skip
     STEP_TIME = "cogitate.step.time", COUNTER, "s", "Time spent in steps."
     PREEMPTIONS = "cogitate.preemptions", COUNTER, "{agent}", "Agents whose memory was taken away."
