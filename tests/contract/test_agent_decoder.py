@@ -17,7 +17,8 @@ import pytest
 from cogitate.agent_decoder import runtime as runtime_module
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.server import build
-from cogitate.kit import lifecycle
+from cogitate.kit import config as configuration
+from cogitate.kit import lifecycle, metrics
 from cogitate.kit.channels import from_rpc_error, open_channel
 from cogitate.kit.errors import CogitateError
 from cogitate.v1 import agent_decoder_service_pb2 as pb
@@ -26,6 +27,7 @@ from cogitate.v1 import router_service_pb2 as router_pb
 from cogitate.v1 import router_service_pb2_grpc as router_grpc
 from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
 from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from tests.fakes.tiny_model import CONTROL, HIDDEN, write_tiny_model
 from tests.fakes.vision import FakeVision
@@ -822,7 +824,7 @@ async def test_half_closing_without_close_kills(models: Path) -> None:
         await stream.call.done_writing()
         seen = await stream.end()
         assert kinds(seen)[-2:] == ["finished", "gang_finished"]
-        assert seen[-2].finished.kill_reason == "CANCELLED"
+        assert seen[-2].finished.kill_reason == "LOST"
 
 
 async def test_a_slow_reader_is_held_and_stops_nobody_else(
@@ -949,6 +951,97 @@ async def test_description_and_load(models: Path) -> None:
         assert 0 < load.free_block_count < 1024
         assert load.step_duration.ToNanoseconds() > 0
         assert load.sampled_token_count >= 10
+        assert (load.running_gang_count, load.waiting_gang_count) == (1, 0)
+        assert 0 < load.kv_cache_utilization < 1 and 0 < load.mem_utilization < 1
+        assert load.preemption_count == 0
+
+
+async def test_the_load_says_how_busy_it_was_and_what_became_of_tokens(models: Path) -> None:
+    async with decoder(models) as made:
+        stream = await made.opened(*(spec(i, bias=TALKS, sampling=LONG) for i in range(2)))
+        await stream.send(kill=pb.KillAgents(agent_ids=[1], reason="DECIDED"))
+        await stream.until("finished", 2)
+        await asyncio.sleep(1.0)  # rates are over a second
+        load = (await made.endpoint()).load
+        spent = {
+            r.finished.agent_id: r.finished.usage.sampled_token_count
+            for r in stream.seen
+            if r.HasField("finished")
+        }
+        assert (load.used_token_count, load.killed_token_count) == (spent[0], spent[1])
+        assert (spent[0], load.lost_token_count) == (200, 0)
+        assert 0 < load.application_utilization < 1 and 0 < load.cpu_utilization <= 1
+        assert load.flops_per_s > 0 and load.traffic_bytes_per_s > 0
+        assert load.gangs_per_s > 0 and load.failures_per_s == 0
+
+        await stream.send(close=pb.CloseGang())
+        await stream.end()
+        broken = await made.opened(spec(bias=TALKS, sampling=LONG), contemplation_id="c2")
+        await broken.until("step", 2)
+        broken.call.cancel()
+        await made.empty_within(2)
+        load = (await made.endpoint()).load
+        assert load.lost_token_count > 0 and load.killed_token_count == spent[1]
+        counters = made.runtime.engine.counters
+        assert counters.num_tokens == sum(
+            (load.used_token_count, load.killed_token_count, load.lost_token_count)
+        )
+
+
+async def test_a_stream_ends_with_an_orca_report(models: Path) -> None:
+    async with decoder(models) as made:
+        stream = await made.opened(spec())
+        await stream.send(close=pb.CloseGang())
+        await stream.end()
+        trailers = dict(await stream.call.trailing_metadata())
+        kind, _, text = str(trailers["endpoint-load-metrics"]).partition(" ")
+        fields = dict(field.split("=") for field in text.split(","))
+        assert kind == "TEXT"
+        assert all(math.isfinite(float(value)) for value in fields.values())
+        assert 0 < float(fields["mem_utilization"]) < 1
+        assert {"cpu_utilization", "application_utilization", "rps_fractional", "eps"} < set(fields)
+        assert float(fields["named_metrics.queued_requests"]) == 0
+
+
+async def test_metrics_of_a_gang(models: Path) -> None:
+    reader = InMemoryMetricReader()
+    exported = metrics.setup("tester", configuration.ServiceConfig(), [reader])
+    try:
+        async with decoder(models) as made:
+            stream = await made.opened(*(spec(i, bias=TALKS) for i in range(3)))
+            await stream.send(close=pb.CloseGang())
+            await stream.end()
+            async with asyncio.timeout(20):
+                while made.runtime.meter.peaks is None:
+                    await asyncio.sleep(0.02)
+            found = metrics.values(reader)
+            engine = made.runtime.engine
+    finally:
+        exported.shutdown()
+
+    def one(name: str, **labels: str) -> Any:
+        want = {f"cogitate.{key}": value for key, value in labels.items()}
+        (value,) = (v for attributes, v in found[name] if want.items() <= attributes.items())
+        return value
+
+    assert one("cogitate.tokens.sampled") == one("cogitate.tokens", fate="used") == 18
+    assert one("cogitate.tokens", fate="lost") == one("cogitate.preemptions") == 0
+    assert one("gen_ai.server.time_to_first_token").count == 3
+    assert one("gen_ai.server.request.duration").count == 3
+    assert one("cogitate.queue.duration").count == one("cogitate.gangs.opened") == 1
+    steps = one("cogitate.steps")
+    assert one("cogitate.step.duration").count == steps > 5
+    assert 0 < one("cogitate.step.duration").sum <= one("cogitate.step.time")
+    assert one("cogitate.step.positions").sum == engine.counters.had.num_positions
+    assert one("cogitate.prefix_cache.asked") == one("cogitate.prefill.positions") > 0
+    blocks = [one("cogitate.kv.blocks", state=state) for state in ("used", "cached", "free")]
+    assert sum(blocks) == 1024 and blocks[0] == 0 and blocks[1] > 0
+    assert one("cogitate.engine.flops") == made.runtime.meter.operations() > 0
+    assert one("cogitate.engine.traffic") > 0
+    assert one("cogitate.engine.peak_flops_per_s") > 1e8
+    assert one("cogitate.engine.peak_traffic_per_s") > 1e7
+    assert one("cogitate.process.resident_memory") > 10_000_000
+    assert "cogitate.device.memory" not in found, "the engine of this test runs on a CPU"
 
 
 async def test_reports_reach_every_router(models: Path) -> None:

@@ -13,11 +13,16 @@ from typing import Any
 
 import grpc
 import pytest
-from cogitate.kit import channels, lifecycle
+from cogitate.kit import channels, lifecycle, metrics
 from cogitate.kit.config import ServiceConfig
+from cogitate.kit.metric_registry import Metric
 from cogitate.kit.trace_store import TraceStore
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1 import (
+    metrics_service_pb2,
+    metrics_service_pb2_grpc,
+)
 from opentelemetry.proto.collector.trace.v1 import (
     trace_service_pb2,
     trace_service_pb2_grpc,
@@ -247,6 +252,38 @@ async def test_spans_go_out_by_otlp_before_the_process_ends() -> None:
     async with service_of(TrapService(), otlp_endpoint=endpoint) as (channel, _):
         await call(channel, "Unary", "echo", timeout=5.0)
     assert collector.received == [("service", "TrapService/Unary")]
+    await backend.stop(None)
+
+
+class MeterCollector(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """An OTLP backend that keeps the names of metrics it is sent."""
+
+    def __init__(self) -> None:
+        self.received: list[str] = []
+
+    async def Export(
+        self, request: metrics_service_pb2.ExportMetricsServiceRequest, context: Any
+    ) -> metrics_service_pb2.ExportMetricsServiceResponse:
+        for group in request.resource_metrics:
+            self.received += [m.name for scope in group.scope_metrics for m in scope.metrics]
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+
+async def test_metrics_go_out_by_otlp_in_time_and_before_the_process_ends() -> None:
+    collector, backend = MeterCollector(), grpc.aio.server()
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, backend)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Collector(), backend)
+    endpoint = f"http://127.0.0.1:{backend.add_insecure_port('127.0.0.1:0')}"
+    await backend.start()
+    knobs: dict[str, Any] = {"otlp_endpoint": endpoint, "metrics_interval_s": 0.2}
+    async with service_of(TrapService(), **knobs):
+        metrics.record(Metric.STEP_DURATION, 0.5)
+        async with asyncio.timeout(10):
+            while not collector.received:
+                await asyncio.sleep(0.02)
+        assert set(collector.received) == {"cogitate.step.duration"}
+        metrics.record(Metric.STEP_POSITIONS, 3)
+    assert "cogitate.step.positions" in collector.received
     await backend.stop(None)
 
 

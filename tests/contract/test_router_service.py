@@ -294,6 +294,8 @@ async def test_absurd_loads_are_unknown_and_never_win() -> None:
                 decoder_pb2.EndpointLoad(step_batch_size=float("inf")),
                 decoder_pb2.EndpointLoad(free_block_count=10**9),
                 decoder_pb2.EndpointLoad(step_duration=Duration(seconds=-1)),
+                decoder_pb2.EndpointLoad(application_utilization=float("nan")),
+                decoder_pb2.EndpointLoad(lost_token_count=-1),
             ):
                 bad.load = load
                 await bad.send(load=load)
@@ -303,6 +305,20 @@ async def test_absurd_loads_are_unknown_and_never_win() -> None:
                 assert [gang.endpoint_id for gang in granted.gangs] == ["good"]
                 assert granted.rejected[0].reason.startswith("its load is unknown")
                 await lease.send(release=router_pb2.ReleaseLease(contemplation_id="c1"))
+
+
+async def test_every_field_of_a_load_is_shown_as_it_was_reported() -> None:
+    told = decoder_pb2.EndpointLoad(draining=False)
+    for number, field in enumerate(told.DESCRIPTOR.fields, 1):
+        if field.message_type is None and field.name != "draining":
+            # A share is no more than 1; a batch no larger than what runs.
+            setattr(told, field.name, number if "count" in field.name else number / 64)
+    told.step_duration.FromMilliseconds(7)
+    async with router() as address, FakeEndpoint("a", address, total_block_count=100) as endpoint:
+        endpoint.load = told
+        await endpoint.send(load=told)
+        fleet = await until_fleet(address, lambda f: f.endpoints[0].load.lost_token_count > 0)
+        assert fleet.endpoints[0].load == told
 
 
 async def test_the_report_interval_is_told() -> None:

@@ -52,5 +52,16 @@ def test_gang_latency(tmp_path: Path) -> None:
     assert [row["agents"] for row in json.loads(out.read_text())["rows"]] == [1, 2]
 
 
+def test_telemetry_overhead(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run(
+        "tests.bench.telemetry_overhead", "--rounds", "1", "--gangs", "1", "--agents", "2",
+        "--tokens", "8", "--json", str(out),
+    )  # fmt: skip
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["side"] for row in rows] == ["bare", "off", "on"]
+    assert all(row["wall_s"] > 0 and row["cpu_ratio"] > 0 for row in rows)
+
+
 def test_router_place() -> None:
     assert "1000 endpoints" in run("tests.bench.router_place")

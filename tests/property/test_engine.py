@@ -459,6 +459,31 @@ def test_ignore_eos_goes_on_to_the_limit(model: LoadedModel) -> None:
         assert played.play(1, gang(agent(0, params=eager)))[0] == [ID["end"]] * 7
 
 
+# -- invariant 11: what became of the tokens ------------------------------------------------------
+
+
+def test_the_ledger_adds_up_and_is_that_of_the_engine(model: LoadedModel) -> None:
+    with table(model) as played:
+        played.engine.open(1, gang(*(agent(i, **LONG) for i in range(4))))
+        played.wait_for(1, ev.Delta, 9)
+        played.engine.kill(1, [2], "DECIDED")
+        played.engine.add_agents(1, [agent(3, attempt=2, **LONG)])
+        played.wait_for(1, ev.Finished, 2)
+        played.engine.abort(1, "LOST")
+        played.play(2, gang(*(agent(i) for i in range(3))))
+        played.wait_for(1, ev.GangDone)
+        played.settle()
+        by_reason: dict[str, int] = defaultdict(int)
+        for end in (e for said in played.said.values() for e in said if isinstance(e, ev.Finished)):
+            by_reason[end.kill_reason] += end.num_sampled
+        counters = played.engine.counters
+        assert counters.num_tokens == played.engine.stats.num_sampled == sum(by_reason.values())
+        assert counters.num_used == by_reason[""] > 0
+        assert counters.num_killed == by_reason["DECIDED"] > 0
+        assert counters.num_lost == by_reason["LOST"] + by_reason["SUPERSEDED"] > 0
+        assert counters.had.num_steps > 0 and counters.step_s > 0
+
+
 # -- failures -------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ class Stage:
 
     @property
     def num_preemptions(self) -> int:
-        return self.engine.stats.num_preemptions
+        return self.engine.counters.num_preemptions
 
     def step(self) -> None:
         commands, self.engine._commands = self.engine._commands, []

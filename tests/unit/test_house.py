@@ -21,7 +21,8 @@ TREES = ("services", "gateway")
 SERVICES = ("router", "vision-encoder", "agent-decoder", "tool-executor", "aggregator")
 LIFE = ROOT / "docs" / "life-of-a-contemplation.md"
 KIT = frozenset(
-    "lifecycle errors interceptors channels config telemetry trace_store auth clock tasks".split()
+    "lifecycle errors interceptors channels config telemetry trace_store metrics metric_registry "
+    "auth clock tasks".split()
 )
 
 CORE_LINES = 400

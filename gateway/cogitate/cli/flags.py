@@ -66,7 +66,10 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--serve-model", metavar="NAME", help="model (that of --model, else mini)")
     group.add_argument(
-        "--otlp-endpoint", default="", metavar="URL", help="send spans there as well (OTLP/gRPC)"
+        "--otlp-endpoint",
+        default="",
+        metavar="URL",
+        help="send spans and metrics there as well (OTLP/gRPC)",
     )
     group.add_argument(
         "--log-level",

@@ -157,6 +157,8 @@ class Endpoint:
     total_blocks: int
     step_s: float
     report_age_s: float
+    busy: float = 0.0  # share of the time in steps, 0 to 1
+    kv_used: float = 0.0  # share of KV blocks in use, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,7 @@ def fleet(raw: gateway_service_pb2.DescribeFleetResponse) -> Fleet:
                 total_blocks=what.total_block_count,
                 step_s=_duration(load.step_duration),
                 report_age_s=_duration(one.report_age),
+                busy=load.application_utilization,
             )
         )
     return Fleet(tuple(endpoints), raw.lease_count)

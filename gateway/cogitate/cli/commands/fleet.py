@@ -43,7 +43,7 @@ def render(fleet: Fleet) -> Table:
     )
     for name in ("endpoint", "state", "where", "models", "engine"):
         table.add_column(name, no_wrap=name in ("endpoint", "state"))
-    for name in ("agents", "KV free", "step", "$/h"):
+    for name in ("agents", "busy", "KV free", "step", "$/h"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in fleet.endpoints:
         table.add_row(
@@ -53,6 +53,7 @@ def render(fleet: Fleet) -> Table:
             ", ".join(one.models),
             f"{one.engine} {one.hardware}",
             _agents(one),
+            f"{one.busy:.0%}",
             f"{one.free_blocks / one.total_blocks:.0%}" if one.total_blocks else "–",
             f"{one.step_s * 1000:.0f} ms" if one.step_s else "–",
             f"{one.price_per_hour_usd:.3f}",

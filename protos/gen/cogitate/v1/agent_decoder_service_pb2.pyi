@@ -1401,6 +1401,20 @@ class EndpointLoad(_message.Message):
     COMPUTED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    CPU_UTILIZATION_FIELD_NUMBER: _builtins.int
+    MEM_UTILIZATION_FIELD_NUMBER: _builtins.int
+    APPLICATION_UTILIZATION_FIELD_NUMBER: _builtins.int
+    KV_CACHE_UTILIZATION_FIELD_NUMBER: _builtins.int
+    WAITING_GANG_COUNT_FIELD_NUMBER: _builtins.int
+    RUNNING_GANG_COUNT_FIELD_NUMBER: _builtins.int
+    GANGS_PER_S_FIELD_NUMBER: _builtins.int
+    FAILURES_PER_S_FIELD_NUMBER: _builtins.int
+    PREEMPTION_COUNT_FIELD_NUMBER: _builtins.int
+    USED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    KILLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    LOST_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    FLOPS_PER_S_FIELD_NUMBER: _builtins.int
+    TRAFFIC_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     running_sequence_count: _builtins.int
     """Sequences decoding."""
     waiting_sequence_count: _builtins.int
@@ -1421,6 +1435,34 @@ class EndpointLoad(_message.Message):
     """Prompt positions found cached since start."""
     draining: _builtins.bool
     """True if it takes no new gangs."""
+    cpu_utilization: _builtins.float
+    """Share of the CPUs its process may use that it used lately, 0 to 1; as ORCA's cpu_utilization."""
+    mem_utilization: _builtins.float
+    """Share of the machine's memory that its process holds, 0 to 1; 0 if unknown. As ORCA's mem_utilization."""
+    application_utilization: _builtins.float
+    """Share of the time the engine spent in steps lately, 0 to 1; as ORCA's application_utilization."""
+    kv_cache_utilization: _builtins.float
+    """Share of KV blocks in use, 0 to 1; reserved and cached ones that nobody holds are not."""
+    waiting_gang_count: _builtins.int
+    """Gangs waiting for admission."""
+    running_gang_count: _builtins.int
+    """Gangs admitted and not ended."""
+    gangs_per_s: _builtins.float
+    """Gangs admitted a second, lately; as ORCA's rps_fractional."""
+    failures_per_s: _builtins.float
+    """Agents a second that ended with ERROR, lately; as ORCA's eps."""
+    preemption_count: _builtins.int
+    """Agents whose memory was taken away for others, since start."""
+    used_token_count: _builtins.int
+    """Tokens of agents that ended by themselves, since start."""
+    killed_token_count: _builtins.int
+    """Tokens of agents that were killed, since start."""
+    lost_token_count: _builtins.int
+    """Tokens of agents that failed or whose stream was gone, since start."""
+    flops_per_s: _builtins.float
+    """Floating point operations a second that steps needed, lately."""
+    traffic_bytes_per_s: _builtins.float
+    """Bytes a second that steps had to move at least, lately."""
     @_builtins.property
     def step_duration(self) -> _duration_pb2.Duration:
         """Time of a decode step lately."""
@@ -1439,10 +1481,24 @@ class EndpointLoad(_message.Message):
         computed_prompt_token_count: _builtins.int = ...,
         cached_prompt_token_count: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        cpu_utilization: _builtins.float = ...,
+        mem_utilization: _builtins.float = ...,
+        application_utilization: _builtins.float = ...,
+        kv_cache_utilization: _builtins.float = ...,
+        waiting_gang_count: _builtins.int = ...,
+        running_gang_count: _builtins.int = ...,
+        gangs_per_s: _builtins.float = ...,
+        failures_per_s: _builtins.float = ...,
+        preemption_count: _builtins.int = ...,
+        used_token_count: _builtins.int = ...,
+        killed_token_count: _builtins.int = ...,
+        lost_token_count: _builtins.int = ...,
+        flops_per_s: _builtins.float = ...,
+        traffic_bytes_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step_duration", b"step_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_token_count", b"cached_prompt_token_count", "computed_prompt_token_count", b"computed_prompt_token_count", "draining", b"draining", "free_block_count", b"free_block_count", "paused_sequence_count", b"paused_sequence_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_sequence_count", b"running_sequence_count", "sampled_token_count", b"sampled_token_count", "step_batch_size", b"step_batch_size", "step_duration", b"step_duration", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application_utilization", b"application_utilization", "cached_prompt_token_count", b"cached_prompt_token_count", "computed_prompt_token_count", b"computed_prompt_token_count", "cpu_utilization", b"cpu_utilization", "draining", b"draining", "failures_per_s", b"failures_per_s", "flops_per_s", b"flops_per_s", "free_block_count", b"free_block_count", "gangs_per_s", b"gangs_per_s", "killed_token_count", b"killed_token_count", "kv_cache_utilization", b"kv_cache_utilization", "lost_token_count", b"lost_token_count", "mem_utilization", b"mem_utilization", "paused_sequence_count", b"paused_sequence_count", "preemption_count", b"preemption_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_gang_count", b"running_gang_count", "running_sequence_count", b"running_sequence_count", "sampled_token_count", b"sampled_token_count", "step_batch_size", b"step_batch_size", "step_duration", b"step_duration", "traffic_bytes_per_s", b"traffic_bytes_per_s", "used_token_count", b"used_token_count", "waiting_gang_count", b"waiting_gang_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

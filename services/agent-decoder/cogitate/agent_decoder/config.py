@@ -61,6 +61,9 @@ class AgentDecoderConfig(ServiceConfig):
     flush_interval_s: float = knob(
         0.02, "tokens of steps shorter than this are sent together", minimum=0.0, maximum=1.0
     )
+    measure_peaks: bool = knob(
+        True, "measure at start what the device can do, 0.2 s long, if metrics are sent anywhere"
+    )
     embedding_cache_bytes: int = knob(
         64 * 1024 * 1024, "fetched image embeddings kept", minimum=0, maximum=2**40
     )

@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 from cogitate.agent_decoder.core.block_pool import BlockPool
+from cogitate.agent_decoder.core.counters import EngineCounters
 from cogitate.agent_decoder.core.events import Admitted, Event, Finished, Prefilled, Refused
 from cogitate.agent_decoder.core.forking import fork, snapshot
 from cogitate.agent_decoder.core.gang import Gang
@@ -51,7 +52,13 @@ class Engine:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.limits, self.stats = model, limits, EngineStats()
-        self._on_events = on_events
+        self.counters = EngineCounters()
+
+        def tell(key: int, events: list[Event]) -> None:
+            self.counters.hear(key, events)
+            on_events(key, events)
+
+        self._on_events = tell
         self._monotonic = monotonic
         self.max_model_len = min(
             model.config.max_position_embeddings, limits.num_blocks * limits.block_size
@@ -307,7 +314,6 @@ class Engine:
         wanted = [(owners[id(chunk.sequence)], chunk.length) for chunk in chunks]
         before = [chunk.sequence.num_computed for chunk in chunks]
         self._memory.allocate(list(self._gangs.values()), wanted)
-        self.stats.num_preemptions = self._memory.num_preemptions
         return [
             chunk
             for chunk, num_computed in zip(chunks, before, strict=True)
@@ -346,6 +352,7 @@ class Engine:
                 gang.admitted_s - gang.arrival_s,
                 self._monotonic() - gang.admitted_s,
                 gang.num_cached,
+                gang.num_steps + 1,
             )
         )
 
@@ -371,9 +378,16 @@ class Engine:
 
     def _book(self, chunks: Seq[Chunk], owners: dict[int, Holder], elapsed_s: float) -> None:
         """Steps and time for the gangs, running means for the load report."""
-        for gang in {id(g): g for g in (owners[id(c.sequence)][0] for c in chunks)}.values():
+        gangs = {id(g): g for g in (owners[id(c.sequence)][0] for c in chunks)}.values()
+        for gang in gangs:
             gang.num_steps += 1
             gang.decode_s += elapsed_s
+        shapes = [
+            (c.length, c.sequence.num_computed, owners[id(c.sequence)][0].root.num_computed)
+            for c in chunks
+        ]
+        num_shared = sum(gang.root.num_computed for gang in gangs)
+        self.counters.book_step(shapes, num_shared, elapsed_s)
         num_prefix = sum(c.length for c in chunks if owners[id(c.sequence)][1] is None)
         self.stats.book_step(len(chunks), num_prefix, elapsed_s)
 
@@ -395,11 +409,17 @@ class Engine:
         self.stats.num_running, self.stats.num_waiting = running, waiting
         self.stats.num_paused = paused
         self.stats.num_free_blocks = self.pool.num_free
+        counters, num_waiting = self.counters, sum(g.waiting for g in self._gangs.values())
+        counters.num_waiting_gangs = num_waiting
+        counters.num_running_gangs = len(self._gangs) - num_waiting
+        counters.num_used_blocks = self.pool.num_blocks - self.pool.num_free
+        counters.num_cached_blocks = self.pool.num_cached
+        counters.num_preemptions = self._memory.num_preemptions
 
     def _fail_all(self) -> None:
         """Ends every admitted gang and begins with an empty pool; waiting gangs are unharmed."""
         self.pool = BlockPool(self.limits.num_blocks, self.limits.block_size)
-        self._memory = Memory(self.pool, self.limits.max_sequences)
+        self._memory.pool = self.pool
         for gang in list(self._gangs.values()):
             gang.pool = self.pool
             if not gang.waiting:

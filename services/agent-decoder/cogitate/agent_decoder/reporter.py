@@ -1,4 +1,4 @@
-"""Tells every router what this endpoint is and what it does, for as long as it lives."""
+"""What this endpoint is doing, and telling every router so for as long as it lives."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cogitate.v1 import router_service_pb2 as pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 
 if TYPE_CHECKING:  # the asyncio stub exists in the type stubs only
+    from cogitate.agent_decoder.runtime import Runtime
     from cogitate.v1.router_service_pb2_grpc import RouterServiceAsyncStub
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,56 @@ log = logging.getLogger(__name__)
 # Until a router says how often it wants to hear.
 DEFAULT_INTERVAL_S = 0.5
 RECONNECT_S = 0.5
+
+
+def load_of(runtime: Runtime) -> decoder_pb.EndpointLoad:
+    """What the endpoint is doing now."""
+    stats, counters = runtime.engine.stats, runtime.engine.counters
+    now = runtime.meter.utilization()
+    load = decoder_pb.EndpointLoad(
+        running_sequence_count=stats.num_running,
+        waiting_sequence_count=stats.num_waiting,
+        paused_sequence_count=stats.num_paused,
+        free_block_count=stats.num_free_blocks,
+        prefill_tokens_per_s=stats.prefill_tokens_per_s,
+        step_batch_size=stats.step_batch,
+        sampled_token_count=stats.num_sampled,
+        computed_prompt_token_count=stats.num_prompt,
+        cached_prompt_token_count=stats.num_cached,
+        draining=runtime.draining,
+        cpu_utilization=now.cpu_share,
+        mem_utilization=now.memory_share,
+        application_utilization=now.busy_share,
+        kv_cache_utilization=now.kv_share,
+        waiting_gang_count=counters.num_waiting_gangs,
+        running_gang_count=counters.num_running_gangs,
+        gangs_per_s=now.gangs_per_s,
+        failures_per_s=now.failures_per_s,
+        preemption_count=counters.num_preemptions,
+        used_token_count=counters.num_used,
+        killed_token_count=counters.num_killed,
+        lost_token_count=counters.num_lost,
+        flops_per_s=now.operations_per_s,
+        traffic_bytes_per_s=now.traffic_per_s,
+    )
+    load.step_duration.FromNanoseconds(int(stats.step_s * 1e9))
+    return load
+
+
+def orca_report(load: decoder_pb.EndpointLoad) -> tuple[tuple[str, str]]:
+    """The load as trailing metadata, in the text form of ORCA that Envoy reads."""
+    fields = {
+        "cpu_utilization": load.cpu_utilization,
+        "mem_utilization": load.mem_utilization,
+        "application_utilization": load.application_utilization,
+        "rps_fractional": load.gangs_per_s,
+        "eps": load.failures_per_s,
+        "named_metrics.kv_cache_utilization": load.kv_cache_utilization,
+        "named_metrics.queued_requests": load.waiting_gang_count,
+        "named_metrics.running_requests": load.running_gang_count,
+    }
+    text = ",".join(f"{name}={value:.6g}" for name, value in fields.items())
+    return (("endpoint-load-metrics", f"TEXT {text}"),)
 
 
 class Reporter:

@@ -23,6 +23,7 @@ from cogitate.agent_decoder.core.scheduler import StepLimits
 from cogitate.agent_decoder.core.starts import AgentStart
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
 from cogitate.agent_decoder.engine import Engine
+from cogitate.agent_decoder.engine_meter import EngineMeter
 from cogitate.agent_decoder.gang_spans import GangSpans
 from cogitate.agent_decoder.grammars import Grammars, read_tokenizer
 from cogitate.agent_decoder.model.loader import LoadedModel
@@ -90,6 +91,7 @@ class Runtime:
             step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
         )
         self.engine = Engine(model, limits, self._on_events)
+        self.meter = EngineMeter(self.engine)
         self.embeddings = EmbeddingFetcher(
             model.name,
             model.config.hidden_size,
@@ -158,7 +160,7 @@ class Runtime:
         try:
             await self._run(stream, requests, write, deadline_s)
         finally:
-            self.engine.abort(stream.key, "CANCELLED")
+            self.engine.abort(stream.key, "LOST")
             del self._streams[stream.key]
             if not self._streams:
                 self._idle.set()
@@ -283,8 +285,8 @@ class Runtime:
                 await self._inject(stream, request.inject, tasks)
             else:
                 self._command(stream, request)
-        # The stream ended without close.
-        self.engine.abort(stream.key, "CANCELLED")
+        # The stream ended without close: its owner is gone.
+        self.engine.abort(stream.key, "LOST")
 
     def _command(self, stream: _Stream, request: pb.DecodeRequest) -> None:
         command = request.WhichOneof("command")

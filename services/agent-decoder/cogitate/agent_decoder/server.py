@@ -11,8 +11,9 @@ import grpc
 import torch
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.model import backend, loader
-from cogitate.agent_decoder.reporter import Reporter
+from cogitate.agent_decoder.reporter import Reporter, load_of, orca_report
 from cogitate.agent_decoder.runtime import Runtime
+from cogitate.kit import metrics
 from cogitate.kit.config import model_directory
 from cogitate.kit.tasks import Supervisor
 from cogitate.v1 import agent_decoder_service_pb2 as pb
@@ -33,6 +34,7 @@ class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
         context: grpc.aio.ServicerContext[pb.DecodeRequest, pb.DecodeResponse],
     ) -> None:
         await self._runtime.decode(request_iterator, context.write, context.time_remaining())
+        context.set_trailing_metadata(orca_report(load_of(self._runtime)))
 
     async def GetEndpoint(
         self,
@@ -40,25 +42,6 @@ class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
         context: grpc.aio.ServicerContext[pb.GetEndpointRequest, pb.GetEndpointResponse],
     ) -> pb.GetEndpointResponse:
         return pb.GetEndpointResponse(description=self._description, load=load_of(self._runtime))
-
-
-def load_of(runtime: Runtime) -> pb.EndpointLoad:
-    """What the endpoint is doing now."""
-    stats = runtime.engine.stats
-    load = pb.EndpointLoad(
-        running_sequence_count=stats.num_running,
-        waiting_sequence_count=stats.num_waiting,
-        paused_sequence_count=stats.num_paused,
-        free_block_count=stats.num_free_blocks,
-        prefill_tokens_per_s=stats.prefill_tokens_per_s,
-        step_batch_size=stats.step_batch,
-        sampled_token_count=stats.num_sampled,
-        computed_prompt_token_count=stats.num_prompt,
-        cached_prompt_token_count=stats.num_cached,
-        draining=runtime.draining,
-    )
-    load.step_duration.FromNanoseconds(int(stats.step_s * 1e9))
-    return load
 
 
 def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescription:
@@ -90,7 +73,8 @@ class AgentDecoder:
     names: Sequence[str] = (SERVICE_NAME,)
 
     def __init__(self, config: AgentDecoderConfig, runtime: Runtime) -> None:
-        self._runtime = runtime
+        self._config, self._runtime = config, runtime
+        runtime.meter.export()
         description = describe(config, runtime)
         self.servicer = AgentDecoderServicer(runtime, description)
         self._reporters = [
@@ -103,6 +87,8 @@ class AgentDecoder:
         self._runtime.start()
         for reporter in self._reporters:
             self._tasks.spawn(reporter.run(), name="report")
+        if self._config.measure_peaks and metrics.enabled():
+            self._tasks.spawn(asyncio.to_thread(self._runtime.meter.measure_peaks), name="peaks")
 
     async def drain(self, grace_s: float) -> None:
         """Takes no new gangs, tells routers and gangs, waits for the gangs that run."""

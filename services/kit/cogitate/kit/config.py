@@ -72,7 +72,12 @@ class ServiceConfig:
     max_metadata_bytes: int = knob(
         8192, "largest metadata of an RPC, counted as HTTP/2 does", minimum=256, maximum=MIB
     )
-    otlp_endpoint: str = knob("", "OTLP/gRPC address spans are sent to; empty sends none")
+    otlp_endpoint: str = knob(
+        "", "OTLP/gRPC address spans and metrics are sent to; empty sends none"
+    )
+    metrics_interval_s: float = knob(
+        10.0, "how often metrics are sent there; 0 sends none", minimum=0.0, maximum=3600
+    )
     trace_store: str = knob("", "file of the local span store; empty keeps none")
     log_level: str = knob(
         "INFO",

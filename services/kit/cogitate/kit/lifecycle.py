@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 import grpc
 from cogitate.kit import config as configuration
-from cogitate.kit import telemetry
+from cogitate.kit import metrics, telemetry
 from cogitate.kit.channels import server_options
 from cogitate.kit.config import ConfigError, ServiceConfig
 from cogitate.kit.errors import CogitateError
@@ -128,7 +128,7 @@ async def serving(
     the drain early when it is set.
     """
     forced = forced or asyncio.Event()
-    traces = telemetry.setup(name, config)
+    exporters = (telemetry.setup(name, config), metrics.setup(name, config))
     ready = asyncio.Event()
     try:
         server = grpc.aio.server(
@@ -152,8 +152,8 @@ async def serving(
         finally:
             await _shut_down(running, config, forced)
     finally:
-        # Off the loop: it waits for the last batch to be sent.
-        await asyncio.to_thread(traces.shutdown)
+        # Off the loop: they wait for the last batch to be sent.
+        await asyncio.gather(*(asyncio.to_thread(exporter.shutdown) for exporter in exporters))
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

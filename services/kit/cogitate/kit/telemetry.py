@@ -76,6 +76,10 @@ class Attr(StrEnum):
     REASON = "cogitate.reason"
     WINNER_COUNT = "cogitate.winner_count"
     STEP_COUNT = "cogitate.step_count"
+    STATE = "cogitate.state"
+    FATE = "cogitate.fate"
+    ERROR_TYPE = "error.type"
+    PROVIDER_NAME = "gen_ai.provider.name"
 
 
 _PROPAGATOR: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
@@ -220,9 +224,11 @@ def span_from(metadata: Metadata) -> Context:
     return _PROPAGATOR.extract(carrier, context=Context())
 
 
-def trace_metadata() -> list[tuple[str, str]]:
+def trace_metadata(context: Context | None = None) -> list[tuple[str, str]]:
     """Returns the current trace context and baggage as metadata of a call; empty when none."""
-    return _inject(None)
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, context=context)
+    return list(carrier.items())
 
 
 def current_traceparent() -> str:
@@ -232,13 +238,8 @@ def current_traceparent() -> str:
 
 def traceparent_of(opened: trace.Span) -> str:
     """Returns the W3C traceparent that makes another span a child of this one."""
-    return dict(_inject(trace.set_span_in_context(opened, Context()))).get("traceparent", "")
-
-
-def _inject(context: Context | None) -> list[tuple[str, str]]:
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, context=context)
-    return list(carrier.items())
+    carried = trace_metadata(trace.set_span_in_context(opened, Context()))
+    return dict(carried).get("traceparent", "")
 
 
 def stack_of(error: BaseException) -> str:

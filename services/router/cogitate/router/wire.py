@@ -84,6 +84,20 @@ def load(message: decoder_pb2.EndpointLoad) -> Load:
         computed_prompt_tokens=message.computed_prompt_token_count,
         cached_prompt_tokens=message.cached_prompt_token_count,
         draining=message.draining,
+        cpu_utilization=message.cpu_utilization,
+        mem_utilization=message.mem_utilization,
+        application_utilization=message.application_utilization,
+        kv_cache_utilization=message.kv_cache_utilization,
+        waiting_gangs=message.waiting_gang_count,
+        running_gangs=message.running_gang_count,
+        gangs_per_s=message.gangs_per_s,
+        failures_per_s=message.failures_per_s,
+        preemptions=message.preemption_count,
+        used_tokens=message.used_token_count,
+        killed_tokens=message.killed_token_count,
+        lost_tokens=message.lost_token_count,
+        flops_per_s=message.flops_per_s,
+        traffic_bytes_per_s=message.traffic_bytes_per_s,
     )
 
 
@@ -263,6 +277,20 @@ def _load(load: Load) -> decoder_pb2.EndpointLoad:
         computed_prompt_token_count=load.computed_prompt_tokens,
         cached_prompt_token_count=load.cached_prompt_tokens,
         draining=load.draining,
+        cpu_utilization=load.cpu_utilization,
+        mem_utilization=load.mem_utilization,
+        application_utilization=load.application_utilization,
+        kv_cache_utilization=load.kv_cache_utilization,
+        waiting_gang_count=load.waiting_gangs,
+        running_gang_count=load.running_gangs,
+        gangs_per_s=load.gangs_per_s,
+        failures_per_s=load.failures_per_s,
+        preemption_count=load.preemptions,
+        used_token_count=load.used_tokens,
+        killed_token_count=load.killed_tokens,
+        lost_token_count=load.lost_tokens,
+        flops_per_s=load.flops_per_s,
+        traffic_bytes_per_s=load.traffic_bytes_per_s,
     )
 
 

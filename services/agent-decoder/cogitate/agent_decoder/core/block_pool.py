@@ -44,6 +44,11 @@ class BlockPool:
         """Blocks without an owner, named ones included."""
         return len(self._free) + len(self._named_free)
 
+    @property
+    def num_cached(self) -> int:
+        """Free blocks that keep what they hold under a name."""
+        return len(self._named_free)
+
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold so many positions."""
         return -(-num_positions // self.block_size)

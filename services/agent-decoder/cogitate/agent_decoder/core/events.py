@@ -41,6 +41,7 @@ class Prefilled:
     queue_s: float
     prefill_s: float
     num_cached: int = 0  # of these positions, found computed
+    num_steps: int = 0  # that computed the rest
 
 
 @dataclass(frozen=True, slots=True)

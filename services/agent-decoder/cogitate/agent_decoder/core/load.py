@@ -38,7 +38,6 @@ class EngineStats:
     num_sampled: int = 0
     num_prompt: int = 0  # positions of prefixes computed
     num_cached: int = 0  # positions of prefixes found computed
-    num_preemptions: int = 0  # agents and prefixes that had to yield their memory
 
     def book_step(self, num_sequences: int, num_prefix: int, elapsed_s: float) -> None:
         """Takes one step in: a step with prefixes tells the prefill's speed, any other its own."""

@@ -67,7 +67,7 @@ class Memory:
     """The pool's blocks, and the places in the batch, among gangs given in order of service."""
 
     def __init__(self, pool: BlockPool, max_sequences: int) -> None:
-        self._pool, self._max_sequences = pool, max_sequences
+        self.pool, self._max_sequences = pool, max_sequences
         self.num_preemptions = 0  # agents and prefixes that had to yield
 
     def serve(self, gangs: Seq[Gang], now: float) -> list[Gang]:
@@ -93,7 +93,7 @@ class Memory:
 
         Whoever comes too late yields what it has: its sequence has no computed position after it.
         """
-        if self._pool.can_allocate(sum(_missing(holder, length) for holder, length in wanted)):
+        if self.pool.can_allocate(sum(_missing(holder, length) for holder, length in wanted)):
             for (gang, agent), length in wanted:
                 gang.allocate(_sequence(gang, agent), length)
             return
@@ -156,12 +156,12 @@ class Memory:
 
         def enough() -> bool:
             active = sum(map(_num_active, gangs)) if places else 0
-            return self._pool.can_allocate(need) and active + places <= self._max_sequences
+            return self.pool.can_allocate(need) and active + places <= self._max_sequences
 
         if enough():
             return True
         freed = sum(len(_own_blocks(*holder)) for holder in behind)
-        if need > self._pool.num_free + freed:
+        if need > self.pool.num_free + freed:
             return False
         for holder in behind:
             self._preempt(*holder)

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from cogitate.agent_decoder.core.sampling import Row, Sampled, sample
 from cogitate.agent_decoder.core.scheduler import Chunk
+from cogitate.agent_decoder.core.work import Precision
 from cogitate.agent_decoder.model.batch import build_step
 from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
 
@@ -22,6 +23,7 @@ class ModelRunner(Protocol):
     config: LlamaConfig
     device: torch.device
     build: str  # what else than code and files decides its last bits: kernels, dtype, threads
+    precision: Precision  # bytes of its numbers
     batch_invariant: bool  # whether a row's logits are bit-equal whatever else is in the step
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
@@ -53,6 +55,8 @@ class TorchRunner:
         self._llama = llama
         self.config, self.device = llama.config, llama.device
         capability = torch.backends.cpu.get_cpu_capability()
+        size = llama.dtype.itemsize
+        self.precision = Precision(size, size, size)
         self.build = f"torch {llama.dtype} {capability} {torch.get_num_threads()}"
         self._cache: list[torch.Tensor] = []
         self._block_size = self._num_slots = 0

@@ -167,8 +167,26 @@ def absurdity(load: Load, description: Description) -> str:
         load.sampled_tokens,
         load.computed_prompt_tokens,
         load.cached_prompt_tokens,
+        load.waiting_gangs,
+        load.running_gangs,
+        load.preemptions,
+        load.used_tokens,
+        load.killed_tokens,
+        load.lost_tokens,
     )
-    speeds = (load.prefill_tokens_per_s, load.step_s, load.step_batch_size)
+    speeds = (
+        load.prefill_tokens_per_s,
+        load.step_s,
+        load.step_batch_size,
+        load.cpu_utilization,
+        load.mem_utilization,
+        load.application_utilization,
+        load.kv_cache_utilization,
+        load.gangs_per_s,
+        load.failures_per_s,
+        load.flops_per_s,
+        load.traffic_bytes_per_s,
+    )
     if min(counts) < 0:
         return "it reported a negative count"
     if not all(math.isfinite(speed) and speed >= 0 for speed in speeds):

@@ -66,6 +66,20 @@ class Load:
     computed_prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     draining: bool = False
+    cpu_utilization: float = 0.0
+    mem_utilization: float = 0.0
+    application_utilization: float = 0.0
+    kv_cache_utilization: float = 0.0
+    waiting_gangs: int = 0
+    running_gangs: int = 0
+    gangs_per_s: float = 0.0
+    failures_per_s: float = 0.0
+    preemptions: int = 0
+    used_tokens: int = 0
+    killed_tokens: int = 0
+    lost_tokens: int = 0
+    flops_per_s: float = 0.0
+    traffic_bytes_per_s: float = 0.0
 
     @property
     def sequences(self) -> int:

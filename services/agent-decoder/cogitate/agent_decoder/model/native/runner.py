@@ -22,12 +22,15 @@ from cogitate.agent_decoder.core.sampling import (
     choose,
 )
 from cogitate.agent_decoder.core.scheduler import Chunk
+from cogitate.agent_decoder.core.work import Precision
 from cogitate.agent_decoder.model.llama import LlamaConfig
 from cogitate.agent_decoder.model.native import library
 
 BLOCK_SIZE: Final = 16
 _MAX_HEAD_DIM: Final = 256
 _MAX_QUERIES_PER_KEY: Final = 16
+# Bytes of a weight, by its store: bytes have a float32 scale for each 32.
+_WEIGHT_BYTES: Final = (4.0, 2.0, 1.0 + 4 / 32, 2.0)
 _STORES: Final = {"float32": 0, "bfloat16": 1, "int8": 2}
 _EXACT: Final = 3  # bfloat16 whose products are taken in float32
 # Kinds of cogitate_set_matrix and cogitate_set_vector.
@@ -72,6 +75,9 @@ class NativeRunner:
         store = _STORES[dtype]
         if dtype == "float32" and all(w.dtype is torch.bfloat16 for w in weights.values()):
             store = _EXACT  # nothing is lost, and half is read
+        head_store = _STORES["bfloat16"] if dtype == "int8" else store
+        cached = 4 if dtype == "float32" else 2
+        self.precision = Precision(_WEIGHT_BYTES[store], _WEIGHT_BYTES[head_store], cached)
         shape = library.Config(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -83,7 +89,7 @@ class NativeRunner:
             max_positions=config.max_position_embeddings,
             store=store,
             # The table of tokens keeps more: a likeliest token is decided by small differences.
-            head_store=_STORES["bfloat16"] if dtype == "int8" else store,
+            head_store=head_store,
             half_cache=dtype != "float32",
             threads=threads,
             eps=config.rms_norm_eps,

@@ -1,0 +1,166 @@
+"""Metrics: how a service fills the instruments of the registry, and where they go.
+
+Hot paths bump plain numbers of their own, and `observe` reads them once a collection, on the
+exporter's thread. Without an exporter there are no instruments and every call returns at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cogitate.kit.config import ServiceConfig
+from cogitate.kit.metric_registry import Metric
+from cogitate.kit.telemetry import Attr, Attributes, stack_of
+from opentelemetry.metrics import CallbackOptions, Observation
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricReader
+
+logger = logging.getLogger(__name__)
+
+# A number, or one for each set of attributes.
+Reading = float | Sequence[tuple[float, Attributes]]
+Readings = Mapping[Metric, Reading]
+
+# The last one is filled; more than one only where tests run several services in one process.
+_active: list[Metrics] = []
+
+
+class Metrics:
+    """The instruments and exporters of one service."""
+
+    def __init__(self, provider: MeterProvider | None) -> None:
+        self._provider = provider
+        self._meter: Any = provider.get_meter("cogitate") if provider else None
+        self._histograms: dict[Metric, Any] = {}
+
+    def record(self, metric: Metric, value: float, attributes: Attributes | None) -> None:
+        """Adds one value to a histogram."""
+        if metric not in self._histograms:
+            self._histograms[metric] = self._meter.create_histogram(
+                metric.key,
+                metric.unit,
+                metric.description,
+                explicit_bucket_boundaries_advisory=list(metric.bounds),
+            )
+        self._histograms[metric].record(value, attributes)
+
+    def observe(self, metrics: Sequence[Metric], read: Callable[[], Readings]) -> None:
+        """Has counters and gauges read when they are collected."""
+        latest: Readings = {}
+
+        def callback(metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
+            def collect(options: CallbackOptions) -> Iterable[Observation]:
+                nonlocal latest
+                # Instruments are collected in order: all show the same moment.
+                if metric is metrics[0]:
+                    latest = _guarded(read)
+                return _observations(latest.get(metric, ()))
+
+            return collect
+
+        for metric in metrics:
+            make = getattr(self._meter, f"create_observable_{metric.kind}")
+            make(metric.key, [callback(metric)], metric.unit, metric.description)
+
+    def shutdown(self) -> None:
+        """Sends what there is and stops. Blocks for seconds at most; may be called twice."""
+        if self in _active and self._provider is not None:
+            _active.remove(self)
+            self._provider.shutdown(timeout_millis=4000)
+
+
+def setup(
+    service_name: str, config: ServiceConfig, readers: Sequence[MetricReader] = ()
+) -> Metrics:
+    """Starts exporting metrics where spans go by OTLP; does nothing when that is nowhere.
+
+    `readers` are further ones, such as an in-memory reader whose `values` can be asked for.
+    """
+    endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    endpoint = endpoint if config.metrics_interval_s else ""
+    if not endpoint and not readers:
+        return Metrics(None)
+    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+    from opentelemetry.sdk.resources import Resource
+
+    all_readers = [*readers, *([_otlp(endpoint, config.metrics_interval_s)] if endpoint else [])]
+    identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
+    provider = MeterProvider(
+        all_readers,
+        Resource.create(identity),
+        exemplar_filter=AlwaysOffExemplarFilter(),  # they cost, and would carry ids of traces
+        shutdown_on_exit=False,
+    )
+    _active.append(Metrics(provider))
+    return _active[-1]
+
+
+def _otlp(endpoint: str, interval_s: float) -> MetricReader:
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    # As for spans: a backend that is away must not hold up the end of the process.
+    plain = not endpoint.startswith("https")
+    exporter = OTLPMetricExporter(endpoint=endpoint, insecure=plain, timeout=2)
+    return PeriodicExportingMetricReader(exporter, interval_s * 1000)
+
+
+def enabled() -> bool:
+    """Whether anybody collects."""
+    return bool(_active)
+
+
+def record(metric: Metric, value: float, attributes: Attributes | None = None) -> None:
+    """Adds one value to a histogram."""
+    if _active:
+        _active[-1].record(metric, value, attributes)
+
+
+def observe(metrics: Sequence[Metric], read: Callable[[], Readings]) -> None:
+    """Has `read` called once a collection, on another thread, for the counters and gauges named.
+
+    A metric that `read` leaves out has no value then. If it raises none has, and that is logged.
+    """
+    if _active:
+        _active[-1].observe(metrics, read)
+
+
+def values(reader: Any) -> dict[str, list[tuple[dict[str, Any], Any]]]:
+    """Collects from an in-memory reader: by name, attributes and number or histogram."""
+    data = reader.get_metrics_data()
+    found: dict[str, list[tuple[dict[str, Any], Any]]] = {}
+    for resource in data.resource_metrics if data else ():
+        for metric in (m for scope in resource.scope_metrics for m in scope.metrics):
+            found[metric.name] = [
+                (dict(point.attributes or {}), getattr(point, "value", point))
+                for point in metric.data.data_points
+            ]
+    return found
+
+
+def states(**counts: float) -> Reading:
+    """A reading of one number a state."""
+    return [(count, {Attr.STATE: state}) for state, count in counts.items()]
+
+
+def _guarded(read: Callable[[], Readings]) -> Readings:
+    try:
+        return read()
+    except Exception as error:
+        logger.error("metrics could not be read: %s", stack_of(error))
+        return {}
+
+
+def _observations(reading: Reading) -> list[Observation]:
+    if isinstance(reading, int | float):
+        return [Observation(reading)]
+    return [
+        Observation(value, {str(key): what for key, what in attributes.items()})
+        for value, attributes in reading
+    ]
