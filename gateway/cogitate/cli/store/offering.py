@@ -50,5 +50,22 @@ def find(name: str, console: Console) -> Entry:
     return found
 
 
+def advice(model: str) -> str:
+    """What to do when the mesh that answers does not serve a model; commands as they are typed."""
+    start = (
+        f"`cogitate down`, then `cogitate up --detach --model {model}`, puts a mesh that serves it "
+        f"in this one's place; `cogitate ask … --name another --model {model}` leaves this one "
+        "alone and starts a private one"
+    )
+    if folder.find(model) is not None:
+        return f"The model is on this machine: {start}."
+    if catalogue.find(model) is not None:
+        return f"`cogitate models fetch {model}` gets it; then {start}."
+    return (
+        "`cogitate models list` says what there is, and `cogitate models import DIR --name "
+        f"{model}` brings in a checkpoint of yours; then {start}."
+    )
+
+
 def _may_ask(console: Console) -> bool:
     return console.is_terminal and sys.stdin.isatty()
