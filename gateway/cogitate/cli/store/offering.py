@@ -20,7 +20,11 @@ def located(options: Options, console: Console) -> Options:
     entry = find(options.model, console)
     if entry.is_shipped:
         return options
-    return dataclasses.replace(options, models_path=str(entry.path.parent.resolve()))
+    return dataclasses.replace(
+        options,
+        models_path=str(entry.path.parent.resolve()),
+        has_tower=(entry.path / "vision.onnx").is_file(),
+    )
 
 
 def find(name: str, console: Console) -> Entry:
