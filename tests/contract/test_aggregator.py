@@ -495,6 +495,16 @@ async def test_identical_calls_of_siblings_run_once() -> None:
     assert {i.tool_result.parts[0].text for i in injected} == {"3"}
 
 
+async def test_agents_are_told_what_the_tools_do() -> None:
+    async with mesh(saying("3"), tools=FakeTools({"calculator": text("4")})) as m:
+        mine = common.ToolSpec(name="mine", description="The client's.")
+        await m.ask(allowed_tools=["calculator"], client_tools=[mine])
+        tools = m.decoders[0].opened[0].tools
+    assert [tool.name for tool in tools] == ["calculator", "mine"]
+    assert [tool.description for tool in tools] == ["Runs calculator.", "The client's."]
+    assert tools[0].parameters_json_schema == "{}"
+
+
 async def test_a_proof_ends_a_verified_contemplation() -> None:
     script = one(1, ["a", Call("prove")], ["b", Hold()])
     tools = FakeTools({"prove": text("ok", proves="6*4=24")})

@@ -325,7 +325,7 @@ class Runner:
             model=self._spec.model,
             conversation=self._request.conversation,
             tools=[
-                *(common.ToolSpec(name=name) for name in self._allowed),
+                *(self._n.tools.spec(name) for name in self._allowed),
                 *self._request.client_tools,
             ],
             effort=common.Effort.Value(f"EFFORT_{self._spec.effort}"),

@@ -25,6 +25,8 @@ _MARKER = re.compile("(\x1f?)\ue0f0([0-9]+)\ue0f1(\x1f?)")
 _RESERVED = re.compile("[\x1f\ue0f0\ue0f1]")
 # How models that think before they answer close their thoughts.
 _THINK, _THINK_END = "<think>", "</think>"
+# How models that call tools put a call: Hermes, Qwen, SmolLM and their kin.
+_CALL, _CALL_END = "<tool_call>", "</tool_call>"
 
 
 # What stands for an image in what a template renders, and what belongs around its embeddings.
@@ -73,9 +75,8 @@ class ChatTemplate:
         self._takes_lists = False
         self._takes_lists = self._probe()
         self.marks_answers = think_end >= 0 and self._thinks()
-        self.control = ControlTokens(
-            end=frozenset(end_token_ids), answer=think_end if self.marks_answers else -1
-        )
+        self.calls_tools = self._calls_tools()
+        self.control = self._control_tokens(end_token_ids, think_end)
         self._silent = frozenset({think_end, self._codec.added.get(_THINK, -1)})
         self.max_token_chars = self._codec.max_token_chars
         self._image_tokens = dict(image_tokens or {})
@@ -84,7 +85,7 @@ class ChatTemplate:
         if self._image_tokens:
             self._check_images()
 
-    def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
+    def prompt(self, turns: Sequence[Turn], *, instant: bool, tools: Sequence[str] = ()) -> Prompt:
         """Raises InvalidRequest if the model's template refuses such a conversation."""
         texts: list[str] = []
         images: list[Image] = []
@@ -102,8 +103,9 @@ class ChatTemplate:
                 texts.append(part.text)
                 owners.append(number)
             marked.append({"role": turn.role, "content": self._content(contents)})
+        names = [_tool_mark(len(texts) + i) for i in range(len(tools) if self.calls_tools else 0)]
         try:
-            rendered = self._render(marked, thinks=not instant)
+            rendered = self._render(marked, thinks=not instant, tools=names)
         except ValueError as error:
             raise InvalidRequest(
                 f"the model's template refuses the conversation: {error}", field="conversation"
@@ -115,14 +117,21 @@ class ChatTemplate:
                 f"{turns[absent[0]].role}; leave it out or say it otherwise",
                 field="conversation",
             )
-        return self._encoded(_parts(rendered, texts), images)
+        return self._encoded(_parts(rendered, [*texts, *tools]), images)
 
-    def injection(self, parts: Sequence[Text | Image]) -> Prompt:
-        """Lines of their own: chat models are not taught one format of results."""
+    def injection(self, parts: Sequence[Text | Image], *, instant: bool = False) -> Prompt:
+        """A turn of the tool, as the template has it, and the beginning of the agent's next.
+
+        Lines of their own for a model that is not taught to call tools.
+        """
         text = "\n".join(part.text for part in parts if isinstance(part, Text))
         images = [part for part in parts if isinstance(part, Image)]
         own = [Drawn(_IMAGE, True)] * len(images)
-        return self._encoded([Drawn(f"\n{text}\n", False), *own], images)
+        if not self.calls_tools:
+            return self._encoded([Drawn(f"\n{text}\n", False), *own], images)
+        before, after = self._tool_turn(thinks=not instant)
+        drawn = [Drawn(before, True), Drawn(text, False), *own, Drawn(after, True)]
+        return self._encoded(drawn, images)
 
     def encode(self, text: str) -> list[int]:
         return self._codec.encode(text)
@@ -171,17 +180,61 @@ class ChatTemplate:
         if sum(isinstance(item, Image) for item in self.prompt([user], instant=False)) != 1:
             raise ValueError("the chat template does not show images")
 
-    def _render(self, messages: list[dict[str, Any]], *, thinks: bool) -> str:
-        return self._markup.render(
+    def _control_tokens(self, end_token_ids: Sequence[int], think_end: int) -> ControlTokens:
+        """What structures a turn; marks of calls are tokens where both are, else text."""
+        ends = frozenset(end_token_ids)
+        answer = think_end if self.marks_answers else -1
+        if not self.calls_tools:
+            return ControlTokens(end=ends, answer=answer)
+        call, run = (self._codec.added.get(mark, -1) for mark in (_CALL, _CALL_END))
+        if min(call, run) >= 0:
+            return ControlTokens(end=ends, answer=answer, call=call, run=run, calls_in_answer=True)
+        return ControlTokens(
+            end=ends, answer=answer, call_mark=_CALL, run_mark=_CALL_END, calls_in_answer=True
+        )
+
+    def _calls_tools(self) -> bool:
+        """Whether the template shows tools, teaches this format, and has turns for results."""
+        try:
+            shown = self._render([self._probed()], thinks=True, tools=[_tool_mark(7)])
+            self._tool_turn(thinks=True)
+        except ValueError:
+            return False
+        return _tool_mark(7) in shown and _CALL in shown
+
+    def _tool_turn(self, *, thinks: bool) -> tuple[str, str]:
+        """What the template puts around a tool's result, after an agent's call. Raises ValueError.
+
+        It begins with the end of the agent's turn and ends with the beginning of the next.
+        """
+        roles = ("user", "assistant", "tool")
+        messages = [
+            {"role": role, "content": self._content([{"type": "text", "text": _tool_mark(i)}])}
+            for i, role in enumerate(roles)
+        ]
+        rendered = self._render(messages, thinks=thinks)
+        at = {int(found[2]): found for found in _MARKER.finditer(rendered)}
+        if sorted(at) != [0, 1, 2] or at[1].end() > at[2].start():
+            raise ValueError("it has no turns of tools")
+        return rendered[at[1].end() : at[2].start()], rendered[at[2].end() :]
+
+    def _render(
+        self, messages: list[dict[str, Any]], *, thinks: bool, tools: Sequence[str] = ()
+    ) -> str:
+        """What the template makes of it. Tools are marks, and so are texts."""
+        rendered = self._markup.render(
             {
                 **self._names,
                 "messages": messages,
                 "add_generation_prompt": True,
                 "enable_thinking": thinks,
-                "tools": None,
+                "tools": list(tools) or None,
                 "documents": None,
             }
         )
+        for mark in tools:  # as JSON a mark is a string, a tool an object
+            rendered = rendered.replace(f'"{mark}"', mark)
+        return rendered
 
     def _content(self, contents: list[dict[str, str]]) -> Any:
         """Contents as the template takes them; one that takes no lists is given no images."""
@@ -210,6 +263,10 @@ class ChatTemplate:
         message = self._probed()
         opened = self._render([message], thinks=True)
         return opened.rstrip().endswith(_THINK) or opened != self._render([message], thinks=False)
+
+
+def _tool_mark(number: int) -> str:
+    return f"\ue0f0{number}\ue0f1"
 
 
 def _joined(parts: Iterable[Text | Image], image_tokens: Mapping[str, int]) -> list[Text | Image]:
