@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -94,50 +95,58 @@ def test_a_call_is_read_and_the_answer_is_what_follows_the_last(extra: tuple[str
     assert agent.final_answer() == "It is 2."
 
 
-@settings(max_examples=200, deadline=None)
+def expected_of(whole: str, stop: tuple[str, ...]) -> tuple[str, list[str], str]:
+    """Text shown, calls and the answer, by plain search in the whole text."""
+    shown, calls, at = "", [], 0
+    for number in itertools.count():
+        mark = MARKS[number % 2]
+        stops = [found for found in (whole.find(one, at) for one in stop) if found >= 0]
+        end, found = min(stops, default=len(whole)), whole.find(mark, at)
+        if not 0 <= found < end:
+            shown += whole[at:end]
+            return shown, calls, "" if number % 2 else whole[at:end].strip()
+        shown += whole[at : found + len(mark)]
+        if number % 2:
+            calls.append(whole[at:found])
+        at = found + len(mark)
+    raise AssertionError
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(
         st.sampled_from(["<tool_call>", "</tool_call>", "<tool", "_call>", "<", "x", "{}", "ab#"]),
         max_size=14,
     ),
-    st.lists(st.integers(1, 9), min_size=60, max_size=60),
-    st.sampled_from([(), ("b#",)]),
+    st.lists(st.integers(1, 30), min_size=160, max_size=160) | st.just([1] * 160),
+    st.sampled_from([(), ("b#",), ("call>",)]),
 )
 def test_marks_are_found_however_the_text_is_split(
     written: list[str], sizes: list[int], stop: tuple[str, ...]
 ) -> None:
-    """The same events, calls and answers as for one character at a time; all text is shown."""
     control = ControlTokens(
         end=frozenset({END}), call_mark=MARKS[0], run_mark=MARKS[1], calls_in_answer=True
     )
     whole = "".join(written)
-    pieces, at = [], 0
-    for size in sizes:
-        pieces.append(whole[at : at + size])
-        at += size
-    pieces.append(whole[at:])
-
-    def read(parts: list[str]) -> tuple[str, list[str], str]:
-        shown, calls = "", []
-        agent = Transcript(
-            control, lambda ids: "".join(parts[i - 10] for i in ids), stop=stop,
-            answers_only_marked=False,
-        )  # fmt: skip
-        for number in range(len(parts)):
-            text, turn = agent.push(number + 10)
-            shown += text
-            if turn is Turn.CALL_READY:
-                calls.append(agent.call_text)
-            if turn is Turn.STOPPED:
-                return shown, calls, agent.final_answer()
-        return shown + agent.flush(), calls, agent.final_answer()
-
-    ready = [piece for piece in pieces if piece]
-    # A piece with two marks in it reads the second one with the next token.
-    if all(sum(piece.count(mark) for mark in MARKS) < 2 for piece in ready):
-        assert read([*ready, "", ""]) == read([*whole, ""])
-    if not stop:
-        assert read(ready)[0] == whole
+    cuts = [0, *itertools.accumulate(sizes)]
+    # The second of two marks in one piece is read with the next: empty ones follow for all.
+    pieces = [whole[a:b] for a, b in itertools.pairwise(cuts)] + [""] * 16
+    agent = Transcript(
+        control,
+        lambda ids: "".join(pieces[i - 10] for i in ids),
+        stop=stop,
+        answers_only_marked=False,
+    )
+    shown, calls = "", []
+    for number in range(len(pieces)):
+        text, turn = agent.push(number + 10)
+        shown += text
+        if turn is Turn.CALL_READY:
+            calls.append(agent.call_text)
+        if turn is Turn.STOPPED:
+            break
+    found = shown + agent.flush(), calls, agent.final_answer()
+    assert found == expected_of(whole, stop)
 
 
 def test_what_is_no_call_is_text_or_unreadable() -> None:
