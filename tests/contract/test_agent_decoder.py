@@ -29,6 +29,8 @@ from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
 from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from tests.fakes.chat_model import QWEN25, chat_tokenizer, write_tokenizer_files
+from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint
 from tests.fakes.tiny_model import CONTROL, HIDDEN, write_tiny_model
 from tests.fakes.vision import FakeVision
 
@@ -1074,3 +1076,46 @@ async def test_reports_reach_every_router(models: Path) -> None:
                 await asyncio.sleep(0.02)
         for router in routers:
             assert [r.drain.reason for r in router.reports if r.HasField("drain")] == ["DRAIN"]
+
+
+async def test_a_chat_model_calls_a_tool_in_its_own_format(tmp_path: Path) -> None:
+    """A call that is text, its last character sampled here; the result comes in the tool's turn."""
+    config = config_of("qwen2", max_position_embeddings=1024)
+    write_tokenizer_files(
+        write_checkpoint(tmp_path / "chat", config, random_weights(config)), QWEN25
+    )
+    tokenizer = chat_tokenizer()
+
+    def written(text: str) -> pb.AgentSpec:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        begun = pb.Segment(sampled=pb.TokenIds(token_ids=ids))
+        state = pb.ResumeState(segments=[begun], sampled_token_count=len(ids))
+        bias = {tokenizer.token_to_id(">"): 90.0}
+        return spec(bias=bias, resume_state=state, sampling={"max_tokens": len(ids) + 2})
+
+    tool = common.ToolSpec(name="calculator", parameters_json_schema='{"type":"object"}')
+    call = '{"name": "calculator", "arguments": {"expression": "1+1"}}'
+    async with decoder(tmp_path, model="chat") as made:
+        for inside, name in ((call, "calculator"), ("{no json", "")):
+            agent = written(f"Well. <tool_call>\n{inside}\n</tool_call")
+            stream = await made.opened(agent, model="chat", tools=[tool])
+            called = (await stream.until("tool_call")).call
+            assert called.name == name
+            assert called.arguments_json == ('{"expression":"1+1"}' if name else "{}")
+            result = common.ToolResult(parts=[common.Part(text="2")])
+            await stream.send(
+                inject=pb.InjectAgent(agent_id=0, call_id=called.call_id, tool_result=result)
+            )
+            turn = "<|im_end|>\n<|im_start|>user\n<tool_response>\n2\n</tool_response><|im_end|>\n"
+            turn += "<|im_start|>assistant\n"
+            injected = (await stream.until("injected")).injected_token_count
+            assert injected == len(tokenizer.encode(turn, add_special_tokens=False).ids)
+            finished = await stream.until("finished")
+            assert finished.answer == ">", "what was sampled after the result, and no more"
+            prompt = (await stream.until("prefilled")).prompt_token_count
+            plain = await made.opened(spec(), model="chat")
+            assert prompt > (await plain.until("prefilled")).prompt_token_count, "tools are shown"
+
+        wrong = common.ToolSpec(name="calculator", parameters_json_schema="{")
+        refused = await made.opened(spec(), model="chat", tools=[wrong])
+        assert "not JSON" in (await refused.until("refused")).message

@@ -253,6 +253,37 @@ async def test_what_is_not_there_is_said() -> None:
     assert degraded == ["INITIAL_AGENT_COUNT", "ROUNDS"]
 
 
+async def test_a_schema_reaches_every_agent_and_equal_json_is_one_answer() -> None:
+    answers = ['{"a":1,"b":[true]}', '{ "b": [true], "a": 1.0 }', '{"a": 1', '{"a":2,"b":[]}']
+
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        return ["w", End(answers[agent.agent_id])]
+
+    async with mesh(script) as m:
+        events = await m.ask(agent_count=4, response_json_schema='{"type":"object"}')
+        verdict = check_grammar(events).verdict
+        agents = m.decoders[0].agents()
+        [declared] = m.router.told("declare")
+    assert {a.sampling_params.json_schema for a in agents} == {'{"type":"object"}'}
+    assert decoder_pb.CAPABILITY_CONSTRAINT in declared.gangs[0].required_capabilities
+    assert verdict.key == '{"a":1,"b":[true]}'
+    assert verdict.answer in answers[:2]  # the text itself
+    ballots = sorted(verdict.certificate.ballots, key=lambda b: b.agent_id)
+    assert [b.answer for b in ballots] == answers
+    assert [b.key == verdict.key for b in ballots] == [True, True, False, False]
+    assert [b.abstained for b in ballots] == [False, False, True, False]
+
+
+async def test_a_regex_asks_for_the_capability_too_and_nothing_else_does() -> None:
+    async with mesh(saying("3")) as m:
+        await m.ask(sampling_params=common.SamplingParams(regex="[0-9]+"))
+        await m.ask()
+        first, second = m.router.told("declare")
+        assert m.decoders[0].agents()[0].sampling_params.regex == "[0-9]+"
+    assert decoder_pb.CAPABILITY_CONSTRAINT in first.gangs[0].required_capabilities
+    assert decoder_pb.CAPABILITY_CONSTRAINT not in second.gangs[0].required_capabilities
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -462,6 +493,16 @@ async def test_identical_calls_of_siblings_run_once() -> None:
     injected = [c.inject for d in m.decoders for c in d.commands if c.HasField("inject")]
     assert sorted(i.agent_id for i in injected) == [0, 1, 2, 3]
     assert {i.tool_result.parts[0].text for i in injected} == {"3"}
+
+
+async def test_agents_are_told_what_the_tools_do() -> None:
+    async with mesh(saying("3"), tools=FakeTools({"calculator": text("4")})) as m:
+        mine = common.ToolSpec(name="mine", description="The client's.")
+        await m.ask(allowed_tools=["calculator"], client_tools=[mine])
+        tools = m.decoders[0].opened[0].tools
+    assert [tool.name for tool in tools] == ["calculator", "mine"]
+    assert [tool.description for tool in tools] == ["Runs calculator.", "The client's."]
+    assert tools[0].parameters_json_schema == "{}"
 
 
 async def test_a_proof_ends_a_verified_contemplation() -> None:

@@ -107,6 +107,57 @@ async def test_no_answer_exits_with_1(capsys: pytest.CaptureFixture[str]) -> Non
         assert "NO_ENDPOINT" == last["error"]["reason"]
 
 
+def unknown_model(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """No endpoint serves it, in the router's words."""
+    message = "no endpoint serves the model x; there is: mini"
+    failed = pb2.Failed(code=5, reason="UNKNOWN_MODEL", message=message)
+    return (Event(accepted=pb2.Accepted()), Event(failed=failed))
+
+
+@pytest.mark.parametrize(
+    ("model", "first"),
+    [
+        ("smollm2-135m-instruct", "`cogitate models fetch smollm2-135m-instruct` gets it; then"),
+        ("mini", "The model is on this machine:"),
+        ("mine", "`cogitate models import DIR --name mine` brings in a checkpoint of yours; then"),
+    ],
+)
+async def test_a_model_that_is_not_served_comes_with_what_to_do(
+    model: str,
+    first: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COGITATE_MODELS", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    async with mesh(unknown_model) as (address, _):
+        assert 1 == await run("ask", "?", "--address", address, "--model", model)
+        told = capsys.readouterr().err
+        assert "there is: mini" in told and first in told
+        assert f"`cogitate up --detach --model {model}`" in told
+        assert f"--name another --model {model}" in told
+        assert 1 == await run("ask", "?", "--address", address, "--model", model, "--json")
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert ("UNKNOWN_MODEL", True) == (
+            last["error"]["reason"],
+            first in last["error"]["message"],
+        )
+
+
+async def test_the_grammar_of_the_answer_travels(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer"}')
+    async with mesh(eight) as (address, fake):
+        for flags in (("--json-schema", str(schema)), ("--regex", "[0-9]+")):
+            assert 0 == await run("ask", "?", "--address", address, *flags)
+        with pytest.raises(SystemExit, match="2"):
+            await run("ask", "?", "--address", address, "--json-schema", "nowhere.json")
+    first, second = (request.spec for request in fake.requests)
+    assert first.response_json_schema == '{"type": "integer"}'
+    assert (second.response_json_schema, second.sampling_params.regex) == ("", "[0-9]+")
+
+
 async def test_nobody_there_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert 1 == await run("ask", "?", "--address", "127.0.0.1:1", "--deadline", "5s")
     assert "no mesh answers at 127.0.0.1:1" in capsys.readouterr().err

@@ -42,7 +42,11 @@ class FakeTools(pb_grpc.ToolExecutorServiceServicer, FakeServer):
         pb_grpc.add_ToolExecutorServiceServicer_to_server(self, server)
 
     async def ListTools(self, request: pb.ListToolsRequest, context: Any) -> pb.ListToolsResponse:
-        return pb.ListToolsResponse(tools=[common.ToolSpec(name=name) for name in self.tools])
+        specs = [
+            common.ToolSpec(name=name, description=f"Runs {name}.", parameters_json_schema="{}")
+            for name in self.tools
+        ]
+        return pb.ListToolsResponse(tools=specs)
 
     async def Execute(
         self, request: pb.ExecuteRequest, context: Any

@@ -103,8 +103,8 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def running_mesh(state: Path) -> Iterator[Mesh]:
-    """Starts the mesh in the background, and takes it down."""
+def running_mesh(state: Path, *flags: str) -> Iterator[Mesh]:
+    """Starts the mesh in the background, with more flags of `up`, and takes it down."""
     receiver = OtlpReceiver()
     server = grpc.server(ThreadPoolExecutor(4))
     otlp_grpc.add_TraceServiceServicer_to_server(receiver, server)
@@ -113,8 +113,9 @@ def running_mesh(state: Path) -> Iterator[Mesh]:
     base = free_base_port()
     endpoint = f"http://127.0.0.1:{port}"
     started = cogitate(
-        state, "up", "--detach", "--base-port", str(base), "--otlp-endpoint", endpoint
-    )
+        state, "up", "--detach", "--base-port", str(base), "--otlp-endpoint", endpoint,
+        *flags,
+    )  # fmt: skip
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         yield Mesh(base, state, receiver)

@@ -14,6 +14,7 @@ import pytest
 from cogitate.client import Client, CogitateError, InvalidRequest
 from cogitate.v1 import gateway_service_pb2 as gateway_pb
 from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
+from cogitate.v1.common_pb2 import FINISH_REASON_STOP
 from cogitate.v1.gateway_service_pb2_grpc import GatewayServiceStub
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
 
@@ -208,6 +209,29 @@ def test_an_unreadable_image_is_refused_and_nothing_breaks(client: Client, image
 def test_an_unknown_model_is_refused_with_those_that_are_there(client: Client) -> None:
     with pytest.raises(CogitateError, match="mini"):
         client.ask(QUESTION, images=[BOARD], model="gpt-17")
+
+
+def test_every_answer_follows_the_schema(client: Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"red": {"type": "integer"}, "sure": {"enum": ["yes", "no"]}},
+        "required": ["red", "sure"],
+        "additionalProperties": False,
+    }
+    events = events_of(client, agents=4, quorum="all", json_schema=schema, max_tokens=200)
+    verdict = events[-1].verdict
+    cast = [b for b in verdict.certificate.ballots if b.finish_reason == FINISH_REASON_STOP]
+    assert cast, "no agent ended its answer"
+    for ballot in cast:
+        value = json.loads(ballot.answer)
+        assert set(value) == {"red", "sure"} and isinstance(value["red"], int)
+        assert ballot.key == json.dumps(value, sort_keys=True, separators=(",", ":"))
+    assert verdict.answer in [ballot.answer for ballot in cast]
+
+
+def test_a_grammar_nobody_can_follow_is_refused_in_the_endpoints_words(client: Client) -> None:
+    with pytest.raises(CogitateError, match="json_schema cannot be followed"):
+        client.ask(QUESTION, images=[BOARD], agents=1, json_schema={"type": "word"})
 
 
 def test_ask_prints_one_event_a_line_and_the_verdict_last(mesh: Mesh) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,7 +25,7 @@ from cogitate.cli.store import catalogue, fetching, folder, importing
 from cogitate.cli.store.folder import ModelError
 
 from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint, write_gguf
-from tests.integration.mesh import cogitate
+from tests.integration.mesh import cogitate, running_mesh
 
 pytestmark = pytest.mark.integration
 
@@ -165,3 +166,36 @@ def test_an_imported_model_answers_through_a_mesh(tmp_path: Path, content: bytes
     last = json.loads(asked.stdout.splitlines()[-1])
     assert len(last["ballots"]) == 2
     assert last["usage"]
+
+
+def test_an_imported_model_that_looks_answers_about_an_image(tmp_path: Path) -> None:
+    """Import with the vision tower, a mesh whose vision-encoder serves it, a question with image.
+
+    A random model says nothing of sense; that its answer follows from the pixels is seen by
+    greedy agents saying something else about another image.
+    """
+    pytest.importorskip("transformers", reason="a development dependency")
+    pytest.importorskip("onnxscript", reason="a development dependency")
+    from PIL import Image
+
+    from tests.fakes.vlm_checkpoint import write_checkpoint as write_vlm
+
+    write_vlm(tmp_path / "source")
+    state = tmp_path / "state"
+    brought = cogitate(state, "models", "import", str(tmp_path / "source"), "--name", "looks")
+    assert brought.returncode == 0, brought.stderr
+    assert brought.stderr == "", "the exporter says nothing"
+    board = Path(__file__).parents[2] / "examples" / "board.png"
+    Image.new("RGB", (300, 200), "blue").save(tmp_path / "blue.png")
+    said = []
+    with running_mesh(state, "--model", "looks", "--decoders", "1") as mesh:
+        listed = mesh.run("models")
+        assert re.search(r"looks.*1 endpoint, images", listed.stdout), listed.stdout
+        for image in (board, tmp_path / "blue.png", board):
+            asked = mesh.run(
+                "ask", "What is there?", "--image", str(image), "--agents", "1", "--json",
+                "--temperature", "0", "--max-tokens", "16", "--tool", "none",
+            )  # fmt: skip
+            assert asked.returncode == 0, asked.stderr + asked.stdout
+            said.append(json.loads(asked.stdout.splitlines()[-1])["answer"])
+    assert said[0] == said[2] != said[1]

@@ -91,6 +91,11 @@ def test_at_the_edge_it_is_taken(fields: dict[str, Any]) -> None:
         ({"client_tools": [common.ToolSpec(name="a" * 65)]}, "client_tools"),
         ({"client_tools": [common.ToolSpec(name="a")] * 2}, "client_tools"),
         ({"client_tools": [common.ToolSpec()]}, "client_tools"),
+        ({"response_json_schema": "[]"}, "response_json_schema"),
+        ({"response_json_schema": "{"}, "response_json_schema"),
+        ({"response_json_schema": "[" * 100_000}, "response_json_schema"),
+        ({"response_json_schema": "{}", **sampling(regex="a")}, "response_json_schema"),
+        ({"response_json_schema": "{}", **sampling(json_schema="{}")}, "response_json_schema"),
         (sampling(temperature=-0.1), "sampling_params.temperature"),
         (sampling(temperature=2.01), "sampling_params.temperature"),
         (sampling(temperature=float("nan")), "sampling_params.temperature"),
@@ -112,9 +117,9 @@ def test_beyond_the_edge_it_is_refused_by_name(fields: dict[str, Any], field: st
 
 
 def test_what_is_not_there_is_left_out_by_name() -> None:
-    made = to_spec(initial_agent_count=2, max_round_count=2, response_json_schema="{}")
+    made = to_spec(initial_agent_count=2, max_round_count=2)
     names = [name for name, _ in made.left_out]
-    assert names == ["INITIAL_AGENT_COUNT", "ROUNDS", "RESPONSE_JSON_SCHEMA"]
+    assert names == ["INITIAL_AGENT_COUNT", "ROUNDS"]
     assert to_spec(max_round_count=1).left_out == ()
 
 
@@ -122,3 +127,27 @@ def test_tools() -> None:
     assert admission.allowed_tools(spec()) == admission.DEFAULT_TOOLS
     assert admission.allowed_tools(spec(allowed_tools=["none"])) == ()
     assert admission.allowed_tools(spec(allowed_tools=["zoom"])) == ("zoom",)
+
+
+def test_the_schema_of_the_answer_is_a_constraint_of_every_agent() -> None:
+    request = spec(response_json_schema='{"type":"integer"}', **sampling(temperature=0.5))
+    params = admission.sampling_of(request)
+    assert (params.json_schema, params.temperature) == ('{"type":"integer"}', 0.5)
+    assert not request.sampling_params.HasField("json_schema"), "the request stays as it came"
+    assert admission.sampling_of(spec(**sampling(regex="a"))).regex == "a"
+    assert admission.sampling_of(spec()).WhichOneof("constraint") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "equivalence"),
+    [
+        ({"response_json_schema": "{}"}, "json"),
+        ({"response_json_schema": "{}", "equivalence": "auto"}, "json"),
+        ({"response_json_schema": "{}", "equivalence": "number"}, "number"),
+        (sampling(json_schema="{}"), "json"),
+        (sampling(regex="a"), "auto"),
+    ],
+    ids=repr,
+)
+def test_answers_by_a_schema_are_compared_as_json(fields: dict[str, Any], equivalence: str) -> None:
+    assert to_spec(**fields).equivalence == equivalence

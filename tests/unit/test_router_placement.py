@@ -215,6 +215,11 @@ def test_denials_say_what_would_help() -> None:
     model = placed(gang(model="x"), endpoint("a"), endpoint("b", models=("y", "mini")))
     assert (model.denial_reason, model.retryable) == ("UNKNOWN_MODEL", False)
     assert model.denial == "no endpoint serves the model x; there is: mini, y"
+    needs = frozenset({"KILL", "CONSTRAINT"})
+    able = {"capabilities": frozenset({"KILL"})}
+    lacking = placed(gang(capabilities=needs), endpoint("a", **able), endpoint("b", models=("y",)))
+    assert (lacking.denial_reason, lacking.retryable) == ("NO_ENDPOINT", False)
+    assert lacking.denial == "no endpoint with the model mini has CONSTRAINT"
     now_full = placed(gang(8), endpoint("a", running=60))
     assert now_full.denial == "there is room for 4 of 8 agents on 1 of 1 endpoints"
     assert now_full.retryable

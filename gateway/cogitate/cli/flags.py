@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from pathlib import Path
 from typing import Final
 
 from cogitate.cli.mesh.plan import Options
@@ -35,6 +36,16 @@ def positive(text: str) -> int:
 def counts(text: str) -> tuple[int, ...]:
     """Parses "1,2,8"."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def json_schema(text: str) -> str:
+    """Takes a JSON Schema, or the file it is in; the mesh judges what it says."""
+    if text.lstrip().startswith("{"):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise argparse.ArgumentTypeError(f"there is no file {text[:200]!r} to read") from None
 
 
 def add_access(parser: argparse.ArgumentParser) -> None:

@@ -50,6 +50,9 @@ class CogitateError(Exception):
         self.retry_after_s = retry_after_s
         self.field = field
 
+    def __str__(self) -> str:
+        return self.message
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(reason={self.reason!r}, message={self.message!r})"
 

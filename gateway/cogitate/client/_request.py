@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -59,6 +60,10 @@ class AskOptions(TypedDict, total=False):
     top_p: float | None
     max_tokens: int | None
     """Tokens each agent may sample."""
+    json_schema: str | Mapping[str, Any]
+    """The answer is JSON that follows it."""
+    regex: str
+    """The answer follows it, all of it."""
     model: str
     tools: Sequence[str] | None
     """Names of the tools agents may use; None means the model's own, an empty list none."""
@@ -99,6 +104,10 @@ def contemplate(text: str, options: AskOptions) -> pb2.ContemplateRequest:
     for name in ("temperature", "top_p", "max_tokens", "seed"):
         if (value := options.get(name)) is not None:
             setattr(sampling, name, value)
+    if schema := options.get("json_schema"):
+        spec.response_json_schema = schema if isinstance(schema, str) else json.dumps(schema)
+    if regex := options.get("regex"):
+        sampling.regex = regex
     _set_budget(spec.budget, options)
     tools = options.get("tools")
     if tools is not None:

@@ -36,6 +36,8 @@ votes; then the verdict with its certificate and the trace. Elsewhere it prints 
   cogitate ask "Use each number on the red cards once with + - * to make 26." \\
       --image examples/countdown.png --agents 16 --quorum verified --deadline 10s
   cogitate ask "What is the capital of France?" --model smollm2-135m-instruct --agents 4
+  cogitate ask "How many cards are red?" --image examples/board.png \\
+      --json-schema '{"type": "integer"}'
   cogitate ask "Is there a circle?" --image shape.png --json | tail -1 | jq .answer
 
 With --json every line is an event, and the last one the verdict with `answer`, `ballots`,
@@ -83,6 +85,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tool", action="append", metavar="NAME", help="allow this one only; none allows none"
     )
+    group.add_argument(
+        "--json-schema",
+        type=flags.json_schema,
+        metavar="FILE|JSON",
+        help="the answer is JSON that follows it",
+    )
+    group.add_argument("--regex", default="", metavar="PATTERN", help="the answer follows it")
     group.add_argument("--provider", action="append", default=[], metavar="NAME")
     group.add_argument("--region", action="append", default=[], metavar="NAME")
 
@@ -103,6 +112,8 @@ def options(args: argparse.Namespace) -> AskOptions:
         budget_usd=args.budget_usd,
         max_tokens=args.max_tokens,
         tools=[] if tools == ["none"] else tools,
+        json_schema=args.json_schema or "",
+        regex=args.regex,
         providers=args.provider,
         regions=args.region,
     )
@@ -129,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
             with access.private(args.name, mesh, starting) as found:
                 answer = show(found, text, asked, args, console)
     except CogitateError as error:
+        if error.reason == "UNKNOWN_MODEL" and args.model:
+            error.message += f". {offering.advice(args.model)}"
         if not args.json:
             raise
         print(json.dumps(error_line(error), ensure_ascii=False), flush=True)

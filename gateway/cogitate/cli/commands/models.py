@@ -25,6 +25,7 @@ serves. Fetching is the only thing that goes to the network, and it goes where p
   cogitate models                                   list
   cogitate models fetch smollm2-135m-instruct       download, check, convert
   cogitate models import ./Qwen3-0.6B --name qwen   a directory, or a GGUF file
+  cogitate models import ./SmolVLM-256M-Instruct    with its vision tower
   cogitate models remove qwen
 """
 _MIB = 1024 * 1024
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bring.add_argument("source", type=Path, metavar="DIR|FILE.gguf")
     bring.add_argument("--name", dest="model", default="", help="default: that of the source")
     bring.add_argument("--replace", action="store_true", help="in place of one of that name")
+    bring.add_argument("--text-only", action="store_true", help="leave a vision tower out")
     bring.set_defaults(act=_import)
     remove = actions.add_parser("remove", help="delete a model", allow_abbrev=False)
     remove.add_argument("model", metavar="NAME")
@@ -117,7 +119,10 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     console = screen.console()
-    return _told(importing.import_model(args.source, args.model, console, replace=args.replace))
+    name = importing.import_model(
+        args.source, args.model, console, replace=args.replace, text_only=args.text_only
+    )
+    return _told(name)
 
 
 def _remove(args: argparse.Namespace) -> int:

@@ -48,6 +48,7 @@ class Options:
     decoders: int = 2
     model: str = "mini"
     models_path: str = ""  # the folder that has the model, if it is not one that is shipped
+    has_tower: bool = False  # whether that folder has its vision tower, too
     threads: int = 1
     host: str = "127.0.0.1"
     otlp_endpoint: str = ""
@@ -74,7 +75,9 @@ def members(
             default_model=options.model,
         ),
         "router": _flags(vision_encoder_address=at["vision-encoder"]),
-        "vision-encoder": (),
+        "vision-encoder": _flags(models=options.model, model_paths=options.models_path)
+        if options.has_tower
+        else (),
         "tool-executor": (),
     }
     made = [

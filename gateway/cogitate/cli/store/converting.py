@@ -36,6 +36,33 @@ def verify(directory: Path) -> None:
         raise ModelError(f"this checkpoint cannot be used: {error}") from None
 
 
+def bring_tower(source: Path, directory: Path) -> None:
+    """Adds the vision tower of a checkpoint that has one, as the vision-encoder serves it.
+
+    `directory` has the checkpoint's other files. Raises ModelError.
+    """
+    _loader()
+    from cogitate.agent_decoder.model import vision_export
+    from cogitate.agent_decoder.model.checkpoint import read_json
+    from cogitate.agent_decoder.model.vision_tower import vision_config
+
+    try:
+        if not vision_export.has_tower(source):
+            return
+        shape = vision_config(read_json(source, "config.json"))
+        if missing := vision_export.missing_packages():
+            raise ModelError(
+                f"{' and '.join(missing)} are missing: pip install 'cogitate[import]' exports the "
+                "vision tower; --text-only leaves it out"
+            )
+        vision_export.export_tower(source, directory, shape)
+    except ValueError as error:
+        raise ModelError(
+            f"the vision tower cannot be used: {error}; --text-only leaves it out"
+        ) from None
+    verify(directory)
+
+
 def _loader() -> ModuleType:
     try:
         from cogitate.agent_decoder.model import loader

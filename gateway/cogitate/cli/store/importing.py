@@ -27,20 +27,25 @@ _FILES: Final = (
 )
 
 
-def import_model(source: Path, name: str, console: Console, *, replace: bool = False) -> str:
-    """Copies a directory, or converts a GGUF file; returns the model's name. Raises ModelError."""
+def import_model(
+    source: Path, name: str, console: Console, *, replace: bool = False, text_only: bool = False
+) -> str:
+    """Copies a directory, or converts a GGUF file; returns the model's name. Raises ModelError.
+
+    The vision tower of a model that looks at images is exported, unless `text_only`.
+    """
     name = check_name(name or _name_of(source))
     if not source.exists():
         raise ModelError(f"there is no {source}")
     with staged(name, replace=replace) as staging:
         directory = staging / "model"
         with console.status(f"bringing in {name} …"):
-            checksums = _bring(source, directory)
+            checksums = _bring(source, directory, text_only=text_only)
         write_note(directory, Note(f"imported from {source.name}", checksums=checksums))
     return name
 
 
-def _bring(source: Path, directory: Path) -> dict[str, str]:
+def _bring(source: Path, directory: Path, *, text_only: bool) -> dict[str, str]:
     """Checks before it copies. Returns the checksums of the weights."""
     files = [source] if source.is_file() else sorted(source.glob("*.gguf"))
     if source.is_file() or (files and not (source / "config.json").is_file()):
@@ -53,6 +58,8 @@ def _bring(source: Path, directory: Path) -> dict[str, str]:
     for path in (*(source / one for one in _FILES), *weights):
         if path.is_file():
             shutil.copyfile(path, directory / path.name)
+    if not text_only:
+        converting.bring_tower(source, directory)
     return {path.name: _sha256(directory / path.name) for path in weights}
 
 

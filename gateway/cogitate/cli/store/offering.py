@@ -20,7 +20,11 @@ def located(options: Options, console: Console) -> Options:
     entry = find(options.model, console)
     if entry.is_shipped:
         return options
-    return dataclasses.replace(options, models_path=str(entry.path.parent.resolve()))
+    return dataclasses.replace(
+        options,
+        models_path=str(entry.path.parent.resolve()),
+        has_tower=(entry.path / "vision.onnx").is_file(),
+    )
 
 
 def find(name: str, console: Console) -> Entry:
@@ -48,6 +52,23 @@ def find(name: str, console: Console) -> Entry:
     if found is None:
         raise ModelError(f"the model {name!r} was fetched and is gone again")
     return found
+
+
+def advice(model: str) -> str:
+    """What to do when the mesh that answers does not serve a model; commands as they are typed."""
+    start = (
+        f"`cogitate down`, then `cogitate up --detach --model {model}`, puts a mesh that serves it "
+        f"in this one's place; `cogitate ask … --name another --model {model}` leaves this one "
+        "alone and starts a private one"
+    )
+    if folder.find(model) is not None:
+        return f"The model is on this machine: {start}."
+    if catalogue.find(model) is not None:
+        return f"`cogitate models fetch {model}` gets it; then {start}."
+    return (
+        "`cogitate models list` says what there is, and `cogitate models import DIR --name "
+        f"{model}` brings in a checkpoint of yours; then {start}."
+    )
 
 
 def _may_ask(console: Console) -> bool:

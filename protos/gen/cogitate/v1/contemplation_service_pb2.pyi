@@ -89,9 +89,11 @@ class ContemplationSpec(_message.Message):
     parent_contemplation_id: _builtins.str
     """Links a follow-up or a nested use to its parent."""
     response_json_schema: _builtins.str
-    """JSON Schema of the answer; empty for free text."""
+    """JSON Schema of the answer, one object; empty for free text. Excludes a constraint in sampling_params."""
     equivalence: _builtins.str
-    """How answers are compared: "auto", "number", "choice", "text" or "json"; empty means auto."""
+    """How answers are compared: "auto", "number", "choice", "text" or "json"; empty means auto.
+    Under a JSON Schema auto means json.
+    """
     initial_agent_count: _builtins.int
     """Start with this many agents and widen to agent_count while there is dissent; 0 means all at once."""
     max_round_count: _builtins.int

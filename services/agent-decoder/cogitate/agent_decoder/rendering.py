@@ -6,6 +6,7 @@ of the vocabulary or a finite embedding row of the right size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 from cogitate.agent_decoder import wire
@@ -52,7 +53,9 @@ class Renderer:
         self._check_size([part for turn in turns for part in turn.parts])
         embeddings = await self._fetch(gang, wire.images_of(parts))
         instant = gang.effort == common.EFFORT_INSTANT
-        prompt = self._template.prompt(turns, instant=instant)
+        tools = [_tool_text(tool) for tool in gang.tools]
+        self._check_size([Text(tool) for tool in tools])
+        prompt = self._template.prompt(turns, instant=instant, tools=tools)
         return GangStart(
             prefix=tuple(self._place(prompt, embeddings)),
             agents=tuple([await self.agent(gang, spec) for spec in gang.agents]),
@@ -137,16 +140,17 @@ class Renderer:
 
     async def _tool_result(self, gang: pb.OpenGang, result: common.ToolResult) -> list[Position]:
         """A result as the model sees it. An image that cannot be had becomes a sentence."""
-        template = self._template
+        template, instant = self._template, gang.effort == common.EFFORT_INSTANT
         try:
             parts = [
                 Text(self._cut(part.text)) if isinstance(part, Text) else part
                 for part in wire.result_parts(result)
             ]
             embeddings = await self._fetch(gang, wire.images_of(result.parts))
-            return self._place(template.injection(parts), embeddings)
+            return self._place(template.injection(parts, instant=instant), embeddings)
         except CogitateError:
-            return self._place(template.injection([Text("The image cannot be read.")]), {})
+            unread = [Text("The image cannot be read.")]
+            return self._place(template.injection(unread, instant=instant), {})
 
     async def _segment(
         self, gang: pb.OpenGang, segment: pb.Segment
@@ -223,3 +227,13 @@ class Renderer:
 
 def _positions(token_ids: Iterable[int]) -> list[Position]:
     return [Position(token_id) for token_id in token_ids]
+
+
+def _tool_text(tool: common.ToolSpec) -> str:
+    """A tool as chat templates have it, as JSON. Raises InvalidRequest."""
+    try:
+        parameters = json.loads(tool.parameters_json_schema or '{"type":"object","properties":{}}')
+    except (ValueError, RecursionError):
+        raise InvalidRequest("a tool's parameters are not JSON", field="tools") from None
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return json.dumps({"type": "function", "function": function}, ensure_ascii=False)

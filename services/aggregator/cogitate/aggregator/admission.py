@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import secrets
@@ -45,6 +46,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
     _check_conversation(request)
     _check_sampling(request.sampling_params)
     _check_tools(request)
+    _check_schema(request)
     if len(request.request_id) > MAX_REQUEST_ID_CHARS:
         raise InvalidRequest(
             f"request_id has more than {MAX_REQUEST_ID_CHARS} characters", field="spec.request_id"
@@ -57,7 +59,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         num_agents=num_agents,
         strategy=_named(request.strategy or DEFAULT_STRATEGY, STRATEGIES, "strategy"),
         quorum=_named(request.quorum or DEFAULT_QUORUM, QUORUMS, "quorum"),
-        equivalence=_named(request.equivalence or "auto", EQUIVALENCES, "equivalence"),
+        equivalence=_equivalence(request),
         seed=params.seed if params.HasField("seed") else secrets.randbits(62),
         temperature=params.temperature if params.HasField("temperature") else None,
         budget_tokens=_budget(request, num_agents),
@@ -151,6 +153,31 @@ def _check_tools(request: pb.ContemplationSpec) -> None:
         )
 
 
+def _check_schema(request: pb.ContemplationSpec) -> None:
+    """The schema itself is judged by the endpoints that have to follow it."""
+    field = "spec.response_json_schema"
+    if not request.response_json_schema:
+        return
+    if request.sampling_params.WhichOneof("constraint"):
+        raise InvalidRequest(
+            "an answer follows one grammar: give response_json_schema, or json_schema or regex "
+            "in sampling_params",
+            field=field,
+        )
+    try:
+        schema = json.loads(request.response_json_schema)
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise InvalidRequest("response_json_schema must be one JSON object", field=field)
+
+
+def _equivalence(request: pb.ContemplationSpec) -> str:
+    """Answers that are JSON by a schema are compared as JSON, unless something else is asked."""
+    name = _named(request.equivalence or "auto", EQUIVALENCES, "equivalence")
+    return "json" if name == "auto" and sampling_of(request).HasField("json_schema") else name
+
+
 def _named(name: str, known: Iterable[str], field: str) -> str:
     names = sorted(known)
     if name not in names:
@@ -166,8 +193,15 @@ def _left_out(request: pb.ContemplationSpec) -> Iterable[tuple[str, str]]:
         yield "INITIAL_AGENT_COUNT", "all agents start at once; widening is not there yet"
     if request.max_round_count > 1:
         yield "ROUNDS", "the strategy uses one round"
+
+
+def sampling_of(request: pb.ContemplationSpec) -> common.SamplingParams:
+    """How agents sample, the schema of the answer among it."""
+    params = common.SamplingParams()
+    params.CopyFrom(request.sampling_params)
     if request.response_json_schema:
-        yield "RESPONSE_JSON_SCHEMA", "answers are not held to the schema"
+        params.json_schema = request.response_json_schema
+    return params
 
 
 def allowed_tools(request: pb.ContemplationSpec) -> tuple[str, ...]:

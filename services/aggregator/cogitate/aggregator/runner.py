@@ -82,6 +82,7 @@ class Runner:
         self._num_listeners = 0
         self._began = time.monotonic()
         self._allowed = admission.allowed_tools(request)
+        self._sampling = admission.sampling_of(request)
         self._images = admission.images_of(request)
         self._question = admission.question_of(request)
 
@@ -259,6 +260,8 @@ class Runner:
         needs = [decoder_pb.CAPABILITY_KILL]
         needs += [decoder_pb.CAPABILITY_VISION] if self._images else []
         needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self._spec.client_tools else []
+        if self._sampling.WhichOneof("constraint"):
+            needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
         prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
         gang = router_pb.GangSpec(
@@ -322,7 +325,7 @@ class Runner:
             model=self._spec.model,
             conversation=self._request.conversation,
             tools=[
-                *(common.ToolSpec(name=name) for name in self._allowed),
+                *(self._n.tools.spec(name) for name in self._allowed),
                 *self._request.client_tools,
             ],
             effort=common.Effort.Value(f"EFFORT_{self._spec.effort}"),
@@ -333,7 +336,7 @@ class Runner:
             agents=[
                 wire.to_agent_spec(
                     order,
-                    self._request.sampling_params,
+                    self._sampling,
                     self._spec.seed,
                     self._spans.start(order.agent_id, order.attempt),
                 )

@@ -21,7 +21,7 @@ class ToolClient:
     def __init__(self, address: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._channel: grpc.aio.Channel = open_channel(address)
-        self._known: frozenset[str] = frozenset()
+        self._known: dict[str, common.ToolSpec] = {}
 
     async def close(self) -> None:
         """Closes the channel."""
@@ -38,14 +38,18 @@ class ToolClient:
                 listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(LIST_TIMEOUT_S))
             except grpc.aio.AioRpcError:
                 return []
-            self._known = frozenset(tool.name for tool in listed.tools)
+            self._known = {tool.name: tool for tool in listed.tools}
             unknown = [name for name in unknown if name not in self._known]
         return unknown
 
     @property
     def known(self) -> frozenset[str]:
         """The tools the tool-executor listed last."""
-        return self._known
+        return frozenset(self._known)
+
+    def spec(self, name: str) -> common.ToolSpec:
+        """What a tool does and takes, as it was listed last; else its name alone."""
+        return self._known.get(name) or common.ToolSpec(name=name)
 
     async def run(
         self,

@@ -17,7 +17,11 @@ def begin(start: AgentStart, rules: GangRules, *, instant: bool) -> Agent:
     """Makes an agent that waits for its gang's prefix, fresh or resumed."""
     params, control = start.params, rules.control
     transcript = Transcript(
-        control, rules.decode, stop=params.stop, answers_only_marked=rules.marks_answers
+        control,
+        rules.decode,
+        stop=params.stop,
+        answers_only_marked=rules.marks_answers,
+        answer_calls=start.grammar is None,
     )
     if instant:
         transcript.open_answer()

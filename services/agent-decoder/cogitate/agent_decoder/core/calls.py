@@ -1,5 +1,8 @@
 """Parses the tool calls a model writes, such as ``zoom(25, 33, 50, 67)``, into JSON arguments.
 
+Chat models write a call as JSON, ``{"name": "zoom", "arguments": {"box": [25, 33, 50, 67]}}``,
+which no call of the embedded model looks like.
+
 The text is the model's and therefore untrusted: it is split by hand, never evaluated. Each tool
 that the embedded model was trained on has one parser here; others take keyword arguments
 (``lookup(name="sodium", unit="mmol/l")``) or one JSON object.
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 
 MAX_CALL_CHARS = 2048
 _CALL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9._-]{0,63})\s*\((.*)\)\s*", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}")
 _INTEGER = re.compile(r"-?\d{1,6}")
 _KEYWORD = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*=\s*(.+)", re.DOTALL)
 
@@ -31,6 +35,8 @@ UNREADABLE = ParsedCall("", "{}")
 
 def parse_call(text: str) -> ParsedCall:
     """Reads one call; never raises. An unreadable one comes back as UNREADABLE."""
+    if len(text) <= MAX_CALL_CHARS and text.lstrip().startswith(("{", "[")):
+        return _parse_json_call(text)
     match = _CALL.fullmatch(text) if len(text) <= MAX_CALL_CHARS else None
     if match is None:
         return UNREADABLE
@@ -42,6 +48,22 @@ def parse_call(text: str) -> ParsedCall:
     except (ValueError, RecursionError):  # deep JSON recurses
         return UNREADABLE
     return ParsedCall(name, written)
+
+
+def _parse_json_call(text: str) -> ParsedCall:
+    """An object with a name and arguments, or a list of just one; more at once are not read."""
+    try:
+        call = json.loads(text)
+        call = call[0] if isinstance(call, list) and len(call) == 1 else call
+        name = call["name"]
+        arguments = call["arguments"] if "arguments" in call else call.get("parameters", {})
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        if not _NAME.fullmatch(name) or not isinstance(arguments, dict):
+            return UNREADABLE
+        return ParsedCall(name, json.dumps(arguments, separators=(",", ":"), allow_nan=False))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return UNREADABLE
 
 
 def _split(text: str) -> list[str]:

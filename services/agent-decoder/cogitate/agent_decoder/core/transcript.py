@@ -7,6 +7,9 @@ State diagram (one agent)::
         +--answer token--> ANSWERING --end token--> ENDED
         +--end token----------------------------------^
 
+Where ``calls_in_answer`` holds (chat models) a call may come while ANSWERING, too; marks may be
+texts instead of tokens, and those are shown.
+
 Invariants (``tests/property/test_transcript.py``):
 
 1. Text that was emitted is never taken back: characters are emitted when they are complete.
@@ -44,12 +47,18 @@ class Turn(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """The token ids that structure a model's turn; -1 where a model has none."""
+    """The token ids that structure a model's turn; -1 where a model has none.
+
+    A model whose marks of a call are no tokens has them as text, spread over any tokens.
+    """
 
     end: frozenset[int]
     call: int = -1
     run: int = -1
     answer: int = -1
+    call_mark: str = ""
+    run_mark: str = ""
+    calls_in_answer: bool = False  # a call may come in the answer, and takes back what it follows
 
 
 @dataclass(slots=True)
@@ -60,6 +69,8 @@ class Transcript:
     decode: Callable[[Sequence[int]], str]
     stop: tuple[str, ...] = ()
     answers_only_marked: bool = True
+    answer_calls: bool = True  # False where the answer follows a grammar: marks in it are text
+    opens_answers: bool = False  # every turn begins with the answer (instant effort)
     mode: Mode = Mode.REASONING
     answer: str = ""
     call_text: str = ""
@@ -81,21 +92,46 @@ class Transcript:
         control = self.control
         if token_id in control.end:
             return self._turn_to(Mode.ENDED, Turn.ENDED)
-        if token_id == control.call and self.mode is Mode.REASONING:
-            self.call_text = ""
-            return self._turn_to(Mode.CALLING, Turn.NONE)
+        if token_id == control.call and self._may_call:
+            text, turn = self._turn_to(Mode.CALLING, Turn.NONE)
+            self._begin_call()
+            return text, turn
         if token_id == control.run and self.mode is Mode.CALLING:
-            return self._turn_to(Mode.REASONING, Turn.CALL_READY)
+            return self._turn_to(self._after_call, Turn.CALL_READY)
         if token_id == control.answer and self.mode is not Mode.ANSWERING:
             return self._turn_to(Mode.ANSWERING, Turn.NONE)
         text = self._characters(token_id)
-        if not (self.stop and stops):
+        stop = self.stop if stops else ()
+        if not (stop or self._mark):
             return self._record(self._with_withheld(text)), Turn.NONE
-        return self._emit(text)
+        return self._emit(text, stop, self._mark)
 
     def open_answer(self) -> None:
         """The turn was opened with the answer token (instant effort)."""
-        self.mode = Mode.ANSWERING
+        self.mode, self.opens_answers = Mode.ANSWERING, True
+
+    @property
+    def _may_call(self) -> bool:
+        """Whether a mark that comes now begins a call."""
+        if self.mode is Mode.REASONING:
+            return self.answer_calls or not self.is_answer
+        return self.mode is Mode.ANSWERING and self.answer_calls and self.control.calls_in_answer
+
+    @property
+    def _mark(self) -> str:
+        """The text that would now begin or end a call; empty for none."""
+        if self.mode is Mode.CALLING:
+            return self.control.run_mark
+        return self.control.call_mark if self._may_call else ""
+
+    @property
+    def _after_call(self) -> Mode:
+        return Mode.ANSWERING if self.opens_answers else Mode.REASONING
+
+    def _begin_call(self) -> None:
+        self.call_text = ""
+        if self.control.calls_in_answer:
+            self.answer = ""  # it led to a call: the answer is still to come
 
     def final_answer(self) -> str:
         """The answer as far as it was written, stripped."""
@@ -147,19 +183,33 @@ class Transcript:
                 return head
         return ""
 
-    def _emit(self, text: str) -> tuple[str, Turn]:
-        """Holds back what may become a stop string; cuts at one that is complete."""
+    def _emit(self, text: str, stop: tuple[str, ...], mark: str) -> tuple[str, Turn]:
+        """Holds back what may become a stop string or a mark; acts on one that is complete."""
         text = self._with_withheld(text)
-        found = self._first_stop(text)
+        found = self._first_stop(text) if stop else -1
+        marked = text.find(mark) if mark else -1
+        if marked >= 0 and (found < 0 or marked < found):
+            return self._cross(text[:marked], mark, text[marked + len(mark) :])
         if found >= 0:
             shown = self._record(text[:found])
             self._pending.clear()
             self.mode = Mode.ENDED
             return shown, Turn.STOPPED
-        keep = max(_overlap(text, s) for s in self.stop)
+        keep = max(_overlap(text, s) for s in (*stop, *filter(None, (mark,))))
         split = len(text) - keep
         shown, self.withheld = text[:split], text[split:]
         return self._record(shown), Turn.NONE
+
+    def _cross(self, before: str, mark: str, rest: str) -> tuple[str, Turn]:
+        """A mark in the text begins or ends a call; what follows it is read with the next token."""
+        shown = self._record(before) + mark
+        self.withheld = rest
+        if self.mode is Mode.CALLING:
+            self.mode = self._after_call
+            return shown, Turn.CALL_READY
+        self.mode = Mode.CALLING
+        self._begin_call()
+        return shown, Turn.NONE
 
     def _with_withheld(self, text: str) -> str:
         if self.withheld:

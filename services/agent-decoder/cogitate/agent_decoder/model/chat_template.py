@@ -8,7 +8,8 @@ template's, whatever a text says, and the rest is tokenized in one piece as the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cogitate.agent_decoder.core.transcript import ControlTokens
@@ -24,10 +25,26 @@ _MARKER = re.compile("(\x1f?)\ue0f0([0-9]+)\ue0f1(\x1f?)")
 _RESERVED = re.compile("[\x1f\ue0f0\ue0f1]")
 # How models that think before they answer close their thoughts.
 _THINK, _THINK_END = "<think>", "</think>"
+# How models that call tools put a call: Hermes, Qwen, SmolLM and their kin.
+_CALL, _CALL_END = "<tool_call>", "</tool_call>"
+
+
+# What stands for an image in what a template renders, and what belongs around its embeddings.
+_IMAGE, _BEFORE_IMAGE, _AFTER_IMAGE = (
+    "<image>", "<fake_token_around_image><global-img>", "<fake_token_around_image>"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A piece of a rendered conversation: text, and whether it is the template's own."""
+
+    text: str
+    is_own: bool
 
 
 class ChatTemplate:
-    """A Template (see `templates`) for conversations of text."""
+    """A Template (see `templates`) for conversations of text and, where it has them, images."""
 
     def __init__(
         self,
@@ -36,8 +53,12 @@ class ChatTemplate:
         *,
         end_token_ids: Sequence[int],
         tokenizer_config: Mapping[str, Any],
+        image_tokens: Mapping[str, int] | None = None,
     ) -> None:
-        """Raises ValueError if the checkpoint's template or tokenizer cannot be used."""
+        """Raises ValueError if the checkpoint's template or tokenizer cannot be used.
+
+        `image_tokens` says how many positions a view takes, "whole" and "crop"; None: no images.
+        """
         if not source:
             raise ValueError("the checkpoint has no chat template (chat_template.jinja)")
         if _RESERVED.search(source):
@@ -54,47 +75,63 @@ class ChatTemplate:
         self._takes_lists = False
         self._takes_lists = self._probe()
         self.marks_answers = think_end >= 0 and self._thinks()
-        self.control = ControlTokens(
-            end=frozenset(end_token_ids), answer=think_end if self.marks_answers else -1
-        )
+        self.calls_tools = self._calls_tools()
+        self.control = self._control_tokens(end_token_ids, think_end)
         self._silent = frozenset({think_end, self._codec.added.get(_THINK, -1)})
         self.max_token_chars = self._codec.max_token_chars
-        self.image_token_id = 0  # images are refused before one is placed
+        self._image_tokens = dict(image_tokens or {})
+        # Without a tower images are refused before one is placed.
+        self.image_token_id = self._codec.added.get(_IMAGE, 0)
+        if self._image_tokens:
+            self._check_images()
 
-    def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
+    def prompt(self, turns: Sequence[Turn], *, instant: bool, tools: Sequence[str] = ()) -> Prompt:
         """Raises InvalidRequest if the model's template refuses such a conversation."""
-        texts = [
-            "\n".join(part.text for part in turn.parts if isinstance(part, Text)) for turn in turns
-        ]
-        marked = [
-            {
-                "role": turn.role,
-                "content": self._content(f"\x1f\ue0f0{i}\ue0f1\x1f" if text else ""),
-            }
-            for i, (turn, text) in enumerate(zip(turns, texts, strict=True))
-        ]
+        texts: list[str] = []
+        images: list[Image] = []
+        owners: list[int] = []  # of each text, its turn
+        marked = []
+        for number, turn in enumerate(turns):
+            contents: list[dict[str, str]] = []
+            for part in _joined(turn.parts, self._image_tokens):
+                if isinstance(part, Image):
+                    images.append(part)
+                    contents.append({"type": "image"})
+                    continue
+                marker = f"\x1f\ue0f0{len(texts)}\ue0f1\x1f" if part.text else ""
+                contents.append({"type": "text", "text": marker})
+                texts.append(part.text)
+                owners.append(number)
+            marked.append({"role": turn.role, "content": self._content(contents)})
+        names = [_tool_mark(len(texts) + i) for i in range(len(tools) if self.calls_tools else 0)]
         try:
-            rendered = self._render(marked, thinks=not instant)
+            rendered = self._render(marked, thinks=not instant, tools=names)
         except ValueError as error:
             raise InvalidRequest(
                 f"the model's template refuses the conversation: {error}", field="conversation"
             ) from None
         present = {int(found[2]) for found in _MARKER.finditer(rendered)}
-        if absent := [i for i, text in enumerate(texts) if text and i not in present]:
+        if absent := [owners[i] for i, text in enumerate(texts) if text and i not in present]:
             raise InvalidRequest(
                 f"the model's template leaves out message {absent[0] + 1}, of the "
                 f"{turns[absent[0]].role}; leave it out or say it otherwise",
                 field="conversation",
             )
-        return list(self._codec.encode_parts(_parts(rendered, texts)))
+        return self._encoded(_parts(rendered, [*texts, *tools]), images)
 
-    def injection(self, parts: Sequence[Text | Image]) -> Prompt:
-        """Lines of their own: chat models are not taught one format of results."""
+    def injection(self, parts: Sequence[Text | Image], *, instant: bool = False) -> Prompt:
+        """A turn of the tool, as the template has it, and the beginning of the agent's next.
+
+        Lines of their own for a model that is not taught to call tools.
+        """
         text = "\n".join(part.text for part in parts if isinstance(part, Text))
-        return [
-            *self.encode(f"\n{text}\n"),
-            *(part for part in parts if isinstance(part, Image)),
-        ]
+        images = [part for part in parts if isinstance(part, Image)]
+        own = [Drawn(_IMAGE, True)] * len(images)
+        if not self.calls_tools:
+            return self._encoded([Drawn(f"\n{text}\n", False), *own], images)
+        before, after = self._tool_turn(thinks=not instant)
+        drawn = [Drawn(before, True), Drawn(text, False), *own, Drawn(after, True)]
+        return self._encoded(drawn, images)
 
     def encode(self, text: str) -> list[int]:
         return self._codec.encode(text)
@@ -103,22 +140,109 @@ class ChatTemplate:
         return self._codec.decode([t for t in token_ids if t not in self._silent])
 
     def num_image_tokens(self, image: Image) -> int:
-        raise InvalidRequest("this model takes no images", field="conversation")
+        if not self._image_tokens:
+            raise InvalidRequest("this model takes no images", field="conversation")
+        return self._image_tokens["crop" if image.is_crop else "whole"]
 
-    def _render(self, messages: list[dict[str, Any]], *, thinks: bool) -> str:
-        return self._markup.render(
+    def _encoded(self, drawn: Iterable[Drawn], images: Sequence[Image]) -> Prompt:
+        """Encodes what is drawn; the template's own image marks become the images, in order."""
+        prompt: Prompt = []
+        run: list[tuple[str, bool]] = []
+        left = list(images)
+        for piece in drawn:
+            between = piece.text.split(_IMAGE) if piece.is_own and images else [piece.text]
+            run.append((between[0], piece.is_own))
+            for text in between[1:]:
+                if not left:
+                    raise InvalidRequest(
+                        "the model's template shows more images than there are",
+                        field="conversation",
+                    )
+                run.append((_BEFORE_IMAGE, True))
+                prompt += [*self._codec.encode_parts(run), left.pop(0)]
+                run = [(_AFTER_IMAGE, True), (text, True)]
+        if left:
+            raise InvalidRequest(
+                "the model's template leaves out an image; put images in messages of the user",
+                field="conversation",
+            )
+        return [*prompt, *self._codec.encode_parts(run)]
+
+    def _check_images(self) -> None:
+        """Raises ValueError if the tokens for images are missing, or the template shows none."""
+        around = ("<fake_token_around_image>", _IMAGE)
+        if absent := [token for token in around if token not in self._codec.added]:
+            raise ValueError(f"the tokenizer has no {absent[0]}, which images need")
+        sizes = [self._image_tokens.get(view, 0) for view in ("whole", "crop")]
+        if not self._takes_lists or any(type(n) is not int or n < 1 for n in sizes):
+            raise ValueError("config.json does not say how many positions an image takes")
+        user = Turn("user", (Image("", False), Text("what")))
+        if sum(isinstance(item, Image) for item in self.prompt([user], instant=False)) != 1:
+            raise ValueError("the chat template does not show images")
+
+    def _control_tokens(self, end_token_ids: Sequence[int], think_end: int) -> ControlTokens:
+        """What structures a turn; marks of calls are tokens where both are, else text."""
+        ends = frozenset(end_token_ids)
+        answer = think_end if self.marks_answers else -1
+        if not self.calls_tools:
+            return ControlTokens(end=ends, answer=answer)
+        call, run = (self._codec.added.get(mark, -1) for mark in (_CALL, _CALL_END))
+        if min(call, run) >= 0:
+            return ControlTokens(end=ends, answer=answer, call=call, run=run, calls_in_answer=True)
+        return ControlTokens(
+            end=ends, answer=answer, call_mark=_CALL, run_mark=_CALL_END, calls_in_answer=True
+        )
+
+    def _calls_tools(self) -> bool:
+        """Whether the template shows tools, teaches this format, and has turns for results."""
+        try:
+            shown = self._render([self._probed()], thinks=True, tools=[_tool_mark(7)])
+            self._tool_turn(thinks=True)
+        except ValueError:
+            return False
+        return _tool_mark(7) in shown and _CALL in shown
+
+    def _tool_turn(self, *, thinks: bool) -> tuple[str, str]:
+        """What the template puts around a tool's result, after an agent's call. Raises ValueError.
+
+        It begins with the end of the agent's turn and ends with the beginning of the next.
+        """
+        roles = ("user", "assistant", "tool")
+        messages = [
+            {"role": role, "content": self._content([{"type": "text", "text": _tool_mark(i)}])}
+            for i, role in enumerate(roles)
+        ]
+        rendered = self._render(messages, thinks=thinks)
+        at = {int(found[2]): found for found in _MARKER.finditer(rendered)}
+        if sorted(at) != [0, 1, 2] or at[1].end() > at[2].start():
+            raise ValueError("it has no turns of tools")
+        return rendered[at[1].end() : at[2].start()], rendered[at[2].end() :]
+
+    def _render(
+        self, messages: list[dict[str, Any]], *, thinks: bool, tools: Sequence[str] = ()
+    ) -> str:
+        """What the template makes of it. Tools are marks, and so are texts."""
+        rendered = self._markup.render(
             {
                 **self._names,
                 "messages": messages,
                 "add_generation_prompt": True,
                 "enable_thinking": thinks,
-                "tools": None,
+                "tools": list(tools) or None,
                 "documents": None,
             }
         )
+        for mark in tools:  # as JSON a mark is a string, a tool an object
+            rendered = rendered.replace(f'"{mark}"', mark)
+        return rendered
 
-    def _content(self, text: str) -> Any:
-        return [{"type": "text", "text": text}] if self._takes_lists else text
+    def _content(self, contents: list[dict[str, str]]) -> Any:
+        """Contents as the template takes them; one that takes no lists is given no images."""
+        return contents if self._takes_lists else "".join(one.get("text", "") for one in contents)
+
+    def _probed(self) -> dict[str, Any]:
+        content = self._content([{"type": "text", "text": "\ue0f00\ue0f1"}])
+        return {"role": "user", "content": content}
 
     def _probe(self) -> bool:
         """Whether contents must be lists of parts. Raises ValueError if neither form is shown."""
@@ -126,9 +250,7 @@ class ChatTemplate:
         for takes_lists in (False, True):
             self._takes_lists = takes_lists
             try:
-                shown = self._render(
-                    [{"role": "user", "content": self._content("\ue0f00\ue0f1")}], thinks=True
-                )
+                shown = self._render([self._probed()], thinks=True)
             except ValueError as error:
                 why = str(error)
                 continue
@@ -138,23 +260,38 @@ class ChatTemplate:
 
     def _thinks(self) -> bool:
         """Whether the model thinks before it answers: it can be told not to, or has begun to."""
-        message = {"role": "user", "content": self._content("\ue0f00\ue0f1")}
+        message = self._probed()
         opened = self._render([message], thinks=True)
         return opened.rstrip().endswith(_THINK) or opened != self._render([message], thinks=False)
 
 
-def _parts(rendered: str, texts: Sequence[str]) -> list[tuple[str, bool]]:
-    """Cuts at the markers: texts in order, each with whether it is the template's own."""
-    parts: list[tuple[str, bool]] = []
+def _tool_mark(number: int) -> str:
+    return f"\ue0f0{number}\ue0f1"
+
+
+def _joined(parts: Iterable[Text | Image], image_tokens: Mapping[str, int]) -> list[Text | Image]:
+    """Texts beside each other as lines of one; images are left out where there is no tower."""
+    joined: list[Text | Image] = []
+    for part in parts:
+        if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
+            joined[-1] = Text(f"{joined[-1].text}\n{part.text}")
+        elif isinstance(part, Text) or image_tokens:
+            joined.append(part)
+    return joined or [Text("")]
+
+
+def _parts(rendered: str, texts: Sequence[str]) -> list[Drawn]:
+    """Cuts at the markers."""
+    parts: list[Drawn] = []
     at = 0
     for found in _MARKER.finditer(rendered):
-        parts.append((rendered[at : found.start()], True))
+        parts.append(Drawn(rendered[at : found.start()], True))
         text = texts[int(found[2])]
         text = text if found[1] else text.lstrip()
-        parts.append((text if found[3] else text.rstrip(), False))
+        parts.append(Drawn(text if found[3] else text.rstrip(), False))
         at = found.end()
-    parts.append((rendered[at:], True))
-    return [(text, own) for text, own in parts if text]
+    parts.append(Drawn(rendered[at:], True))
+    return [part for part in parts if part.text]
 
 
 def _token_text(value: Any) -> str:

@@ -7,7 +7,7 @@ of errors name files of the directory, never where it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,15 +149,18 @@ def _opened(directory: Path, name: str) -> Any:
 
 
 def _weights(directory: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    found = tensors_in(directory, lambda name: weight_name(name, config) is not None)
+    return {weight_name(name, config) or name: weight for name, weight in found.items()}
+
+
+def tensors_in(directory: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """The weights whose names are wanted, by the names in the files. Raises ValueError."""
     found: dict[str, torch.Tensor] = {}
     for file in _weight_files(directory):
         with _opened(directory, file) as weights:
-            for name in weights.keys():
-                known = weight_name(name, config)
-                if known is None:
-                    continue
+            for name in filter(wanted, weights.keys()):
                 dtype = weights.get_slice(name).get_dtype()
                 if dtype not in DTYPES:
                     raise ValueError(f"{file} has weights of type {dtype}, which is not supported")
-                found[known] = weights.get_tensor(name)
+                found[name] = weights.get_tensor(name)
     return found

@@ -33,7 +33,7 @@ FAMILIES = {
 # Vision-language models whose text tower is one of FAMILIES, in `text_config`.
 TOWERS = ("idefics3", "smolvlm")
 _TOWER_PREFIX = "model.text_model."
-_OTHER_PREFIXES = ("model.vision_model.", "model.connector.")
+_OTHER_PREFIXES = ("model.vision_model.", "model.connector.")  # see `vision_tower`
 # Settings and the only values of them that are computed; absent means the first.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -68,26 +68,26 @@ def llama_config(config: Config) -> LlamaConfig:
         known = ", ".join((*FAMILIES, *TOWERS))
         raise ValueError(f"models of type {str(kind)[:32]!r} are not supported; there is: {known}")
     _refuse_unknown(config, family)
-    heads = _count(config, "num_attention_heads")
-    kv_heads = _count(config, "num_key_value_heads", heads)
-    hidden = _count(config, "hidden_size")
-    head_dim = _count(config, "head_dim", hidden // heads)
+    heads = whole_number(config, "num_attention_heads")
+    kv_heads = whole_number(config, "num_key_value_heads", heads)
+    hidden = whole_number(config, "hidden_size")
+    head_dim = whole_number(config, "head_dim", hidden // heads)
     if heads % kv_heads or head_dim % 2:
         raise ValueError("heads are not a multiple of key-value heads, or of an odd size")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ValueError("rope_scaling is no object")
-    theta = _number({**config, **rope}, "rope_theta", 10000.0)
-    max_positions = _count(config, "max_position_embeddings")
+    theta = positive_number({**config, **rope}, "rope_theta", 10000.0)
+    max_positions = whole_number(config, "max_position_embeddings")
     return LlamaConfig(
         hidden_size=hidden,
-        intermediate_size=_count(config, "intermediate_size"),
-        num_layers=_count(config, "num_hidden_layers"),
+        intermediate_size=whole_number(config, "intermediate_size"),
+        num_layers=whole_number(config, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=_count(config, "vocab_size"),
-        rms_norm_eps=_number(config, "rms_norm_eps"),
+        vocab_size=whole_number(config, "vocab_size"),
+        rms_norm_eps=positive_number(config, "rms_norm_eps"),
         rope_theta=theta,
         max_position_embeddings=max_positions,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -168,7 +168,8 @@ def check_shapes(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
             raise ValueError(f"{name} is {found} where the configuration needs {needed}")
 
 
-def _count(config: Config, name: str, default: int | None = None) -> int:
+def whole_number(config: Config, name: str, default: int | None = None) -> int:
+    """A setting that counts something, from 1. Raises ValueError."""
     value = config.get(name)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
@@ -176,7 +177,8 @@ def _count(config: Config, name: str, default: int | None = None) -> int:
     return value
 
 
-def _number(config: Config, name: str, default: float | None = None) -> float:
+def positive_number(config: Config, name: str, default: float | None = None) -> float:
+    """A setting above 0. Raises ValueError."""
     value = config.get(name)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -106,6 +106,7 @@ def _template(checkpoint: Checkpoint, own: Mapping[str, Any], vocab_size: int) -
         checkpoint.chat_template,
         end_token_ids=_end_token_ids(checkpoint, vocab_size),
         tokenizer_config=checkpoint.tokenizer_config,
+        image_tokens=own.get("image_tokens"),
     )
 
 

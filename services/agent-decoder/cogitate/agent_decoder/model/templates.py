@@ -49,12 +49,16 @@ class Template(Protocol):
     marks_answers: bool
     max_token_chars: int  # no token is longer: a text of n characters takes n / this tokens or more
 
-    def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
-        """The common prefix of all agents, up to where they begin to write."""
+    def prompt(self, turns: Sequence[Turn], *, instant: bool, tools: Sequence[str] = ()) -> Prompt:
+        """The common prefix of all agents, up to where they begin to write.
+
+        `tools` are the functions it may call, each as JSON; a model that was trained on its tools
+        is not told of them.
+        """
         ...
 
-    def injection(self, parts: Sequence[Text | Image]) -> Prompt:
-        """A tool's result as the model sees it."""
+    def injection(self, parts: Sequence[Text | Image], *, instant: bool = False) -> Prompt:
+        """A tool's result as the model sees it, up to where the agent goes on."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -97,7 +101,7 @@ class MiniTemplate:
         )
         self._image_tokens: dict[str, int] = dict(own["image_tokens"])
 
-    def prompt(self, turns: Sequence[Turn], *, instant: bool) -> Prompt:
+    def prompt(self, turns: Sequence[Turn], *, instant: bool, tools: Sequence[str] = ()) -> Prompt:
         """Within a message the text comes before the images: the model was trained so."""
         prompt: Prompt = [self._ids["begin"]]
         for turn in turns:
@@ -113,7 +117,7 @@ class MiniTemplate:
             prompt.append(self._ids["answer"])
         return prompt
 
-    def injection(self, parts: Sequence[Text | Image]) -> Prompt:
+    def injection(self, parts: Sequence[Text | Image], *, instant: bool = False) -> Prompt:
         prompt: Prompt = [self._ids["result"]]
         for part in parts:
             prompt += self.encode(part.text) if isinstance(part, Text) else [part]

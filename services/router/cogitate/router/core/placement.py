@@ -261,6 +261,9 @@ def _denied(
     elif need.model not in models:
         reason, retryable = "UNKNOWN_MODEL", False
         denial = f"no endpoint serves the model {need.model}; there is: {', '.join(models)}"
+    elif lacking := _lacking(need, fleet):
+        retryable = False
+        denial = f"no endpoint with the model {need.model} has {', '.join(lacking)}"
     else:
         idle = sum(Estimate(s, need, policy.model).room(idle=True) for s in fits)
         filtered = {s.endpoint_id for s in fleet} - {s.endpoint_id for s in fits}
@@ -278,3 +281,9 @@ def _denied(
         denial_reason=reason,
         retryable=retryable,
     )
+
+
+def _lacking(need: GangNeed, fleet: Sequence[EndpointSnapshot]) -> list[str]:
+    """The capabilities that are needed and that no endpoint with the model has, in order."""
+    there = [s.description.capabilities for s in fleet if need.model in s.description.models]
+    return sorted(need.capabilities.difference(*there))
