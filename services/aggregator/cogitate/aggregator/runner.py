@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ class Runner:
         self._num_executions = 0
         self._num_listeners = 0
         self._began = time.monotonic()
+        self._flushed = -math.inf
         self._allowed = admission.allowed_tools(request)
         self._sampling = admission.sampling_of(request)
         self._images = admission.images_of(request)
@@ -141,6 +143,7 @@ class Runner:
                 item = await self._inputs.get()
                 self._spans.observe(item)
                 self._perform(self.machine.handle(item), tasks)
+                self._flush_if_due()
                 if self.machine.decision is not None:
                     _cancel(self._questions)
             _cancel(self._timers)
@@ -163,9 +166,17 @@ class Runner:
     async def _flush_often(self) -> None:
         while True:
             await asyncio.sleep(self._n.config.flush_interval_s)
-            for effect in self.machine.flush():
-                if isinstance(effect, m.Emit):
-                    self._emit(effect)
+            self._flush_if_due()
+
+    def _flush_if_due(self) -> None:
+        """Sends the text that was collected, the first of an interval at once."""
+        now = time.monotonic()
+        if now - self._flushed < self._n.config.flush_interval_s:
+            return
+        for effect in self.machine.flush():
+            if isinstance(effect, m.Emit):
+                self._flushed = now
+                self._emit(effect)
 
     async def _end_gangs(self) -> None:
         """Lets the streams end in order, then breaks off what does not."""
