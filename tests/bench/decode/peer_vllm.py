@@ -22,7 +22,8 @@ class Vllm:
 
         self._llm = LLM(
             model=directory,
-            dtype=dtype,
+            dtype="bfloat16" if dtype == "w8a8" else dtype,  # of what is not quantised
+            skip_tokenizer_init=True,  # prompts are token ids
             max_model_len=8192,
             max_num_seqs=256,
             enable_prefix_caching=True,

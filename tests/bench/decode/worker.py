@@ -22,6 +22,7 @@ class Job:
     num_tokens: int
     temperature: float
     seed: int
+    bans_end: bool = False  # end tokens cannot be drawn, where usually they are drawn and ignored
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Timing:
 
     total_s: float
     first_token_s: float
+    peak_mib: int = 0  # resident, of what computes; 0 means this process
 
 
 def serve(make: Callable[[str, str, int], object]) -> None:
-    """Loads the engine (model directory, dtype, threads) and runs jobs until the input ends."""
+    """Loads the engine (model, dtype, threads) and runs jobs until the input ends."""
     # What engines print is not ours to parse: answers go to the real output, all else to errors.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -46,5 +48,5 @@ def serve(make: Callable[[str, str, int], object]) -> None:
     say({"ready": True})
     for line in sys.stdin:
         timing = engine.run(Job(**json.loads(line)))  # type: ignore[attr-defined]
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        say({**asdict(timing), "peak_mib": round(peak_mib)})
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        say({**asdict(timing), "peak_mib": timing.peak_mib or peak_mib})
