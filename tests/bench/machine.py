@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -64,9 +65,12 @@ def resident_mib(pid: int) -> dict[str, float]:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of the processor a process has used, all threads, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """Seconds of the processor the threads a process has now have used, to the nanosecond."""
+    used = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            used += int((task / "schedstat").read_text().split()[0])
+    return used / 1e9
 
 
 def _gflop_s(times: Callable[[torch.Tensor], Any], square: torch.Tensor) -> float:

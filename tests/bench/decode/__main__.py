@@ -37,7 +37,7 @@ WARM_TOKENS = 8
 def main() -> None:
     """Measures, prints, writes."""
     args = parse()
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     model = random_model.made(args.shape, console) if args.shape else args.model
     engines = peers.chosen(args.engine)
     shapes = [(p, 1, n) for p in args.prompt for n in args.agents]

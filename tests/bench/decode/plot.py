@@ -59,7 +59,7 @@ def _dress(axes: Any, title: str, agents: list[int]) -> None:
     axes.set_xticks(agents, [str(n) for n in agents])
     axes.minorticks_off()
     axes.set_xlabel("agents", fontsize=8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):

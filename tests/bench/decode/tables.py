@@ -110,7 +110,7 @@ def floors(found: list[Row]) -> Table:
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     made = Table(title=title)
-    made.add_column("engine")
+    made.add_column("engine", no_wrap=True)
     for name in ("prompt: N", *columns):
         made.add_column(name, justify="right")
     return made
