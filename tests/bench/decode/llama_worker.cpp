@@ -4,13 +4,10 @@
 //     llama_worker MODEL.gguf THREADS
 //
 // Reads a job a line: agents, tokens, temperature, seed, prompts, then each prompt's length and
-// token ids. Answers a line: seconds to the last token, to the first of the last prompt, peak MiB.
+// token ids. Answers a line: seconds to the last token, and to the first of the last prompt.
 
 #include "llama.h"
 
-#include <sys/resource.h>
-
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -135,9 +132,7 @@ void answer(llama_context* context, const Job& job) {
     }
     const double ended = now_s();
     for (llama_sampler* sampler : samplers) llama_sampler_free(sampler);
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    std::printf("%f %f %ld\n", ended - began, first_token - began, usage.ru_maxrss / 1024);
+    std::printf("%f %f\n", ended - began, first_token - began);
     std::fflush(stdout);
 }
 

@@ -34,6 +34,17 @@ class Timing:
     peak_mib: int = 0  # resident, of what computes; 0 means this process
 
 
+def peak_mib(pid: int | str = "self") -> int:
+    """The most memory a process had resident. The usual call would count its parent's, too: what
+    was resident when it was started, before it became another program.
+    """
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next(int(x.split()[1]) for x in file if x.startswith("VmHWM")) // 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
 def serve(make: Callable[[str, str, int], object]) -> None:
     """Loads the engine (model, dtype, threads) and runs jobs until the input ends."""
     # What engines print is not ours to parse: answers go to the real output, all else to errors.
@@ -48,5 +59,4 @@ def serve(make: Callable[[str, str, int], object]) -> None:
     say({"ready": True})
     for line in sys.stdin:
         timing = engine.run(Job(**json.loads(line)))  # type: ignore[attr-defined]
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        say({**asdict(timing), "peak_mib": timing.peak_mib or peak_mib})
+        say({**asdict(timing), "peak_mib": timing.peak_mib or peak_mib()})
