@@ -9,7 +9,6 @@ on spinning. Times are the kernel's own, to the nanosecond.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from cogitate.client import Client
 
@@ -31,7 +30,9 @@ def idle_cpu_s(mesh: LocalMesh, seconds: float) -> dict[str, float]:
 def main() -> None:
     """Prints a line a process, writes."""
     parser = report.parser(__doc__)
-    parser.add_argument("model", nargs="?", type=Path, default=MINI, help="the embedded one")
+    parser.add_argument(
+        "model", nargs="?", type=report.resolved, default=MINI, help="the embedded one"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

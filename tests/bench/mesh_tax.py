@@ -172,7 +172,9 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = report.parser(__doc__)
     usual = next((f / MODEL for f in FOLDERS if (f / MODEL).exists()), FOLDERS[0] / MODEL)
-    parser.add_argument("model", nargs="?", type=Path, default=usual, help="(%(default)s)")
+    parser.add_argument(
+        "model", nargs="?", type=report.resolved, default=usual, help="(%(default)s)"
+    )
     parser.add_argument(
         "--agents", type=lambda t: [int(n) for n in t.split(",")], default=[1, 8], metavar="N,N,…"
     )

@@ -26,6 +26,11 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
+def resolved(text: str) -> Path:
+    """A path from the command line: workers run in another folder."""
+    return Path(text).resolve()
+
+
 def console() -> Console:
     """As wide as the terminal, or 120 where there is none."""
     return Console(width=None if sys.stdout.isatty() else 120)

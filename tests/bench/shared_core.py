@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tests.bench import machine, report
@@ -142,7 +141,9 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = report.parser(__doc__)
     usual = next((f / MODEL for f in FOLDERS if (f / MODEL).exists()), FOLDERS[0] / MODEL)
-    parser.add_argument("model", nargs="?", type=Path, default=usual, help="(%(default)s)")
+    parser.add_argument(
+        "model", nargs="?", type=report.resolved, default=usual, help="(%(default)s)"
+    )
     parser.add_argument(
         "--engine", action="append", default=[], metavar="NAME:TYPE",
         help=f"may be repeated; {' and '.join(ENGINES)} if not given, as far as installed",

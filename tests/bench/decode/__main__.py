@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import machine
+from tests.bench import machine, report
 from tests.bench.decode import forms, peers, random_model, tables
 from tests.bench.decode.plot import draw
 from tests.bench.decode.tables import Shape
@@ -90,7 +90,9 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     usual = next((f / MODEL for f in FOLDERS if (f / MODEL).exists()), FOLDERS[0] / MODEL)
-    parser.add_argument("model", nargs="?", type=Path, default=usual, help="(%(default)s)")
+    parser.add_argument(
+        "model", nargs="?", type=report.resolved, default=usual, help="(%(default)s)"
+    )
     parser.add_argument(
         "--shape", choices=sorted(random_model.SHAPES), help="random weights in place of a model"
     )

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.bench.decode.peers import LLAMA
-from tests.bench.decode.worker import Job, Timing, peak_mib, serve
+from tests.bench.decode.worker import Job, Timing, memory, serve
 
 
 class Llama:
@@ -31,7 +31,7 @@ class Llama:
         self._program.stdin.write(" ".join(map(str, numbers)) + "\n")
         self._program.stdin.flush()
         total_s, first_token_s = map(float, self._line().split())
-        return Timing(total_s, first_token_s, peak_mib(self._program.pid))
+        return Timing(total_s, first_token_s, memory(self._program.pid))
 
     def _line(self) -> str:
         assert self._program.stdout is not None

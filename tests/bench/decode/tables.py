@@ -66,6 +66,7 @@ def _row(
         "floor_ms": round(1000 * floor_s, 3),
         "step_to_floor": round(step_s / floor_s, 2),
         "peak_mib": peak_mib,
+        "resident_mib": max(run["resident_mib"] for run in runs),
         "beyond_weights_mib": round(peak_mib - size.weight_bytes(engine) / 2**20),
         "runs": runs,
     }
@@ -92,7 +93,15 @@ def speed(found: list[Row]) -> Table:
 
 def floors(found: list[Row]) -> Table:
     """Rows by shape: steps beside what the machine could do, and memory."""
-    columns = ("step", "floor", "step / floor", "peak memory", "beyond weights", "rounds")
+    columns = (
+        "step",
+        "floor",
+        "step / floor",
+        "peak memory",
+        "beyond weights",
+        "at the end",
+        "rounds",
+    )
     made = _table("a step beside the machine's floor, and memory", columns)
     for row in _sorted(found):
         made.add_row(
@@ -103,6 +112,7 @@ def floors(found: list[Row]) -> Table:
             f"{row['step_to_floor']:.2f}",
             f"{row['peak_mib']:.0f} MiB",
             f"{row['beyond_weights_mib']:.0f} MiB",
+            f"{row['resident_mib']:.0f} MiB",
             str(row["rounds"]),
         )
     return made

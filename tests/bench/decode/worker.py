@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,16 @@ class Timing:
 
     total_s: float
     first_token_s: float
-    peak_mib: int = 0  # resident, of what computes; 0 means this process
+    memory: dict[str, int] = field(default_factory=dict)  # of what computes; empty: this process
 
 
-def peak_mib(pid: int | str = "self") -> int:
-    """The most memory a process had resident. The usual call would count its parent's, too: what
-    was resident when it was started, before it became another program.
+def memory(pid: int | str = "self") -> dict[str, int]:
+    """Resident memory of a process at its peak and now, in MiB. getrusage would count its parent's
+    too: what was resident when it was started, before it became another program.
     """
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            return next(int(x.split()[1]) for x in file if x.startswith("VmHWM")) // 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    with open(f"/proc/{pid}/status") as file:
+        kib = {k: int(v.split()[0]) for k, v in (x.split(":", 1) for x in file) if k[:2] == "Vm"}
+    return {"peak_mib": kib["VmHWM"] // 1024, "resident_mib": kib["VmRSS"] // 1024}
 
 
 def serve(make: Callable[[str, str, int], object]) -> None:
@@ -59,4 +56,5 @@ def serve(make: Callable[[str, str, int], object]) -> None:
     say({"ready": True})
     for line in sys.stdin:
         timing = engine.run(Job(**json.loads(line)))  # type: ignore[attr-defined]
-        say({**asdict(timing), "peak_mib": timing.peak_mib or peak_mib()})
+        times = {"total_s": timing.total_s, "first_token_s": timing.first_token_s}
+        say({**times, **(timing.memory or memory())})
