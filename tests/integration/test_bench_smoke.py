@@ -114,16 +114,21 @@ def test_many_gangs(tmp_path: Path) -> None:
     assert warm["threads"] == end["threads"]
 
 
-def test_idle_and_mesh_tax(tmp_path: Path) -> None:
-    idle, tax = tmp_path / "idle.json", tmp_path / "tax.json"
-    run("tests.bench.idle", "--seconds", "1", "--threads", "1", "--json", str(idle))
-    used = {r["process"]: r["after_work_cpu_s"] for r in json.loads(idle.read_text())["rows"]}
-    assert "gateway" in used and all(0 <= value < 5 for value in used.values())
+def test_idle(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.idle", "--seconds", "1", "--threads", "1", "--json", str(out))
+    used = {r["process"]: r["after_work_cpu_s"] for r in json.loads(out.read_text())["rows"]}
+    assert len(used) == 6 and "gateway" in used
+    assert all(0 <= value < 5 for value in used.values())
+
+
+def test_mesh_tax(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
     run(
         "tests.bench.mesh_tax", str(MINI), "--agents", "1,2", "--rounds", "1", "--prompt", "60",
-        "--tokens", "6", "--threads", "1", "--json", str(tax),
+        "--tokens", "6", "--threads", "1", "--json", str(out),
     )  # fmt: skip
-    for row in json.loads(tax.read_text())["rows"]:
+    for row in json.loads(out.read_text())["rows"]:
         (only,) = row["runs"]
         assert only["mesh"]["tokens"] == only["engine"]["tokens"] == 6 * row["agents"]
         assert 0 < only["mesh"]["first_token_s"] <= only["mesh"]["total_s"]
