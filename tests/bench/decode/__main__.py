@@ -31,7 +31,7 @@ from tests.bench.decode.tables import Shape
 
 MODEL = "smollm2-135m-instruct"
 FOLDERS = (Path.home() / ".local/share/cogitate/models", peers.ROOT / ".cache" / "models")
-WARM_TOKENS = 8
+WARM_PROMPT, WARM_TOKENS = 128, 8
 
 
 def main() -> None:
@@ -143,13 +143,14 @@ class Measurement:
                 self.console.print(f"[red]left out: {error}[/red]")
 
     def run(self, shapes: list[Shape], after_round: Any) -> None:
-        """All rounds; the first warms up, with few tokens, and is not counted."""
+        """All rounds; the first warms up, with short prompts and few tokens, and is not counted."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=self.console) as progress:
-            steps = (self.args.rounds + 1) * len(shapes) * len(self.workers)
-            task = progress.add_task("measuring", total=steps)
+            warm = list(dict.fromkeys((min(p, WARM_PROMPT), c, n) for p, c, n in shapes))
+            turns = len(warm) + self.args.rounds * len(shapes)
+            task = progress.add_task("measuring", total=turns * len(self.workers))
             for number in range(self.args.rounds + 1):
-                for shape in shapes:
+                for shape in shapes if number else warm:
                     for worker in list(self.workers):
                         progress.update(task, description=f"{worker.engine.label} {shape}")
                         self._turn(worker, shape, number)

@@ -26,6 +26,7 @@ class Vllm:
             skip_tokenizer_init=True,  # prompts are token ids
             max_model_len=8192,
             max_num_seqs=256,
+            max_num_batched_tokens=2048,  # as its server has; it tries a step of so many at start
             enable_prefix_caching=True,
             disable_log_stats=True,
         )
