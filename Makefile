@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up bench-decode protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up bench-decode bench-engine protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -90,7 +90,17 @@ train-mini: setup ## Train the embedded model again, from data to weights; about
 bench-decode: setup ## The engine beside its peers on SmolLM2; fetches the model and the peers first, gigabytes
 	$(BIN)/cogitate models fetch smollm2-135m-instruct
 	$(BIN)/python -m tests.bench.decode.install
-	$(BIN)/python -m tests.bench.decode --several 4 --json .cache/bench-decode.json --plot .cache/bench-decode.png
+	mkdir -p .cache/bench
+	$(BIN)/python -m tests.bench.decode --several 4 --json .cache/bench/decode.json --plot .cache/bench/decode.png
+
+bench-engine: setup ## The mesh's tax, shared cores, an idle mesh, many gangs, shared memory, on SmolLM2 and mini
+	$(BIN)/cogitate models fetch smollm2-135m-instruct
+	mkdir -p .cache/bench
+	$(BIN)/python -m tests.bench.kv_memory --json .cache/bench/kv_memory.json
+	$(BIN)/python -m tests.bench.idle --json .cache/bench/idle.json
+	$(BIN)/python -m tests.bench.many_gangs --json .cache/bench/many_gangs.json
+	$(BIN)/python -m tests.bench.mesh_tax --json .cache/bench/mesh_tax.json
+	$(BIN)/python -m tests.bench.shared_core --json .cache/bench/shared_core.json
 
 clean: ## Remove .venv and the tools' caches; .cache, where training keeps its work, stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

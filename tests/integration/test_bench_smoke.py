@@ -8,12 +8,31 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from cogitate.agent_decoder.model import gguf_file, loader
+from gguf import GGUFReader
+from rich.console import Console
+from safetensors.torch import load_file
 
+from tests.bench.decode import forms, random_model
+from tests.bench.kv_memory import MINI
 from tests.fakes.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 256,
+}
 
 
 def run(*arguments: str) -> str:
@@ -43,7 +62,88 @@ def test_decode(tmp_path: Path) -> None:
         for engine in ("cogitate bfloat16", "cogitate int8")
     ]
     assert all(r["tokens_per_s"] > 0 and r["first_token_s"] <= r["total_s"] for r in rows)
+    assert all(r["floor_ms"] > 0 and len(r["runs"]) == r["rounds"] == 1 for r in rows)
+    alone = [r for r in rows if r["contemplations"] == r["agents"] == 1]
+    assert all(r["time_ratio_to_one"] == r["first_ratio_to_one"] == 1 for r in alone)
     assert "GFLOP/s" in printed and (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_forms_of_weights_hold_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GGUF is read back as the decoder does, W8A8 is multiplied out; the random model loads."""
+    monkeypatch.setattr(forms, "FORMS", tmp_path / "forms")
+    monkeypatch.setattr(random_model, "MODELS", tmp_path)
+    monkeypatch.setattr(random_model, "SHAPES", {"small": SMALL})
+    model = random_model.made("small", Console(quiet=True))
+    loader.verify(model)
+    weights = {n: w.float() for n, w in load_file(model / "model.safetensors").items()}
+    for form, most in (("bf16.gguf", 0.0), ("q8_0.gguf", 0.005)):
+        tensors = {t.name: t for t in GGUFReader(forms.made(model, form)).tensors}
+        fields = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
+        found = {
+            gguf_file._weight_name(name): gguf_file._weight(name, tensor, fields).float()
+            for name, tensor in tensors.items()
+        }
+        assert found.keys() == weights.keys()
+        for name, weight in weights.items():
+            assert (found[name] - weight).abs().max() <= most * weight.abs().max(), name
+    quantised = load_file(forms.made(model, "w8a8") / "model.safetensors")
+    for name, weight in weights.items():
+        product = quantised[name].float() * quantised.get(f"{name}_scale", torch.ones(1))
+        assert (product - weight).abs().max() <= 0.005 * weight.abs().max(), name
+
+
+def test_kv_memory(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.kv_memory", "--agents", "4,8", "--prompt", "64", "--tokens", "32", "--json",
+        str(out))  # fmt: skip
+    for row in json.loads(out.read_text())["rows"]:
+        assert abs(row["above_formula"]) < 0.05
+        assert row["peak_blocks"] == 4 + 2 * row["agents"]
+
+
+def test_many_gangs(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    run("tests.bench.many_gangs", "--gangs", "50", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert found["endings"] == {"GangDone": 45, "Refused": 5}
+    assert found["finishes"]["LENGTH"] and found["finishes"]["CANCELLED"]
+    before, warm, end = found["stages"]
+    assert before["free_blocks"] == warm["free_blocks"] == end["free_blocks"] == found["blocks"]
+    assert warm["threads"] == end["threads"]
+
+
+def test_idle(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.idle", "--seconds", "1", "--threads", "1", "--json", str(out))
+    used = {r["process"]: r["after_work_cpu_s"] for r in json.loads(out.read_text())["rows"]}
+    assert len(used) == 6 and "gateway" in used
+    assert all(0 <= value < 5 for value in used.values())
+
+
+def test_mesh_tax(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run(
+        "tests.bench.mesh_tax", str(MINI), "--agents", "1,2", "--rounds", "1", "--prompt", "60",
+        "--tokens", "6", "--threads", "1", "--json", str(out),
+    )  # fmt: skip
+    for row in json.loads(out.read_text())["rows"]:
+        (only,) = row["runs"]
+        assert only["mesh"]["tokens"] == only["engine"]["tokens"] == 6 * row["agents"]
+        assert 0 < only["mesh"]["first_token_s"] <= only["mesh"]["total_s"]
+
+
+def test_shared_core(tmp_path: Path) -> None:
+    model, out = write_tiny_model(tmp_path), tmp_path / "rows.json"
+    run(
+        "tests.bench.shared_core", str(model), "--engine", "cogitate:bfloat16", "--agents", "2",
+        "--rounds", "1", "--prompt", "20", "--tokens", "200", "--rate", "500", "--json", str(out),
+    )  # fmt: skip
+    (row,) = json.loads(out.read_text())["rows"]
+    (only,) = row["runs"]
+    assert only["load"]["sent"] == only["load"]["echoed"] > 0
+    assert 0 < row["share_of_cores"] < 1
 
 
 def test_gang_latency(tmp_path: Path) -> None:

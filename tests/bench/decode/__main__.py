@@ -1,193 +1,199 @@
 """One contemplation of N agents on one prompt, by our engine and its peers, in alternation.
 
-    python -m tests.bench.decode.install          # the peers, once
-    python -m tests.bench.decode MODEL_DIRECTORY  # or: make bench-decode
+    python -m tests.bench.decode.install            # the peers, once
+    python -m tests.bench.decode [MODEL_DIRECTORY]  # or: make bench-decode
+    python -m tests.bench.decode --shape llama-1b --prompt 512,4096 --agents 1,8,16,32
 
 Every engine is a process of its own with the same weights and threads. Within a round they take
-turns at each shape, so that a busy moment of the machine meets all of them; the table shows medians
+turns at each shape, so that a busy moment of the machine meets all of them; the tables show medians
 and the ratio of aggregate tokens a second to each peer. All agents sample at temperature 0.8 and
-write exactly the tokens asked for. The machine's own peaks are measured in the same run.
+write exactly the tokens asked for. The machine's own peaks are measured in the same run; a step's
+floor is what it must read, or multiply, at those. An engine that cannot go on is left out from
+there; what it did until then counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench.decode import peers
+from tests.bench import machine, report
+from tests.bench.decode import forms, peers, random_model, tables
 from tests.bench.decode.plot import draw
+from tests.bench.decode.tables import Shape
 
-DEFAULT_MODEL = Path.home() / ".local/share/cogitate/models/smollm2-135m-instruct"
+MODEL = "smollm2-135m-instruct"
+FOLDERS = (Path.home() / ".local/share/cogitate/models", peers.ROOT / ".cache" / "models")
+WARM_PROMPT, WARM_TOKENS = 128, 8
 
 
 def main() -> None:
     """Measures, prints, writes."""
     args = parse()
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    model = random_model.made(args.shape, console) if args.shape else args.model
     engines = peers.chosen(args.engine)
-    shapes = [(1, n) for n in args.agents]
+    shapes = [(p, 1, n) for p in args.prompt for n in args.agents]
     if args.several:
-        shapes.append((args.several, 8))
-    rows = measure(engines, shapes, args, console)
-    peaks = machine_peaks(args.threads)
-    console.print(table(rows))
-    console.print(
-        f"machine: {peaks['read_gb_s']} GB/s read, {peaks['gemm_gflop_s']} GFLOP/s float32 "
-        f"product, {args.threads} threads; prompt {args.prompt}, {args.tokens} new tokens"
-    )
-    if args.json:
-        facts = {"prompt": args.prompt, "tokens": args.tokens, "threads": args.threads, **peaks}
-        args.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        shapes += [(p, args.several, 8) for p in args.prompt]
+    found = {"machine": machine.facts(), "peaks": machine.peaks(args.threads)}
+    settings = {"model": model.name, "tokens": args.tokens, "threads": args.threads}
+
+    def rows(timings: Timings) -> list[tables.Row]:
+        made = tables.rows(timings, model, args.tokens, found["peaks"])
+        if args.json:  # after every round: what was measured stays, whatever comes
+            args.json.write_text(json.dumps({**settings, **found, "rows": made}, indent=2) + "\n")
+        return made
+
+    measured = Measurement(model, args, console)
+    try:
+        measured.start(engines)
+        measured.run(shapes, rows)
+    finally:
+        measured.close()
+    # Peaks are the best of before and after: a moment's neighbour must not lower the floor's bar.
+    after = machine.peaks(args.threads)
+    found["peaks"] = {name: max(value, after[name]) for name, value in found["peaks"].items()}
+    show(rows(measured.timings), found["peaks"], settings, console)
     if args.plot:
-        draw(rows, args.plot)
+        draw(rows(measured.timings), args.plot)
+
+
+def show(
+    rows: list[tables.Row], peaks: dict[str, float], settings: dict[str, Any], console: Console
+) -> None:
+    """Prints the tables, and what they were measured with."""
+    console.print(tables.speed(rows))
+    console.print(tables.floors(rows))
+    products = ", ".join(
+        f"{value:.0f} {name.removesuffix('_gflop_s')}"
+        for name, value in peaks.items()
+        if name.endswith("_gflop_s")
+    )
+    console.print(
+        f"machine: {peaks['read_gb_s']} GB/s read, products in GFLOP/s: {products}; "
+        f"{settings['model']}, {settings['tokens']} new tokens, {settings['threads']} threads"
+    )
 
 
 def parse() -> argparse.Namespace:
     """The flags."""
+    numbers = {"type": lambda text: [int(n) for n in text.split(",")], "metavar": "N,N,…"}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?", default=str(DEFAULT_MODEL), help="(%(default)s)")
-    parser.add_argument("--engine", action="append", default=[], metavar="NAME:DTYPE")
+    usual = next((f / MODEL for f in FOLDERS if (f / MODEL).exists()), FOLDERS[0] / MODEL)
     parser.add_argument(
-        "--agents", type=lambda t: [int(n) for n in t.split(",")], default=[1, 8, 16]
+        "model", nargs="?", type=report.resolved, default=usual, help="(%(default)s)"
     )
+    parser.add_argument(
+        "--shape", choices=sorted(random_model.SHAPES), help="random weights in place of a model"
+    )
+    known = ", ".join(engine.key for engine in peers.engines())
+    parser.add_argument(
+        "--engine", action="append", default=[], metavar="NAME:TYPE",
+        help=f"may be repeated; the usual ones that are installed if not given; one of {known}",
+    )  # fmt: skip
+    parser.add_argument("--agents", **numbers, default=[1, 8, 16], help="(1,8,16)")
     parser.add_argument("--several", type=int, default=0, metavar="N", help="also N times 8 agents")
-    parser.add_argument("--prompt", type=int, default=512, metavar="TOKENS")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", **numbers, default=[512], help="tokens (512)")
+    parser.add_argument("--tokens", type=int, default=128, help="new ones (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="beside a short one to warm up (3)")
+    parser.add_argument(
+        "--once-over-s", type=float, default=90.0, metavar="S",
+        help="what takes longer is not repeated in later rounds (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     return parser.parse_args()
 
 
-def measure(
-    engines: list[peers.Engine],
-    shapes: list[tuple[int, int]],
-    args: argparse.Namespace,
-    console: Console,
-) -> list[dict[str, Any]]:
-    """One row an engine and shape. The first round warms up and is not counted."""
-    logs = peers.PEERS / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    workers, timings = [], {}
-    try:
+Timings = dict[tuple[peers.Engine, Shape], list[dict[str, float]]]
+
+
+@dataclass
+class Measurement:
+    """The running engines and what they took so far."""
+
+    model: Path
+    args: argparse.Namespace
+    console: Console
+    workers: list[peers.Worker] = field(default_factory=list)
+    timings: Timings = field(default_factory=dict)
+
+    def start(self, engines: list[peers.Engine]) -> None:
+        """Starts those that can be."""
+        logs = peers.PEERS / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
         for engine in engines:
-            console.print(f"starting {engine.label} …")
-            log = logs / f"{engine.label.replace(' ', '-')}.log"
-            workers.append(peers.Worker(engine, args.model, args.threads, log))
-        with Progress(console=console) as progress:
-            steps = (args.rounds + 1) * len(shapes) * len(workers)
-            task = progress.add_task("measuring", total=steps)
-            for number in range(args.rounds + 1):
-                for shape in shapes:
-                    for worker in workers:
-                        timing = worker.run(job(shape, number, args))
-                        if number:
-                            timings.setdefault((worker.engine.label, shape), []).append(timing)
+            self.console.print(f"starting {engine.label} …")
+            weights = forms.made(self.model, engine.form)
+            log = logs / f"{engine.key.replace(':', '-')}.log"
+            try:
+                self.workers.append(peers.Worker(engine, weights, self.args.threads, log))
+            except peers.EngineGone as error:
+                self.console.print(f"[red]left out: {error}[/red]")
+
+    def run(self, shapes: list[Shape], after_round: Any) -> None:
+        """All rounds; the first warms up, with short prompts and few tokens, and is not counted."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=self.console) as progress:
+            warm = list(dict.fromkeys((min(p, WARM_PROMPT), c, n) for p, c, n in shapes))
+            turns = len(warm) + self.args.rounds * len(shapes)
+            task = progress.add_task("measuring", total=turns * len(self.workers))
+            for number in range(self.args.rounds + 1):
+                for shape in shapes if number else warm:
+                    for worker in list(self.workers):
+                        progress.update(task, description=f"{worker.engine.label} {shape}")
+                        self._turn(worker, shape, number)
                         progress.advance(task)
-    finally:
-        for worker in workers:
+                if number:
+                    after_round(self.timings)
+            progress.update(task, description="measured")
+
+    def close(self) -> None:
+        """Ends the engines."""
+        for worker in self.workers:
             worker.close()
-    return [summary(label, shape, found, args) for (label, shape), found in timings.items()]
+
+    def _turn(self, worker: peers.Worker, shape: Shape, number: int) -> None:
+        found = self.timings.get((worker.engine, shape), [])
+        if any(run["total_s"] > self.args.once_over_s for run in found):
+            return
+        tokens = self.args.tokens if number else min(self.args.tokens, WARM_TOKENS)
+        try:
+            timing = worker.run(job(shape, number, tokens, self.model))
+        except peers.EngineGone as error:
+            self.console.print(f"[red]left out from here: {error}[/red]")
+            self.workers.remove(worker)
+            worker.close()
+            return
+        if number:
+            self.timings[worker.engine, shape] = [*found, timing]
 
 
-def job(shape: tuple[int, int], seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def job(shape: Shape, seed: int, tokens: int, model: Path) -> dict[str, Any]:
     """Prompts that begin differently, so that no cache of an earlier round helps."""
-    contemplations, agents = shape
-    vocabulary = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+    prompt, contemplations, agents = shape
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     prompts = [
-        [(seed * 977 + c * 131 + agents * 17 + i * 7) % vocabulary for i in range(args.prompt)]
+        [(seed * 977 + c * 131 + agents * 17 + i * 7) % vocabulary for i in range(prompt)]
         for c in range(contemplations)
     ]
     return {
         "prompts": prompts,
         "agents": agents,
-        "num_tokens": args.tokens,
+        "num_tokens": tokens,
         "temperature": 0.8,
         "seed": seed,
-    }
-
-
-def summary(
-    label: str, shape: tuple[int, int], found: list[dict[str, float]], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Medians of one engine and shape."""
-    contemplations, agents = shape
-    total_s = statistics.median(t["total_s"] for t in found)
-    return {
-        "engine": label,
-        "contemplations": contemplations,
-        "agents": agents,
-        "rounds": len(found),
-        "total_s": round(total_s, 3),
-        "total_spread_s": [round(f(t["total_s"] for t in found), 3) for f in (min, max)],
-        "first_token_s": round(statistics.median(t["first_token_s"] for t in found), 3),
-        "tokens_per_s": round(contemplations * agents * args.tokens / total_s, 1),
-        "peak_mib": max(t["peak_mib"] for t in found),
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Rows by shape, with the ratio of our bfloat16 to each."""
-    made = Table(title="one contemplation, N agents")
-    for name in (
-        "engine",
-        "shape",
-        "total",
-        "first token",
-        "tokens/s",
-        "ours / it",
-        "T(N)/T(1)",
-        "peak",
-    ):
-        made.add_column(name, justify="left" if name == "engine" else "right")
-    found = {(r["engine"], r["contemplations"], r["agents"]): r for r in rows}
-    for row in sorted(rows, key=lambda r: (r["contemplations"], r["agents"])):
-        ours = found.get(("cogitate bfloat16", row["contemplations"], row["agents"]))
-        alone = found.get((row["engine"], 1, 1))
-        made.add_row(
-            row["engine"],
-            f"{row['contemplations']} × {row['agents']}",
-            f"{row['total_s']:.2f} s",
-            f"{1000 * row['first_token_s']:.0f} ms",
-            f"{row['tokens_per_s']:.0f}",
-            f"{ours['tokens_per_s'] / row['tokens_per_s']:.2f}" if ours else "",
-            f"{row['total_s'] / alone['total_s']:.2f}" if alone else "",
-            f"{row['peak_mib']:.0f} MiB",
-        )
-    return made
-
-
-def machine_peaks(threads: int) -> dict[str, float]:
-    """What the machine reaches in torch: reading memory, and a large float32 product."""
-    import torch
-
-    torch.set_num_threads(threads)
-    block = torch.ones(64_000_000)
-    square = torch.ones(1024, 1024)
-
-    def best_s(act: Any) -> float:
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            act()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    return {
-        "read_gb_s": round(block.numel() * 4 / best_s(block.sum) / 1e9, 1),
-        "gemm_gflop_s": round(2 * 1024**3 / best_s(lambda: square @ square) / 1e9, 1),
     }
 
 

