@@ -102,7 +102,7 @@ def census(crowd: Crowd) -> dict[str, float]:
     memory = machine.resident_mib(os.getpid())
     return {
         "gangs": sum(crowd.endings.values()),
-        "free_blocks": crowd.engine.pool.num_available,
+        "free_blocks": crowd.engine.pool.num_free,
         "resident_mib": memory["now"],
         "peak_mib": memory["peak"],
         "threads": threading.active_count(),

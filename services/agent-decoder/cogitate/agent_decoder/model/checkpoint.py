@@ -7,7 +7,7 @@ of errors name files of the directory, never where it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Checkpoint:
     """Everything that is read before the model is built; weights by the names `Llama` uses."""
 
     config: dict[str, Any]
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     tokenizer: Tokenizer
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     generation_config: dict[str, Any] = field(default_factory=dict)
@@ -148,19 +148,49 @@ def _opened(directory: Path, name: str) -> Any:
         raise ValueError(f"{name} is damaged or cut short") from None
 
 
-def _weights(directory: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    found = tensors_in(directory, lambda name: weight_name(name, config) is not None)
-    return {weight_name(name, config) or name: weight for name, weight in found.items()}
+class KeptWeights(Mapping[str, torch.Tensor]):
+    """Weights where they are kept: read when they are asked for, and gone when they are let go.
+
+    Whoever packs them one by one never has all of them twice in memory.
+    """
+
+    def __init__(self, directory: Path, places: Mapping[str, tuple[str, str]]) -> None:
+        """places: of each weight its file and its name there."""
+        self._directory, self._places = directory, places
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file, kept_as = self._places[name]
+        with _opened(self._directory, file) as weights:
+            tensor: torch.Tensor = weights.get_tensor(kept_as)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _weights(directory: Path, config: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    found = _places(directory, lambda name: weight_name(name, config) is not None)
+    return KeptWeights(
+        directory, {weight_name(name, config) or name: at for name, at in found.items()}
+    )
 
 
 def tensors_in(directory: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
     """The weights whose names are wanted, by the names in the files. Raises ValueError."""
-    found: dict[str, torch.Tensor] = {}
+    return dict(KeptWeights(directory, _places(directory, wanted)))
+
+
+def _places(directory: Path, wanted: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+    """File and name of each weight that is wanted, its type checked."""
+    found: dict[str, tuple[str, str]] = {}
     for file in _weight_files(directory):
         with _opened(directory, file) as weights:
             for name in filter(wanted, weights.keys()):
                 dtype = weights.get_slice(name).get_dtype()
                 if dtype not in DTYPES:
                     raise ValueError(f"{file} has weights of type {dtype}, which is not supported")
-                found[name] = weights.get_tensor(name)
+                found[name] = file, name
     return found
