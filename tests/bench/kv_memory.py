@@ -89,7 +89,9 @@ def rows(args: argparse.Namespace) -> list[dict[str, float]]:
                         "unshared_blocks": unshared,
                         "share": round(peak / unshared, 4),
                         "formula": round(formula, 4),
-                        "above_formula": round(peak / unshared - formula, 4),  # of the unshared need
+                        "above_formula": round(
+                            peak / unshared - formula, 4
+                        ),  # of the unshared need
                     }
                 )
                 progress.advance(task)
