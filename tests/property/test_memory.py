@@ -349,3 +349,13 @@ def test_a_prompt_beside_running_agents_takes_no_more_than_its_slice(model: Load
     finally:
         stage.engine._runner.forward = forward  # type: ignore[method-assign]
     assert lengths == [[1, 20]]
+
+
+def test_the_first_token_never_waits(model: LoadedModel) -> None:
+    stage = Stage(model, flush_interval_s=60.0)
+    endless = SamplingParams(temperature=0.9, max_tokens=60, ignore_eos=True)
+    stage.engine.open(1, gang(*(replace(agent(i), params=endless) for i in range(2))))
+    for _ in range(4):
+        stage.step()
+    deltas = [event for event in stage.said[1] if isinstance(event, ev.Delta)]
+    assert [(e.agent_id, e.token_offset) for e in deltas] == [(0, 0), (1, 0)]

@@ -17,6 +17,7 @@ from cogitate.agent_decoder import device
 from cogitate.agent_decoder.core import work
 from cogitate.agent_decoder.core.counters import MAX_SAMPLES, RateWindow
 from cogitate.agent_decoder.engine import Engine
+from cogitate.agent_decoder.model.native import library
 from cogitate.kit import metrics
 from cogitate.kit.metric_registry import Metric
 from cogitate.kit.telemetry import Attr
@@ -73,8 +74,9 @@ class EngineMeter:
     def measure_peaks(self) -> None:
         """Tries what the device can do; blocks for a fifth of a second."""
         runner = self._engine.model.runner
-        # On a CPU products are computed in float32 whatever the weights are kept in.
-        is_half = self._device.type == "cuda" and runner.precision.weight == 2
+        # A CPU without products of bfloat16 computes in float32 whatever the weights are kept in.
+        has_half = self._device.type == "cuda" or library.capability() == "AVX512_BF16"
+        is_half = has_half and runner.precision.weight == 2
         dtype = torch.bfloat16 if is_half else torch.float32
         self.peaks = device.measure_peaks(self._device, dtype)
 

@@ -66,7 +66,7 @@ class Gang:
     admitted_s: float = 0.0  # the first time
     num_admissions: int = 0
     prefilled: bool = False  # its prefix was computed once: that was told
-    told_s: float = -math.inf  # when events were last handed out
+    told_s: float = -math.inf  # when tokens were last handed out
     threshold: float = 0.0
     held: bool = False  # its reader is behind: nothing of it is scheduled
     closed: bool = False
@@ -263,7 +263,9 @@ class Gang:
 
     def tell(self, now: float) -> list[Event]:
         """Returns what happened since the last time, oldest first."""
-        events, self.events, self.told_s = self.events, [], now
+        events, self.events = self.events, []
+        if any(isinstance(event, Delta) for event in events):
+            self.told_s = now
         return events
 
     # -- tokens ------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ def load() -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     library.cogitate_new.restype = pointer
     signatures = {
+        "dots_work": (),
         "new": (pointer,),
         "free": (pointer,),
         "set_matrix": (pointer, number, number, pointer, number),
@@ -139,6 +140,8 @@ def load() -> ctypes.CDLL:
     }
     for name, arguments in signatures.items():
         getattr(library, f"cogitate_{name}").argtypes = arguments
+    if not library.cogitate_dots_work():
+        raise Unavailable(f"this processor's dot products ({capability()}) are not as expected")
     return library
 
 

@@ -291,6 +291,32 @@ std::vector<int> in_order(int count) {
 
 extern "C" {
 
+// Whether the dot products do what the rest relies on: 1 if so.
+int cogitate_dots_work() {
+  uint32_t random = 1;
+  for (int round = 0; round < 64; round++) {
+    alignas(64) uint32_t w[kLanes];
+    for (auto& word : w) word = random = random * 1664525u + 1013904223u;
+    const uint32_t a = random = random * 1664525u + 1013904223u;
+    const IVec whole = dot_quads(IVec{} + 7, load_words(w), a);
+    // Bfloat16 of a size near one: any sign and fraction, one of four exponents.
+    const auto tame = [](uint32_t x) { return (x & 0x80ff80ffu) | 0x3f003f00u; };
+    alignas(64) uint32_t pairs[kLanes];
+    for (int i = 0; i < kLanes; i++) pairs[i] = tame(w[i]);
+    const Vec real = dot_pairs(all(0.5f), load_words(pairs), tame(a));
+    for (int i = 0; i < kLanes; i++) {
+      int32_t sum = 7;
+      for (int b = 0; b < 32; b += 8) sum += int32_t(uint8_t(w[i] >> b)) * int8_t(a >> b);
+      double exact = 0.5;
+      for (int b = 0; b < 32; b += 16)
+        exact += double(to_float(BFloat16{uint16_t(pairs[i] >> b)})) *
+                 to_float(BFloat16{uint16_t(tame(a) >> b)});
+      if (sum != whole[i] || std::fabs(exact - real[i]) > 1e-4) return 0;
+    }
+  }
+  return 1;
+}
+
 void* cogitate_new(const CogitateConfig* config) { return new Model(*config); }
 
 void cogitate_free(void* model) { delete static_cast<Model*>(model); }
