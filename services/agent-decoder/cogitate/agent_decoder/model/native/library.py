@@ -136,7 +136,7 @@ def load() -> ctypes.CDLL:
         "allocate": (pointer, number),
         "copy_blocks": (pointer, pointer, number),
         "step": (pointer, pointer),
-        "sample": (pointer, pointer, pointer, number, number, *([pointer] * 7)),
+        "sample": (pointer, pointer, pointer, number, number, *([pointer] * 10)),
     }
     for name, arguments in signatures.items():
         getattr(library, f"cogitate_{name}").argtypes = arguments

@@ -19,7 +19,6 @@ from cogitate.agent_decoder.core.sampling import (
     Row,
     Sampled,
     adjust_all,
-    choose,
 )
 from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.core.work import Precision
@@ -175,31 +174,32 @@ class NativeRunner:
     # -- sampling ----------------------------------------------------------------------------
 
     def sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
-        """Draws in float, sums in double; rows with top-k, top-p or min-p are drawn by torch."""
+        """Draws in float, sums in double."""
         logits = logits.contiguous()
         adjusted = adjust_all(logits, rows)
-        tokens = np.full(len(rows), -1, dtype=np.int32)
-        cut = [i for i, row in enumerate(rows) if row.params.cuts_tail]
-        if cut:
-            tokens[cut] = choose(adjusted[cut], [rows[i] for i in cut]).numpy()
         num_top = min(CONFIDENCE_TOP_K, self.config.vocab_size)
-        # temperatures, uniforms, log probabilities, confidences
-        numbers = np.empty((4, len(rows)), dtype=np.float64)
-        numbers[0] = [row.params.temperature for row in rows]
+        params = [row.params for row in rows]
+        whole = np.zeros((2, len(rows)), dtype=np.int32)  # top-k, tokens
+        whole[0] = [each.top_k for each in params]
+        # temperatures, draws, top-p, min-p; log probabilities, confidences
+        numbers = np.empty((6, len(rows)), dtype=np.float64)
+        numbers[0] = [each.temperature for each in params]
         numbers[1] = [row.draw for row in rows]
+        numbers[2] = [each.top_p for each in params]
+        numbers[3] = [each.min_p for each in params]
         top_logprobs = np.empty((len(rows), num_top), dtype=np.float32)
         top_ids = np.empty((len(rows), num_top), dtype=np.int32)
-        first, line = numbers.ctypes.data, numbers.strides[0]
+        lines = [numbers.ctypes.data + i * numbers.strides[0] for i in range(6)]
         self._library.cogitate_sample(
-            self._model, logits.data_ptr(), adjusted.data_ptr(), len(rows), num_top,
-            first, first + line, tokens.ctypes.data, first + 2 * line, first + 3 * line,
+            self._model, logits.data_ptr(), adjusted.data_ptr(), len(rows), num_top, *lines[:4],
+            whole.ctypes.data, whole.ctypes.data + whole.strides[0], *lines[4:],
             top_logprobs.ctypes.data, top_ids.ctypes.data,
         )  # fmt: skip
         top: list[tuple[list[int], list[float]]] = [([], [])] * len(rows)
         for i, row in enumerate(rows):
             if count := row.params.logprobs:
                 top[i] = top_ids[i, :count].tolist(), top_logprobs[i, :count].tolist()
-        return Sampled(tokens.tolist(), numbers[2].tolist(), numbers[3].tolist(), top)
+        return Sampled(whole[1].tolist(), numbers[4].tolist(), numbers[5].tolist(), top)
 
 
 def _lay_out(

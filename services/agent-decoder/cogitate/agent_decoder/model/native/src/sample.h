@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "vec.h"
@@ -73,6 +74,60 @@ struct Likeliest {
   int32_t id;
 };
 
+static inline bool likelier(const Likeliest& a, const Likeliest& b) {
+  return a.value != b.value ? a.value > b.value : a.id < b.id;
+}
+
+// Which tokens may be drawn at all; 0, 1 and 0 let all of them.
+struct Tail {
+  int32_t top_k;
+  double top_p, min_p;
+
+  bool cuts() const { return top_k > 0 || top_p < 1.0 || min_p > 0.0; }
+};
+
+// Logits with -infinity in place of what the tail loses. Each of the three looks at the whole
+// distribution; tokens as likely as the k-th all pass. Source: keep_mask of core/sampling.py.
+static inline std::vector<float> cut_tail(const float* logits, int count, float temperature,
+                                          const Tail& tail) {
+  const float top = largest_of(logits, count), scale = 1.0f / temperature;
+  std::vector<float> kept(logits, logits + count), weights(kept);
+  if (tail.top_k > 0 && tail.top_k < count) {
+    std::nth_element(weights.begin(), weights.begin() + tail.top_k - 1, weights.end(),
+                     std::greater<float>());
+    const float least = weights[tail.top_k - 1];
+    for (float& x : kept) x = x >= least ? x : -INFINITY;
+  }
+  weights.assign((count + kLanes - 1) / kLanes * kLanes, -INFINITY);
+  std::copy(logits, logits + count, weights.begin());
+  double total = 0.0;
+  for (int i = 0; i < count; i += kLanes) {
+    const Vec w = exp((load(&weights[i]) - top) * scale);
+    store(&weights[i], w);
+    total += sum(w);
+  }
+  if (tail.min_p > 0.0)
+    for (int i = 0; i < count; i++) kept[i] = weights[i] >= tail.min_p ? kept[i] : -INFINITY;
+  if (tail.top_p >= 1.0) return kept;
+  // All tokens under this together are less than the tail, so none of them stays.
+  const double least = (1.0 - tail.top_p) * total / count * 0.999;
+  std::vector<Likeliest> some;
+  for (int i = 0; i < count; i++) {
+    if (weights[i] >= least)
+      some.push_back({weights[i], i});
+    else
+      kept[i] = -INFINITY;
+  }
+  std::sort(some.begin(), some.end(), likelier);
+  double before = 0.0;
+  for (const Likeliest& one : some) {
+    // A token stays if the mass before it is still under top_p: the first always stays.
+    if (before > 0.0 && before >= tail.top_p * total) kept[one.id] = -INFINITY;
+    before += one.value;
+  }
+  return kept;
+}
+
 // Log probabilities under softmax(logits): of `token`, and of the `wanted` likeliest tokens, likeliest
 // first, ties to the lower id. Returns the token's.
 static inline float report(const float* logits, int count, int token, int wanted,
@@ -83,18 +138,15 @@ static inline float report(const float* logits, int count, int token, int wanted
     total += exp_sum(logits + from, std::min(kSumBlock, count - from), top, 1.0f);
   const float norm = top + float(std::log(total));
   // A heap of the best so far; most vectors hold nothing that enters it.
-  const auto better = [](const Likeliest& a, const Likeliest& b) {
-    return a.value != b.value ? a.value > b.value : a.id < b.id;
-  };
   int held = 0;
   const auto offer = [&](float value, int id) {
     if (held < wanted) {
       likeliest[held++] = {value, id};
-      std::push_heap(likeliest, likeliest + held, better);
+      std::push_heap(likeliest, likeliest + held, likelier);
     } else if (value > likeliest[0].value) {
-      std::pop_heap(likeliest, likeliest + held, better);
+      std::pop_heap(likeliest, likeliest + held, likelier);
       likeliest[held - 1] = {value, id};
-      std::push_heap(likeliest, likeliest + held, better);
+      std::push_heap(likeliest, likeliest + held, likelier);
     }
   };
   int i = 0;
@@ -108,7 +160,7 @@ static inline float report(const float* logits, int count, int token, int wanted
     for (int lane = 0; lane < kLanes; lane++) offer(logits[i + lane], i + lane);
   }
   for (; i < count; i++) offer(logits[i], i);
-  std::sort_heap(likeliest, likeliest + held, better);
+  std::sort_heap(likeliest, likeliest + held, likelier);
   for (int j = 0; j < held; j++) likeliest[j].value -= norm;
   return logits[token] - norm;
 }

@@ -375,20 +375,26 @@ void cogitate_step(void* handle, const CogitateStep* step) {
   static_cast<Model*>(handle)->step(*step);
 }
 
-// Draws a token for each row of `adjusted` (count, vocab) unless tokens[i] is one already (not -1),
+// Draws a token for each row of `adjusted` (count, vocab), of what top_ks, top_ps and min_ps let,
 // and reports log probabilities from `logits`, the model's own: of the token and of the `wanted`
 // likeliest; confidences are the mean of these, negated. Temperature 0 is greedy.
 void cogitate_sample(void* handle, const float* logits, const float* adjusted, int count, int wanted,
-                     const double* temperatures, const double* uniforms, int32_t* tokens,
+                     const double* temperatures, const double* uniforms, const double* top_ps,
+                     const double* min_ps, const int32_t* top_ks, int32_t* tokens,
                      double* logprobs, double* confidences, float* top_logprobs,
                      int32_t* top_ids) {
   Model& m = *static_cast<Model*>(handle);
   const int vocab = m.c.vocab;
   m.pool.run(count, [&](int i, int) {
     const float* row = adjusted + size_t(i) * vocab;
-    if (tokens[i] < 0)
-      tokens[i] = temperatures[i] > 0.0 ? draw(row, vocab, float(temperatures[i]), uniforms[i])
-                                        : greedy(row, vocab);
+    const Tail tail{top_ks[i], top_ps[i], min_ps[i]};
+    const float temperature = float(temperatures[i]);
+    if (temperature <= 0.0f)
+      tokens[i] = greedy(row, vocab);
+    else if (tail.cuts())
+      tokens[i] = draw(cut_tail(row, vocab, temperature, tail).data(), vocab, temperature, uniforms[i]);
+    else
+      tokens[i] = draw(row, vocab, temperature, uniforms[i]);
     std::vector<Likeliest> likeliest(wanted);
     logprobs[i] = report(logits + size_t(i) * vocab, vocab, tokens[i], wanted, likeliest.data());
     double total = 0.0;
