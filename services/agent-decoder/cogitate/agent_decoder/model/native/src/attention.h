@@ -47,87 +47,132 @@ struct Tile {
   int first, count, shared;
 };
 
+// Calls f with a number of rows as a constant, at most the rows that are left; returns it.
+template <class F>
+static inline int some_rows(int left, F&& f) {
+#define COGITATE_CASE(R) \
+  if (left >= R) return f(std::integral_constant<int, R>()), R;
+#if defined(__AVX512F__)
+  COGITATE_CASE(6) COGITATE_CASE(4)
+#endif
+  COGITATE_CASE(3) COGITATE_CASE(2)
+#undef COGITATE_CASE
+  return f(std::integral_constant<int, 1>()), 1;
+}
+
 // The running state of up to kMaxQueries queries of one key head.
 template <class T>
 class Attend {
  public:
-  Attend(const Cache<T>& cache, int head, int rows) : cache_(cache), head_(head), rows_(rows) {
+  Attend(const Cache<T>& cache, int head, int rows)
+      : cache_(cache), head_(head), dim_(cache.head_dim) {
     for (int r = 0; r < rows; r++) {
       largest_[r] = -INFINITY;
       total_[r] = 0.0f;
-      std::fill(mixed_[r], mixed_[r] + cache.head_dim, 0.0f);
     }
+    std::fill(mixed_, mixed_ + rows * dim_, 0.0f);
   }
 
-  float* query(int r) { return query_[r]; }
+  float* query(int r) { return query_ + r * dim_; }
 
   // Rows from .. from + count - 1 look at a chunk; row r sees the first `visible[r]` positions.
   void look(const int32_t* table, int chunk, int from, int count, const int* visible) {
     int most = 0;
     for (int r = from; r < from + count; r++) most = std::max(most, visible[r]);
+    most = std::min(most, kChunk);
     if (most <= 0) return;
-    const int blocks = (std::min(most, kChunk) + kBlock - 1) / kBlock;
-    for (int b = 0; b < blocks; b++) {
-      const T* keys = cache_.keys(table[chunk * kChunkBlocks + b], head_);
-      for (int r = from; r < from + count;) r += score_some(keys, b, r, from + count - r);
-    }
+    const int32_t* blocks = table + chunk * kChunkBlocks;
+    const int num_blocks = (most + kBlock - 1) / kBlock;
+    for (int r = from; r < from + count;)
+      r += some_rows(from + count - r, [&](auto rows) { score<decltype(rows)::value>(blocks, num_blocks, r); });
     for (int r = from; r < from + count; r++)
-      if (visible[r] > 0) weigh(r, blocks, std::min(visible[r], kChunk));
-      else std::fill(score_[r], score_[r] + blocks * kBlock, 0.0f);
-    const int dims = cache_.head_dim / kLanes;
-    for (int b = 0; b < blocks; b++) {
-      const T* values = cache_.values(table[chunk * kChunkBlocks + b], head_);
-      const int positions = std::min(kBlock, std::min(most, kChunk) - b * kBlock);
-      for (int d = 0; d < dims; d++)
-        for (int r = from; r < from + count;)
-          r += mix_some(values + d * kLanes, d, b * kBlock, positions, r, from + count - r);
-    }
+      if (visible[r] > 0)
+        weigh(r, num_blocks, std::min(visible[r], kChunk));
+      else
+        std::fill(score_[r], score_[r] + num_blocks * kBlock, 0.0f);
+    for (int d = 0; d < dim_; d += 4 * kLanes)
+      for (int r = from; r < from + count;)
+        r += some_rows(from + count - r, [&](auto rows) {
+          constexpr int R = decltype(rows)::value;
+          switch (std::min(4, (dim_ - d) / kLanes)) {
+            case 1: return mix<R, 1>(blocks, most, d, r);
+            case 2: return mix<R, 2>(blocks, most, d, r);
+            case 3: return mix<R, 3>(blocks, most, d, r);
+            default: return mix<R, 4>(blocks, most, d, r);
+          }
+        });
   }
 
   void finish(int r, float* out) const {
     const float scale = 1.0f / total_[r];
-    for (int d = 0; d < cache_.head_dim; d += kLanes) store(out + d, load(mixed_[r] + d) * scale);
+    for (int d = 0; d < dim_; d += kLanes)
+      store(out + d, load(mixed_ + r * dim_ + d) * scale);
   }
 
  private:
+  // Two blocks at a time, so that a query's number is broadcast once for both.
   template <int R>
-  void score(const T* keys, int b, int r) {
-    Vec s[R];
-#pragma GCC unroll 12
-    for (int i = 0; i < R; i++) s[i] = Vec{};
-    for (int d = 0; d < cache_.head_dim; d++) {
-      const Vec k = load(keys + d * kBlock);
-#pragma GCC unroll 12
-      for (int i = 0; i < R; i++) s[i] += query_[r + i][d] * k;
+  void score(const int32_t* blocks, int count, int r) {
+    int b = 0;
+    for (; b + 1 < count; b += 2) score_blocks<R, 2>(blocks + b, b, r);
+    if (b < count) score_blocks<R, 1>(blocks + b, b, r);
+  }
+
+  template <int R, int B>
+  void score_blocks(const int32_t* blocks, int b, int r) {
+    const T* keys[B];
+    Vec s[R][B];
+    for (int j = 0; j < B; j++) keys[j] = cache_.keys(blocks[j], head_);
+#pragma GCC unroll 6
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < B; j++) s[i][j] = Vec{};
+    const float* query = query_ + r * dim_;
+    for (int d = 0; d < dim_; d++) {
+      Vec k[B];
+#pragma GCC unroll 2
+      for (int j = 0; j < B; j++) k[j] = load(keys[j] + d * kBlock);
+#pragma GCC unroll 6
+      for (int i = 0; i < R; i++) {
+        const float q = query[i * dim_ + d];
+#pragma GCC unroll 2
+        for (int j = 0; j < B; j++) s[i][j] += q * k[j];
+      }
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < R; i++) store(score_[r + i] + b * kBlock, s[i]);
+#pragma GCC unroll 6
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < B; j++) store(score_[r + i] + (b + j) * kBlock, s[i][j]);
   }
 
-  int score_some(const T* keys, int b, int r, int left) {
-    if (left >= 6) return score<6>(keys, b, r), 6;
-    if (left >= 3) return score<3>(keys, b, r), 3;
-    return score<1>(keys, b, r), 1;
-  }
-
-  template <int R>
-  void mix(const T* values, int d, int first, int positions, int r) {
-    Vec m[R];
-#pragma GCC unroll 12
-    for (int i = 0; i < R; i++) m[i] = load(mixed_[r + i] + d * kLanes);
-    for (int p = 0; p < positions; p++) {
-      const Vec v = load(values + p * cache_.head_dim);
-#pragma GCC unroll 12
-      for (int i = 0; i < R; i++) m[i] += score_[r + i][first + p] * v;
+  // R rows and V vectors of a value stay in registers over all positions of the chunk.
+  template <int R, int V>
+  void mix(const int32_t* blocks, int positions, int d, int r) {
+    Vec m[R][V];
+    float* mixed = mixed_ + r * dim_ + d;
+#pragma GCC unroll 6
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < V; j++) m[i][j] = load(mixed + i * dim_ + j * kLanes);
+    for (int from = 0; from < positions; from += kBlock) {
+      const T* values = cache_.values(blocks[from / kBlock], head_) + d;
+      const int end = std::min(positions - from, kBlock);
+      for (int p = 0; p < end; p++) {
+        Vec v[V];
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) v[j] = load(values + p * dim_ + j * kLanes);
+#pragma GCC unroll 6
+        for (int i = 0; i < R; i++) {
+          const float w = score_[r + i][from + p];
+#pragma GCC unroll 4
+          for (int j = 0; j < V; j++) m[i][j] += w * v[j];
+        }
+      }
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < R; i++) store(mixed_[r + i] + d * kLanes, m[i]);
-  }
-
-  int mix_some(const T* values, int d, int first, int positions, int r, int left) {
-    if (left >= 6) return mix<6>(values, d, first, positions, r), 6;
-    if (left >= 3) return mix<3>(values, d, first, positions, r), 3;
-    return mix<1>(values, d, first, positions, r), 1;
+#pragma GCC unroll 6
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < V; j++) store(mixed + i * dim_ + j * kLanes, m[i][j]);
   }
 
   // Scores become weights; what was mixed so far shrinks to the new maximum.
@@ -143,20 +188,18 @@ class Attend {
       store(s + b * kBlock, w);
       added += w;
     }
-    const float shrink = lane_exp(before - now);
+    const float shrink = before == now ? 1.0f : exp(all(before - now))[0];
     total_[r] = total_[r] * shrink + sum(added);
     largest_[r] = now;
-    if (shrink != 1.0f)
-      for (int d = 0; d < cache_.head_dim; d += kLanes)
-        store(mixed_[r] + d, load(mixed_[r] + d) * shrink);
+    if (shrink == 1.0f) return;
+    for (int d = r * dim_; d < (r + 1) * dim_; d += kLanes)
+      store(mixed_ + d, load(mixed_ + d) * shrink);
   }
 
-  static float lane_exp(float x) { return exp(all(x))[0]; }
-
   const Cache<T>& cache_;
-  int head_, rows_;
-  alignas(64) float query_[kMaxQueries][kMaxHead];
-  alignas(64) float mixed_[kMaxQueries][kMaxHead];
+  const int head_, dim_;
+  alignas(64) float query_[kMaxQueries * kMaxHead];
+  alignas(64) float mixed_[kMaxQueries * kMaxHead];
   alignas(64) float score_[kMaxQueries][kChunk];
   float largest_[kMaxQueries], total_[kMaxQueries];
 };

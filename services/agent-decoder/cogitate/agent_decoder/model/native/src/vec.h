@@ -107,23 +107,36 @@ static inline IVec dot_quads(IVec sum, UVec w, uint32_t a) {
 #endif
 }
 
+template <int... I>
+static inline Vec pick(Vec v) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, I...);
+#else
+  return __builtin_shuffle(v, IVec{I...});
+#endif
+}
+
+// The upper lanes of a half, a quarter, an eighth, a sixteenth, moved to the front.
+static inline Vec upper8(Vec v) { return pick<8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15>(v); }
+static inline Vec upper4(Vec v) { return pick<4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7>(v); }
+static inline Vec upper2(Vec v) { return pick<2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3>(v); }
+static inline Vec upper1(Vec v) { return pick<1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1>(v); }
+
 // Adds the lanes in one fixed order.
 static inline float sum(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = kLanes / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-  return lanes[0];
+  v += upper8(v);
+  v += upper4(v);
+  v += upper2(v);
+  return (v + upper1(v))[0];
 }
 
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 static inline float largest(Vec v) {
-  float lanes[kLanes], best;
-  store(lanes, v);
-  best = lanes[0];
-  for (int i = 1; i < kLanes; i++) best = lanes[i] > best ? lanes[i] : best;
-  return best;
+  v = larger(upper8(v), v);
+  v = larger(upper4(v), v);
+  v = larger(upper2(v), v);
+  return larger(upper1(v), v)[0];
 }
 
 // e^x for x <= 88 to about one unit in the last place; 0 below -87. NaN stays NaN.
