@@ -14,7 +14,6 @@ from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.core.sequence import Position, Sequence
 from cogitate.agent_decoder.model import invariance
 from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
-from cogitate.agent_decoder.model.looks import Tiles
 from cogitate.agent_decoder.model.native import library
 from cogitate.agent_decoder.model.native.runner import BLOCK_SIZE, NativeRunner, misfit
 from cogitate.agent_decoder.model.runner import ModelRunner, TorchRunner
@@ -87,8 +86,8 @@ def tiled(c: LlamaConfig, dtype: torch.dtype = torch.float32) -> TorchRunner:
     """Torch in fixed shapes."""
     torch.set_num_threads(1)  # products this small are not worth two
     llama = Llama(c, weights_of(c), dtype=dtype, device=torch.device("cpu"))
-    tiles = Tiles.of(c)
-    assert invariance.misfit(llama, tiles) == ""
+    tiles, obstacle = invariance.find_tiles(llama)
+    assert tiles is not None, obstacle
     made = TorchRunner(llama, tiles=tiles)
     made.allocate(NUM_BLOCKS, BLOCK_SIZE)
     return made

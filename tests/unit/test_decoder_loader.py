@@ -105,6 +105,22 @@ def test_batch_invariance_is_promised_only_where_it_was_seen(
         loader.load("tiny", directory, Wanted("cpu", step="torch", batch_invariant="on"))
 
 
+def test_wide_tiles_are_taken_only_where_they_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_tiny_model(tmp_path)
+    runner, feed = load(directory).runner, Llama.feed
+
+    def uneven(*args: Any) -> torch.Tensor:
+        made = feed(*args)
+        return by_place(made) if len(made) > 16 else made
+
+    monkeypatch.setattr(Llama, "feed", uneven)
+    without = load(directory).runner
+    assert without.batch_invariant and without.build.endswith("wide=0)")
+    assert runner.batch_invariant and not runner.build.endswith("wide=0)")
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -66,8 +66,8 @@ def _tiles(llama: Llama, wanted: Wanted) -> Tiles | None:
     auto = wanted.batch_invariant == "auto"
     if wanted.batch_invariant == "off" or (auto and llama.device.type != "cpu"):
         return None
-    tiles = Tiles.of(llama.config)
-    if not (obstacle := invariance.misfit(llama, tiles)):
+    tiles, obstacle = invariance.find_tiles(llama)
+    if tiles is not None:
         return tiles
     if not auto:
         raise ValueError(f"torch cannot be batch-invariant here: {obstacle}")

@@ -73,6 +73,7 @@ def build_step(
         logit_rows=None if all_last else torch.tensor(last_rows, device=device),
         looks=looks,
         tile=tiles.rows if tiles is not None else 0,
+        wide=tiles.wide if tiles is not None else 0,
     )
 
 

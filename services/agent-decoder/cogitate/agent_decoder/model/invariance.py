@@ -8,43 +8,61 @@ before the promise is made.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from cogitate.agent_decoder.model.attention import Attend, Look
 from cogitate.agent_decoder.model.llama import Llama
 from cogitate.agent_decoder.model.looks import Tiles
 
+# Computes some rows, given by their numbers, in one tile.
+_Trial = Callable[[torch.Tensor], torch.Tensor]
+# Rows of larger tiles: a weight is read as often as there are tiles.
+_WIDE = 64
+
 
 @torch.inference_mode()
-def misfit(llama: Llama, tiles: Tiles) -> str:
-    """Where a row's numbers depend on its place or its neighbours, as a phrase; empty if nowhere.
+def find_tiles(llama: Llama) -> tuple[Tiles | None, str]:
+    """Shapes in which a row's numbers depend neither on its place nor on its neighbours.
 
-    Linear layers are tried on the first layer: the others have the same shapes.
+    None where there are none, with where it fails as a phrase. Linear layers are tried on the first
+    layer: the others have the same shapes.
     """
-    c, dice = llama.config, torch.Generator().manual_seed(0)
+    c, tiles, dice = llama.config, Tiles.of(llama.config), torch.Generator().manual_seed(0)
 
     def rows(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=dice).to(llama.device, llama.dtype)
 
-    layer, turns = llama.layers[0], rows(tiles.rows, 1, c.head_dim // 2).to(torch.complex64)
-    mixed = rows(tiles.rows, c.num_heads * c.head_dim)
-    hidden = rows(tiles.rows, c.hidden_size)
-    trials: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    layer, turns = llama.layers[0], rows(_WIDE, 1, c.head_dim // 2).to(torch.complex64)
+    mixed, hidden = rows(_WIDE, c.num_heads * c.head_dim), rows(_WIDE, c.hidden_size)
+    trials: dict[str, _Trial] = {
         "projections": lambda places: llama.project(layer, hidden[places], turns[places]),
         "feed-forward layers": lambda places: llama.feed(layer, hidden[places], mixed[places]),
         "the head": lambda places: llama.head(hidden[places]),
     }
     for name, compute in trials.items():
         if not _same_in_every_place(compute, torch.arange(tiles.rows, device=llama.device)):
-            return f"{name} give a row other bits in another place"
+            return None, f"{name} give a row other bits in another place"
     if not _attention_is_the_same(llama, tiles, rows):
-        return "attention gives a query other bits in another place"
-    return ""
+        return None, "attention gives a query other bits in another place"
+    places = torch.arange(_WIDE, device=llama.device)
+    if all(_same_in_wide_tiles(trial, places, tiles.rows) for trial in trials.values()):
+        tiles = replace(tiles, wide=_WIDE)
+    return tiles, ""
 
 
-def _same_in_every_place(
-    compute: Callable[[torch.Tensor], torch.Tensor], places: torch.Tensor
-) -> bool:
+def _same_in_wide_tiles(compute: _Trial, places: torch.Tensor, size: int) -> bool:
+    """Whether rows come out of one wide tile as of small ones, whatever their place in either."""
+    return all(
+        torch.equal(
+            compute(places.roll(by)),
+            torch.cat([compute(part) for part in places.roll(by).view(-1, size)]),
+        )
+        for by in range(len(places) // size + 1)
+    )
+
+
+def _same_in_every_place(compute: _Trial, places: torch.Tensor) -> bool:
     """Whether rows that are moved, and one that is everywhere, come out with the same bits."""
     whole = compute(places)
     moved = (compute(places.roll(by)).roll(-by, 0) for by in range(1, len(places)))

@@ -70,6 +70,7 @@ class StepInput:
     logit_rows: torch.Tensor | None  # (R,) int64: rows whose logits are wanted; None means all
     looks: tuple[Look, ...] = ()  # for rows that are in no group, in the order they are merged
     tile: int = 0  # rows of a tile; 0: all in one
+    wide: int = 0  # rows of larger tiles, that come first; a multiple of tile, or 0: none
 
 
 class Layer:
@@ -131,7 +132,7 @@ class Llama:
         hidden, turns = _pad(hidden, step.tile), _pad(turns, step.tile)
         masks = [self._score_mask(group) for group in step.groups]
         looks = [look.placed(self.config.num_kv_heads, len(hidden)) for look in step.looks]
-        tiles = _tiles(len(hidden), step.tile)
+        tiles = _tiles(len(hidden), step)
         for layer, kv in zip(self.layers, cache, strict=True):
             qkv = _join([self.project(layer, hidden[tile], turns[tile]) for tile in tiles])
             mixed = self._attend(qkv, step, masks, looks, kv)
@@ -140,7 +141,7 @@ class Llama:
         if step.logit_rows is not None:
             last = hidden.index_select(0, step.logit_rows)
         num, last = len(last), _pad(last, step.tile)
-        return _join([self.head(last[tile]) for tile in _tiles(len(last), step.tile)])[:num]
+        return _join([self.head(last[tile]) for tile in _tiles(len(last), step)])[:num]
 
     def project(self, layer: Layer, hidden: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         """hidden (T, hidden) → queries, keys and values, normed and turned: (T, (H + 2 K) D)."""
@@ -212,9 +213,13 @@ class Llama:
         return mixed.permute(0, 3, 1, 2, 4).reshape(num, length, c.num_heads, c.head_dim)
 
 
-def _tiles(rows: int, tile: int) -> list[slice]:
+def _tiles(rows: int, step: StepInput) -> list[slice]:
     """The rows of each tile, in order."""
-    return [slice(i, i + tile) for i in range(0, rows, tile)] if tile else [slice(None)]
+    if not step.tile:
+        return [slice(None)]
+    behind = rows - rows % step.wide if step.wide else 0
+    wide = [slice(i, i + step.wide) for i in range(0, behind, step.wide or 1)]
+    return wide + [slice(i, i + step.tile) for i in range(behind, rows, step.tile)]
 
 
 def _pad(x: torch.Tensor, tile: int) -> torch.Tensor:

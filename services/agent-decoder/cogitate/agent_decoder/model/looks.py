@@ -24,10 +24,11 @@ _WORTH_SHARING = 64
 class Tiles:
     """The shapes of every product of a step whose rows do not depend on the step."""
 
-    rows: int  # of the linear layers
+    rows: int  # of the linear layers: a step is padded to whole tiles
     queries: int  # of a look
     positions: int  # of context in a look, counted from the first: also its own order of summing
     looks: int  # in one product
+    wide: int = 0  # rows of larger tiles that come first, where they give the same bits; 0: none
 
     @classmethod
     def of(cls, config: LlamaConfig) -> Tiles:

@@ -51,7 +51,7 @@ class TorchRunner:
     """The plain way, on any device."""
 
     def __init__(self, llama: Llama, *, tiles: Tiles | None = None) -> None:
-        """tiles: shapes in which a row's numbers are its own, as ``invariance.misfit`` checks."""
+        """tiles: shapes in which a row's numbers are its own, of ``invariance.find_tiles``."""
         self._llama, self._tiles = llama, tiles
         self.batch_invariant = tiles is not None
         self.config, self.device = llama.config, llama.device
