@@ -34,16 +34,28 @@ pytestmark = pytest.mark.property
 ID = {name: i for i, name in enumerate(CONTROL)}
 RESULT = tuple(Position(i) for i in (ID["result"], 40, 41, ID["end_result"]))
 SIZE = 16
-_models: list[LoadedModel] = []
+_models: dict[str, LoadedModel] = {}
+
+
+def loaded(step: str, directories: pytest.TempPathFactory) -> LoadedModel:
+    """The tiny model, on a runner whose rows are their own."""
+    if step not in _models:
+        directory = write_tiny_model(directories.mktemp("models"))
+        torch.set_num_threads(1)
+        wanted = Wanted(device="cpu", step=step, threads=1)
+        _models[step] = loader.load("tiny", directory, wanted)
+        assert _models[step].runner.batch_invariant
+    return _models[step]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    if not _models:
-        directory = write_tiny_model(tmp_path_factory.mktemp("models"))
-        _models.append(loader.load("tiny", directory, Wanted(device="cpu", threads=1)))
-        assert _models[0].runner.batch_invariant
-    return _models[0]
+    return loaded("native", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def by_torch(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return loaded("torch", tmp_path_factory)
 
 
 class Stage:
@@ -110,13 +122,13 @@ def gang(*agents: AgentStart, prefix: int = 20, **fields: Any) -> GangStart:
     return GangStart(tuple(Position(30 + i % 40) for i in range(prefix)), agents, **fields)
 
 
-_alone: dict[tuple[int, int, int, int], list[int]] = {}
+_alone: dict[tuple[int, int, int, int, int], list[int]] = {}
 
 
 def alone(model: LoadedModel, start: GangStart, agent_id: int) -> list[int]:
     """The tokens of an agent that has an engine for itself."""
     own = next(a for a in start.agents if a.agent_id == agent_id)
-    key = len(start.prefix), agent_id, own.seed, own.params.max_tokens
+    key = id(model), len(start.prefix), agent_id, own.seed, own.params.max_tokens
     if key not in _alone:
         stage = Stage(model)
         stage.engine.open(1, replace(start, agents=(own,), priority=0))
@@ -176,16 +188,33 @@ def play(stage: Stage, ops: list[tuple[str, int, int, int]], count: int) -> set[
     return killed
 
 
+PRESSURE = {
+    "gangs": GANGS,
+    "ops": OPS,
+    "spare": st.integers(0, 8),
+    "places": st.sampled_from([4, 6, 16]),
+    "chunk": st.sampled_from([5, 16, 512]),
+    "beside": st.sampled_from([None, 7]),
+}
+
+
 @settings(max_examples=25, deadline=None)
-@given(
-    gangs=GANGS,
-    ops=OPS,
-    spare=st.integers(0, 8),
-    places=st.sampled_from([4, 6, 16]),
-    chunk=st.sampled_from([5, 16, 512]),
-    beside=st.sampled_from([None, 7]),
-)
+@given(**PRESSURE)
 def test_agents_write_what_they_would_write_alone_under_any_pressure(
+    model: LoadedModel, **pressure: Any
+) -> None:
+    they_write_what_they_would_write_alone(model, **pressure)
+
+
+@settings(max_examples=8, deadline=None)
+@given(**PRESSURE)
+def test_agents_write_what_they_would_write_alone_by_torch(
+    by_torch: LoadedModel, **pressure: Any
+) -> None:
+    they_write_what_they_would_write_alone(by_torch, **pressure)
+
+
+def they_write_what_they_would_write_alone(
     model: LoadedModel,
     gangs: list[GangStart],
     ops: list[tuple[str, int, int, int]],

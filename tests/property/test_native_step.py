@@ -1,4 +1,4 @@
-"""The native step against torch, and against itself: bit-equal whatever else is in the step."""
+"""The native step against torch; both against themselves: bit-equal in any company."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from cogitate.agent_decoder.core.sampling import Row, SamplingParams, keep_mask, sample
 from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.core.sequence import Position, Sequence
+from cogitate.agent_decoder.model import invariance
 from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
 from cogitate.agent_decoder.model.native import library
 from cogitate.agent_decoder.model.native.runner import BLOCK_SIZE, NativeRunner, misfit
@@ -81,6 +82,17 @@ def reference(c: LlamaConfig) -> TorchRunner:
     return made
 
 
+def tiled(c: LlamaConfig, dtype: torch.dtype = torch.float32) -> TorchRunner:
+    """Torch in fixed shapes."""
+    torch.set_num_threads(1)  # products this small are not worth two
+    llama = Llama(c, weights_of(c), dtype=dtype, device=torch.device("cpu"))
+    tiles, obstacle = invariance.find_tiles(llama)
+    assert tiles is not None, obstacle
+    made = TorchRunner(llama, tiles=tiles)
+    made.allocate(NUM_BLOCKS, BLOCK_SIZE)
+    return made
+
+
 def sequence(tokens: list[int], blocks: list[int], num_computed: int = 0) -> Sequence:
     made = Sequence(pending=deque(Position(t) for t in tokens))
     made.block_table, made.num_computed = blocks, num_computed
@@ -110,6 +122,18 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 @pytest.fixture(scope="module")
 def runner() -> NativeRunner:
     return native(SHAPE)
+
+
+@pytest.fixture(scope="module", params=["native", "torch", "torch bfloat16"])
+def invariant(request: pytest.FixtureRequest) -> ModelRunner:
+    """Each runner whose rows are their own."""
+    made: ModelRunner
+    if request.param == "native":
+        made = native(SHAPE)
+    else:
+        made = tiled(SHAPE, torch.bfloat16 if "bfloat16" in request.param else torch.float32)
+    assert made.batch_invariant
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -225,23 +249,17 @@ def test_smaller_weights_stay_near(dtype: str, bound: float) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(chunk=st.integers(1, 90), length=st.integers(1, 150))
-def test_chunks_do_not_matter(runner: NativeRunner, chunk: int, length: int) -> None:
-    (whole,) = compute(runner, sequence(tokens(length), list(range(10))))
-    (cut,) = compute(runner, sequence(tokens(length), list(range(20, 30))), chunk=chunk)
+def test_chunks_do_not_matter(invariant: ModelRunner, chunk: int, length: int) -> None:
+    (whole,) = compute(invariant, sequence(tokens(length), list(range(10))))
+    (cut,) = compute(invariant, sequence(tokens(length), list(range(20, 30))), chunk=chunk)
     assert torch.equal(whole, cut)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    prefix=st.integers(1, 140),
-    own=st.lists(st.integers(1, 30), min_size=1, max_size=20),
-    threads=st.sampled_from([1, 2, 3]),
-)
-def test_siblings_on_a_shared_prefix_do_not_matter(
-    prefix: int, own: list[int], threads: int
-) -> None:
+SIBLINGS = st.lists(st.integers(1, 30), min_size=1, max_size=20)
+
+
+def siblings_do_not_matter(runner: ModelRunner, prefix: int, own: list[int]) -> None:
     """Invariant 4: among any others an agent computes what it computes alone."""
-    runner = native(SHAPE, threads=threads)
     root = sequence(tokens(prefix), list(range(9)))
     compute(runner, root)
     full = prefix // BLOCK_SIZE
@@ -257,22 +275,37 @@ def test_siblings_on_a_shared_prefix_do_not_matter(
         assert torch.equal(together[i], compute(runner, alone)[0])
 
 
-def test_a_long_neighbour_in_the_same_step_does_not_matter(runner: NativeRunner) -> None:
-    (alone,) = compute(runner, sequence(tokens(33), [1, 2, 3]))
+@settings(max_examples=40, deadline=None)
+@given(prefix=st.integers(1, 140), own=SIBLINGS, threads=st.sampled_from([1, 2, 3]))
+def test_siblings_on_a_shared_prefix_do_not_matter(
+    prefix: int, own: list[int], threads: int
+) -> None:
+    siblings_do_not_matter(native(SHAPE, threads=threads), prefix, own)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=3, deadline=None)
+@given(prefix=st.integers(1, 140), own=st.lists(st.integers(1, 30), min_size=1, max_size=7))
+def test_siblings_do_not_matter_by_torch(shape: str, prefix: int, own: list[int]) -> None:
+    siblings_do_not_matter(tiled(SHAPES[shape]), prefix, own)
+
+
+def test_a_long_neighbour_in_the_same_step_does_not_matter(invariant: ModelRunner) -> None:
+    (alone,) = compute(invariant, sequence(tokens(33), [1, 2, 3]))
     both = compute(
-        runner, sequence(tokens(180, 5), list(range(20, 32))), sequence(tokens(33), [4, 5, 6])
+        invariant, sequence(tokens(180, 5), list(range(20, 32))), sequence(tokens(33), [4, 5, 6])
     )
     assert torch.equal(both[1], alone)
 
 
-def test_a_nan_stays_with_its_sequence(runner: NativeRunner) -> None:
-    (clean,) = compute(runner, sequence(tokens(20), [1, 2]))
+def test_a_nan_stays_with_its_sequence(invariant: ModelRunner) -> None:
+    (clean,) = compute(invariant, sequence(tokens(20), [1, 2]))
     broken = sequence(tokens(20), [3, 4])
     broken.pending[2] = Position(0, np.full(SHAPE.hidden_size, np.nan, dtype=np.float32))
-    beside = compute(runner, broken, sequence(tokens(20), [5, 6]))
+    beside = compute(invariant, broken, sequence(tokens(20), [5, 6]))
     assert beside[0].isnan().all() and torch.equal(beside[1], clean)
     # Whoever is given the poisoned blocks next sees nothing of it.
-    assert torch.equal(compute(runner, sequence(tokens(20), [3, 4]))[0], clean)
+    assert torch.equal(compute(invariant, sequence(tokens(20), [3, 4]))[0], clean)
 
 
 # -- sampling -------------------------------------------------------------------------------------

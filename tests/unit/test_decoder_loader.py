@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from cogitate.agent_decoder.model import loader
+from cogitate.agent_decoder.model.attention import Attend, Placed
 from cogitate.agent_decoder.model.backend import Wanted
+from cogitate.agent_decoder.model.llama import Llama
 from cogitate.kit.errors import EngineFailure
 from safetensors.torch import load_file, save_file
 
@@ -51,6 +53,72 @@ def test_the_build_digest_is_of_weights_and_type(tmp_path: Path) -> None:
     assert load(directory, "bfloat16").build_digest != first
     edit_weights(directory, lambda w: w["model.norm.weight"].mul_(2))
     assert load(directory).build_digest != first
+
+
+def test_batch_invariance_is_a_choice_and_another_build(tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    made = {
+        choice: loader.load("tiny", directory, Wanted("cpu", step="torch", batch_invariant=choice))
+        for choice in ("auto", "on", "off")
+    }
+    assert [m.runner.batch_invariant for m in made.values()] == [True, True, False]
+    assert made["auto"].build_digest == made["on"].build_digest != made["off"].build_digest
+
+
+def by_place(x: torch.Tensor) -> torch.Tensor:
+    """What a library does that rounds rows by their place."""
+    ulps = 1 + torch.arange(len(x)).view(-1, *[1] * (x.dim() - 1)) * 2e-7
+    return x * ulps
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("project", "projections"),
+        ("feed", "feed-forward"),
+        ("head", "the head"),
+        ("look", "attention"),
+    ],
+)
+def test_batch_invariance_is_promised_only_where_it_was_seen(
+    method: str,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    directory = write_tiny_model(tmp_path)
+    plain = getattr(Attend if method == "look" else Llama, method)
+
+    def look(self: Any, placed: Placed, kv: torch.Tensor) -> None:
+        plain(self, placed, kv)
+        self._mixed[placed.queries] = by_place(self._mixed[placed.queries])
+
+    if method == "look":
+        monkeypatch.setattr(Attend, "look", look)
+    else:
+        monkeypatch.setattr(Llama, method, lambda *args: by_place(plain(*args)))
+    made = load(directory)
+    assert not made.runner.batch_invariant
+    assert f"not batch-invariant: {why}" in caplog.text
+    with pytest.raises(EngineFailure, match=f"cannot be batch-invariant here: {why}"):
+        loader.load("tiny", directory, Wanted("cpu", step="torch", batch_invariant="on"))
+
+
+def test_wide_tiles_are_taken_only_where_they_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_tiny_model(tmp_path)
+    runner, feed = load(directory).runner, Llama.feed
+
+    def uneven(*args: Any) -> torch.Tensor:
+        made = feed(*args)
+        return by_place(made) if len(made) > 16 else made
+
+    monkeypatch.setattr(Llama, "feed", uneven)
+    without = load(directory).runner
+    assert without.batch_invariant and without.build.endswith("wide=0)")
+    assert runner.batch_invariant and not runner.build.endswith("wide=0)")
 
 
 @pytest.mark.parametrize(

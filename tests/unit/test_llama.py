@@ -12,6 +12,7 @@ from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.core.sequence import Position, Sequence
 from cogitate.agent_decoder.model.batch import build_step
 from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
+from cogitate.agent_decoder.model.looks import Tiles
 
 pytestmark = pytest.mark.unit
 
@@ -107,8 +108,8 @@ def step(llama: Llama, cache: Cache, *chunks: Chunk) -> torch.Tensor:
     return logits
 
 
-def sequence(positions: Seq[Position], blocks: Seq[int]) -> Sequence:
-    return Sequence(pending=deque(positions), block_table=list(blocks))
+def sequence(positions: Seq[Position], blocks: Seq[int], num_computed: int = 0) -> Sequence:
+    return Sequence(deque(positions), list(blocks), num_computed)
 
 
 def tokens(*ids: int) -> list[Position]:
@@ -197,6 +198,29 @@ def test_forks_share_full_blocks_and_copy_the_partial_one() -> None:
     for agent in (0, 1):
         written = [*prefix, *tokens(10 + agent, 20 + agent, 30)]
         close(logits[agent], reference(config, weights, written)[-1])
+
+
+@pytest.mark.parametrize("in_tiles", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
+def test_what_many_share_is_looked_at_once(heads: int, kv_heads: int, in_tiles: bool) -> None:
+    """Four on a prefix, one of them with a chunk, beside a stranger."""
+    config, weights = make(heads, kv_heads)
+    llama = Llama(config, weights, dtype=torch.float32, device=CPU)
+    cache = llama.new_cache(NUM_BLOCKS * BLOCK)
+    tiles = Tiles(rows=8, queries=2, positions=12, looks=2) if in_tiles else None
+    prefix = tokens(*range(24))
+    step(llama, cache, Chunk(sequence(prefix, [0, 2, 4, 6, 8, 10]), 24))
+    written = [[*prefix, *tokens(*range(30, 31 + i))] for i in (0, 0, 3, 0)]
+    made = [sequence(all_[24:], [0, 2, 4, 6, 8, 10, 11 + i], 24) for i, all_ in enumerate(written)]
+    chunks = [Chunk(one, len(one.pending)) for one in made]
+    stranger = tokens(7, 8, 9)
+    chunks.insert(2, Chunk(sequence(stranger, [15]), 3))
+    written.insert(2, stranger)
+    laid_out = build_step(chunks, BLOCK, NUM_BLOCKS * BLOCK, CPU, tiles)
+    assert laid_out.looks and len(laid_out.groups) == (0 if in_tiles else 1)
+    logits = llama.forward(laid_out, cache)
+    for row, positions in enumerate(written):
+        close(logits[row], reference(config, weights, positions)[-1])
 
 
 def test_a_neighbour_that_is_not_finite_harms_nobody() -> None:

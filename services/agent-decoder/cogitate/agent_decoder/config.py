@@ -20,6 +20,11 @@ class AgentDecoderConfig(ServiceConfig):
     device: str = knob("auto", "torch device: auto, cpu or cuda")
     dtype: str = knob("auto", "type of weights", choices=("auto", "float32", "bfloat16", "int8"))
     step: str = knob("auto", "what computes a step on a CPU", choices=("auto", "native", "torch"))
+    batch_invariant: str = knob(
+        "auto",
+        "torch computes in fixed shapes: no agent's numbers depend on others; auto: on CPUs",
+        choices=("auto", "on", "off"),
+    )
     threads: int = knob(0, "threads; 0 leaves torch's own choice", minimum=0, maximum=256)
     endpoint_id: str = knob("", "name in the fleet; empty makes one from provider and port")
     provider: str = knob("local", "who runs this endpoint")

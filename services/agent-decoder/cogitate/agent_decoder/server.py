@@ -115,6 +115,7 @@ async def build(config: AgentDecoderConfig, server: grpc.aio.Server) -> AgentDec
         step=config.step,
         threads=config.threads,
         block_size=config.block_size_count,
+        batch_invariant=config.batch_invariant,
     )
     model = await asyncio.to_thread(loader.load, config.model, directory, wanted)
     port = config.listen.rpartition(":")[2]

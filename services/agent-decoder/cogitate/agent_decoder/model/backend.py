@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cogitate.agent_decoder.model import invariance
 from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
+from cogitate.agent_decoder.model.looks import Tiles
 from cogitate.agent_decoder.model.native import library
 from cogitate.agent_decoder.model.native.runner import BLOCK_SIZE, NativeRunner, misfit
 from cogitate.agent_decoder.model.runner import ModelRunner, TorchRunner
@@ -32,6 +34,7 @@ class Wanted:
     step: str = "auto"  # auto, native, torch
     threads: int = 0  # 0: torch's own choice
     block_size: int = BLOCK_SIZE
+    batch_invariant: str = "auto"  # auto, on, off: of torch; the native step always is
 
 
 def choose_runner(
@@ -54,7 +57,22 @@ def choose_runner(
     dtype = wanted.dtype if wanted.dtype != "auto" else _best_dtype(weights, native=False)
     if device.type == "cuda" and wanted.dtype == "auto":
         dtype = "bfloat16"
-    return TorchRunner(Llama(config, weights, dtype=getattr(torch, dtype), device=device))
+    llama = Llama(config, weights, dtype=getattr(torch, dtype), device=device)
+    return TorchRunner(llama, tiles=_tiles(llama, wanted))
+
+
+def _tiles(llama: Llama, wanted: Wanted) -> Tiles | None:
+    """Fixed shapes, if they are wanted and keep what they are for. Raises ValueError."""
+    auto = wanted.batch_invariant == "auto"
+    if wanted.batch_invariant == "off" or (auto and llama.device.type != "cpu"):
+        return None
+    tiles, obstacle = invariance.find_tiles(llama)
+    if tiles is not None:
+        return tiles
+    if not auto:
+        raise ValueError(f"torch cannot be batch-invariant here: {obstacle}")
+    log.warning("steps are not batch-invariant: %s", obstacle)
+    return None
 
 
 def build_digest(directory: Path, runner: ModelRunner) -> str:

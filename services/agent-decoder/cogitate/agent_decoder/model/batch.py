@@ -8,10 +8,23 @@ import numpy as np
 import torch
 from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.model.llama import AttentionGroup, StepInput
+from cogitate.agent_decoder.model.looks import (
+    Padding,
+    Part,
+    Tiles,
+    by_length,
+    own_look,
+    shared_looks,
+    tiled_looks,
+)
 
 
 def build_step(
-    chunks: Sequence[Chunk], block_size: int, num_slots: int, device: torch.device
+    chunks: Sequence[Chunk],
+    block_size: int,
+    num_slots: int,
+    device: torch.device,
+    tiles: Tiles | None = None,
 ) -> StepInput:
     """Flattens the chunks in order; logits are wanted of each chunk's last row.
 
@@ -36,15 +49,18 @@ def build_step(
     slots = np.concatenate(
         [own[-chunk.length :] for own, chunk in zip(contexts, chunks, strict=True)]
     )
-    # Chunks of like length share a group: a long prefix does not pad a short tool result.
-    by_length: dict[int, list[int]] = {}
-    for i, chunk in enumerate(chunks):
-        by_length.setdefault(chunk.length.bit_length(), []).append(i)
-    groups = tuple(
-        _group([chunks[i] for i in members], [contexts[i] for i in members],
-               [starts[i] for i in members], num_slots, device)
-        for members in by_length.values()
-    )  # fmt: skip
+    rows = [
+        np.arange(start, start + chunk.length) for start, chunk in zip(starts, chunks, strict=True)
+    ]
+    parts = [Part(*of) for of in zip(chunks, contexts, rows, strict=True)]
+    groups: tuple[AttentionGroup, ...] = ()
+    if tiles is not None:
+        padding = Padding(len(token_ids) + -len(token_ids) % tiles.rows, num_slots, device)
+        looks = tuple(tiled_looks(parts, tiles, padding))
+    else:
+        padding = Padding(len(token_ids), num_slots, device)
+        looks, alone = shared_looks(parts, block_size, padding)
+        groups = tuple(_group(alike, padding) for alike in by_length(alone))
     last_rows = [start + chunk.length - 1 for start, chunk in zip(starts, chunks, strict=True)]
     all_last = len(chunks) == len(token_ids)
     return StepInput(
@@ -55,6 +71,9 @@ def build_step(
         embeddings=torch.from_numpy(np.stack(embeddings)).to(device) if embeddings else None,
         groups=groups,
         logit_rows=None if all_last else torch.tensor(last_rows, device=device),
+        looks=looks,
+        tile=tiles.rows if tiles is not None else 0,
+        wide=tiles.wide if tiles is not None else 0,
     )
 
 
@@ -65,30 +84,13 @@ def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
     return slots[: chunk.sequence.num_computed + chunk.length]
 
 
-def _group(
-    chunks: Sequence[Chunk],
-    contexts: Sequence[np.ndarray],
-    starts: Sequence[int],
-    num_slots: int,
-    device: torch.device,
-) -> AttentionGroup:
-    """Pads queries and contexts of the group's sequences to common lengths."""
-    num_queries = max(chunk.length for chunk in chunks)
-    num_context = max(len(slots) for slots in contexts)
-    slots = np.full((len(chunks), num_context), num_slots, dtype=np.int64)
-    rows = np.zeros((len(chunks), num_queries), dtype=np.int64)
+def _group(parts: Sequence[Part], padding: Padding) -> AttentionGroup:
+    """Pads queries and contexts of sequences that share nothing to common lengths."""
+    look = own_look(parts, padding)
+    assert look.visible is not None
+    valid = look.rows != padding.row
     # A padded query sees the first position only: finite, and thrown away.
-    last_seen = np.zeros((len(chunks), num_queries), dtype=np.int64)
-    valid = np.zeros((len(chunks), num_queries), dtype=bool)
-    for i, (chunk, own, start) in enumerate(zip(chunks, contexts, starts, strict=True)):
-        slots[i, : len(own)] = own
-        rows[i, : chunk.length] = np.arange(start, start + chunk.length)
-        valid[i, : chunk.length] = True
-        last_seen[i, : chunk.length] = np.arange(len(own) - chunk.length, len(own))
-    mask = np.arange(num_context) <= last_seen[:, :, None]
-    return AttentionGroup(
-        rows=torch.from_numpy(rows).to(device),
-        slots=torch.from_numpy(slots).to(device),
-        mask=torch.from_numpy(mask).unsqueeze(1).to(device),
-        valid=torch.from_numpy(valid).to(device),
-    )
+    seen = look.visible.clamp(min=1).unsqueeze(-1)
+    mask = torch.arange(look.slots.shape[1], device=padding.device) < seen
+    rows = look.rows.masked_fill(~valid, 0)
+    return AttentionGroup(rows=rows, slots=look.slots, mask=mask.unsqueeze(1), valid=valid)

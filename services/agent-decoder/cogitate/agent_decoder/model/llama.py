@@ -1,5 +1,8 @@
 """Llama-family forward pass over a KV cache in blocks.
 
+A step is computed in tiles of rows: one of all rows, or where rows must not depend on each other's
+number (``StepInput.tile``) many of one size, so that every product has the same shape in any step.
+
 Named dimensions: ``T`` positions of the step, ``G`` sequences of a group, ``Q`` new positions of a
 sequence (padded), ``L`` context positions (padded), ``H`` query heads, ``K`` key-value heads,
 ``D`` head size.
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from cogitate.agent_decoder.model.attention import Look, Placed, attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,14 @@ class StepInput:
     slots: torch.Tensor  # (T,) int64: where each position's KV is written
     embedding_rows: torch.Tensor | None  # (E,) int64: rows that are images, not tokens
     embeddings: torch.Tensor | None  # (E, hidden) float32
-    groups: tuple[AttentionGroup, ...]
+    groups: tuple[AttentionGroup, ...]  # sequences that share nothing
     logit_rows: torch.Tensor | None  # (R,) int64: rows whose logits are wanted; None means all
+    looks: tuple[Look, ...] = ()  # for rows that are in no group, in the order they are merged
+    tile: int = 0  # rows of a tile; 0: all in one
+    wide: int = 0  # rows of larger tiles, that come first; a multiple of tile, or 0: none
 
 
-class _Layer:
+class Layer:
     """One block's weights, projections fused so that a step launches fewer kernels."""
 
     def __init__(
@@ -103,9 +110,7 @@ class Llama:
         self._embed = placed["model.embed_tokens.weight"]
         self._norm = placed["model.norm.weight"]
         self._head = self._embed if config.tie_word_embeddings else placed["lm_head.weight"]
-        self._layers = [
-            _Layer(placed, f"model.layers.{i}", config) for i in range(config.num_layers)
-        ]
+        self.layers = [Layer(placed, f"model.layers.{i}", config) for i in range(config.num_layers)]
         self._turns = _rope_turns(config, device)
 
     def new_cache(self, num_slots: int) -> list[torch.Tensor]:
@@ -115,29 +120,50 @@ class Llama:
         reach every padded sequence, mask or no mask.
         """
         shape = (num_slots + 1, 2, self.config.num_kv_heads, self.config.head_dim)
-        return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self._layers]
+        return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
 
     @torch.inference_mode()
     def forward(self, step: StepInput, cache: Sequence[torch.Tensor]) -> torch.Tensor:
         """Computes the step, writes its KV into the cache, returns logits (R, vocab) float32."""
-        eps = self.config.rms_norm_eps
         hidden = F.embedding(step.token_ids, self._embed)
         if step.embeddings is not None:
             hidden[step.embedding_rows] = step.embeddings.to(self.dtype)
         turns = self._turns.index_select(0, step.positions)
+        hidden, turns = _pad(hidden, step.tile), _pad(turns, step.tile)
         masks = [self._score_mask(group) for group in step.groups]
-        for layer, kv in zip(self._layers, cache, strict=True):
-            normed = _rms_norm(hidden, layer.input_norm, eps)
-            qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
-            if layer.qk_norm is not None:
-                _norm_heads(qkv, layer.qk_norm, eps)
-            mixed = self._attend(qkv, turns, step, masks, kv)
-            hidden = torch.addmm(hidden, mixed, layer.out)
-            normed = _rms_norm(hidden, layer.post_norm, eps)
-            gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = torch.addmm(hidden, F.silu(gate).mul_(up), layer.down)
-        last = hidden if step.logit_rows is None else hidden.index_select(0, step.logit_rows)
-        return F.linear(_rms_norm(last, self._norm, eps), self._head).float()
+        looks = [look.placed(self.config.num_kv_heads, len(hidden)) for look in step.looks]
+        tiles = _tiles(len(hidden), step)
+        for layer, kv in zip(self.layers, cache, strict=True):
+            qkv = _join([self.project(layer, hidden[tile], turns[tile]) for tile in tiles])
+            mixed = self._attend(qkv, step, masks, looks, kv)
+            hidden = _join([self.feed(layer, hidden[tile], mixed[tile]) for tile in tiles])
+        last = hidden[: len(step.token_ids)]
+        if step.logit_rows is not None:
+            last = hidden.index_select(0, step.logit_rows)
+        num, last = len(last), _pad(last, step.tile)
+        return _join([self.head(last[tile]) for tile in _tiles(len(last), step)])[:num]
+
+    def project(self, layer: Layer, hidden: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """hidden (T, hidden) → queries, keys and values, normed and turned: (T, (H + 2 K) D)."""
+        c = self.config
+        normed = _rms_norm(hidden, layer.input_norm, c.rms_norm_eps)
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
+        if layer.qk_norm is not None:
+            _norm_heads(qkv, layer.qk_norm, c.rms_norm_eps)
+        heads = qkv.view(len(qkv), -1, c.head_dim)
+        _rotate(heads[:, : c.num_heads + c.num_kv_heads], turns)
+        return qkv
+
+    def feed(self, layer: Layer, hidden: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """hidden (T, hidden) and what attention mixed for it (T, H D) → the layer's result."""
+        hidden = torch.addmm(hidden, mixed, layer.out)
+        normed = _rms_norm(hidden, layer.post_norm, self.config.rms_norm_eps)
+        gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
+        return torch.addmm(hidden, F.silu(gate).mul_(up), layer.down)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (R, hidden) → logits (R, vocab) float32."""
+        return F.linear(_rms_norm(hidden, self._norm, self.config.rms_norm_eps), self._head).float()
 
     def _score_mask(self, group: AttentionGroup) -> torch.Tensor:
         """What is added to the scores, (G, 1, 1 or heads x Q, L): made once, used in each layer."""
@@ -149,21 +175,23 @@ class Llama:
     def _attend(
         self,
         qkv: torch.Tensor,
-        turns: torch.Tensor,
         step: StepInput,
         masks: Sequence[torch.Tensor],
+        looks: Sequence[Placed],
         kv: torch.Tensor,
     ) -> torch.Tensor:
-        """qkv (T, (H + 2 K) D), used up → (T, H D). Writes the step's keys and values."""
-        c = self.config
+        """qkv (T, (H + 2 K) D) → (T, H D). Writes the step's keys and values."""
+        c, num = self.config, len(step.token_ids)
         heads = qkv.view(len(qkv), -1, c.head_dim)
-        _rotate(heads[:, : c.num_heads + c.num_kv_heads], turns)
         query = heads[:, : c.num_heads]
-        kv.index_copy_(0, step.slots, heads[:, c.num_heads :].view(len(qkv), *kv.shape[1:]))
-        if len(step.groups) == 1 and step.groups[0].rows.shape[1] == 1:
+        kv.index_copy_(0, step.slots, heads[:num, c.num_heads :].view(num, *kv.shape[1:]))
+        if not looks and len(step.groups) == 1 and step.groups[0].rows.shape[1] == 1:
             # Plain decoding, one query a sequence: rows are in order already.
             return self._attend_group(query.unsqueeze(1), step.groups[0], masks[0], kv).flatten(1)
-        mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
+        if looks:
+            mixed = attend(query, looks, kv)
+        else:
+            mixed = torch.empty_like(query, memory_format=torch.contiguous_format)
         for group, mask in zip(step.groups, masks, strict=True):
             out = self._attend_group(query[group.rows], group, mask, kv)
             mixed[group.rows[group.valid]] = out[group.valid]
@@ -183,6 +211,25 @@ class Llama:
         mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
         mixed = mixed.view(num, c.num_kv_heads, repeat, length, c.head_dim)
         return mixed.permute(0, 3, 1, 2, 4).reshape(num, length, c.num_heads, c.head_dim)
+
+
+def _tiles(rows: int, step: StepInput) -> list[slice]:
+    """The rows of each tile, in order."""
+    if not step.tile:
+        return [slice(None)]
+    behind = rows - rows % step.wide if step.wide else 0
+    wide = [slice(i, i + step.wide) for i in range(0, behind, step.wide or 1)]
+    return wide + [slice(i, i + step.tile) for i in range(behind, rows, step.tile)]
+
+
+def _pad(x: torch.Tensor, tile: int) -> torch.Tensor:
+    """Rows of zeros behind x, up to whole tiles."""
+    missing = -len(x) % tile if tile else 0
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+
+def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -15,6 +15,7 @@ from cogitate.agent_decoder.core.scheduler import Chunk
 from cogitate.agent_decoder.core.work import Precision
 from cogitate.agent_decoder.model.batch import build_step
 from cogitate.agent_decoder.model.llama import Llama, LlamaConfig
+from cogitate.agent_decoder.model.looks import Tiles
 
 
 class ModelRunner(Protocol):
@@ -49,15 +50,15 @@ class ModelRunner(Protocol):
 class TorchRunner:
     """The plain way, on any device."""
 
-    batch_invariant = False
-
-    def __init__(self, llama: Llama) -> None:
-        self._llama = llama
+    def __init__(self, llama: Llama, *, tiles: Tiles | None = None) -> None:
+        """tiles: shapes in which a row's numbers are its own, of ``invariance.find_tiles``."""
+        self._llama, self._tiles = llama, tiles
+        self.batch_invariant = tiles is not None
         self.config, self.device = llama.config, llama.device
         capability = torch.backends.cpu.get_cpu_capability()
         size = llama.dtype.itemsize
         self.precision = Precision(size, size, size)
-        self.build = f"torch {llama.dtype} {capability} {torch.get_num_threads()}"
+        self.build = f"torch {llama.dtype} {capability} {torch.get_num_threads()} {tiles}"
         self._cache: list[torch.Tensor] = []
         self._block_size = self._num_slots = 0
 
@@ -77,7 +78,7 @@ class TorchRunner:
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes the chunks."""
-        step = build_step(chunks, self._block_size, self._num_slots, self.device)
+        step = build_step(chunks, self._block_size, self._num_slots, self.device, tiles=self._tiles)
         # Sampling is done on the CPU, so that a draw is the same whatever the model runs on.
         return self._llama.forward(step, self._cache).cpu()
 
