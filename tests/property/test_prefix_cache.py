@@ -111,6 +111,24 @@ def test_memory_that_is_needed_is_given(model: LoadedModel) -> None:
     assert runs.engine.pool.num_free == 8
 
 
+def test_what_is_not_finite_is_not_found_again(model: LoadedModel) -> None:
+    """A position that runs over may spoil those before it in its chunk, for its own gang only."""
+    runs, prefix = Runs(model, 64), [20 + i % 40 for i in range(40)]
+    broken = np.full(model.config.hidden_size, np.nan, np.float32)
+    try:
+        spoilt = (*map(Position, prefix), Position(0, broken), Position(0, broken))
+        runs.engine.open(
+            99, GangStart(spoilt, (AgentStart(0, 1, SamplingParams(), seed=3),), salt="a")
+        )
+        runs.engine.close(99)
+        assert runs._done.wait(30)
+        (end,) = (e for e in runs._said[99] if isinstance(e, ev.Finished))
+        assert (end.finish, end.kill_reason) == (ev.Finish.ERROR, "NOT_FINITE")
+        assert runs.play(prefix)[0] == 0
+    finally:
+        runs.engine.stop()
+
+
 @given(
     first=positions, second=positions, size=st.integers(1, 4), salts=st.sampled_from(["aa", "ab"])
 )

@@ -341,7 +341,8 @@ class Engine:
     def _prefix_done(self, gang: Gang, logits: torch.Tensor) -> None:
         """Agents may now be brought onto it, and later gangs find it."""
         gang.prefix_logits = logits.clone()
-        gang.name_prefix()
+        if logits.isfinite().all():  # else its blocks may hold what would spoil whoever finds them
+            gang.name_prefix()
         if gang.prefilled:
             return
         gang.prefilled = True
