@@ -27,7 +27,7 @@ class Ours:
         wanted = Wanted(device="cpu", dtype=dtype, threads=threads, block_size=BLOCK_SIZE)
         model = loader.load(Path(directory).name, Path(directory), wanted)
         limits = EngineLimits(
-            NUM_BLOCKS, BLOCK_SIZE, 256, 64, 0, flush_interval_s=0.02, prefill_slice_s=0.1
+            NUM_BLOCKS, BLOCK_SIZE, 256, 64, 0, flush_interval_s=0.05, prefill_slice_s=0.1
         )
         self._engine = Engine(model, limits, self._hear)
         self._engine.start()

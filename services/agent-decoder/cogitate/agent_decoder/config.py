@@ -64,7 +64,7 @@ class AgentDecoderConfig(ServiceConfig):
         maximum=60.0,
     )
     flush_interval_s: float = knob(
-        0.02, "tokens of steps shorter than this are sent together", minimum=0.0, maximum=1.0
+        0.05, "tokens of steps shorter than this are sent together", minimum=0.0, maximum=1.0
     )
     measure_peaks: bool = knob(
         True, "measure at start what the device can do, 0.2 s long, if metrics are sent anywhere"

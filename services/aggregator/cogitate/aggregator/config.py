@@ -41,7 +41,7 @@ class AggregatorConfig(ServiceConfig):
         1.0, "how long a kill's acknowledgement is waited for", minimum=0.05, maximum=60
     )
     flush_interval_s: float = knob(
-        0.02, "how long agents' text is collected before it is sent", minimum=0.001, maximum=1
+        0.05, "how long agents' text is collected before it is sent", minimum=0.001, maximum=1
     )
     max_kept_contemplation_count: int = knob(
         200, "ended contemplations kept in memory beside the journal", minimum=0, maximum=100_000
