@@ -55,7 +55,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
 def write(args: argparse.Namespace, **found: Any) -> None:
     """Writes the JSON, machine and settings included, if it was asked for."""
     if args.json:
-        settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+        settings = {name: v.name if isinstance(v, Path) else v for name, v in vars(args).items()}
         whole = {"machine": machine.facts(), "settings": settings, **found}
         args.json.write_text(json.dumps(whole, indent=2) + "\n")
 
