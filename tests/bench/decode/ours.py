@@ -33,6 +33,7 @@ class Ours:
         self._engine.start()
         self._first: dict[int, float] = {}
         self._ended: set[int] = set()
+        self._prefill_s = 0.0
         self._news = threading.Condition()
         self._next_key = 0
 
@@ -41,6 +42,8 @@ class Ours:
             for event in events:
                 if isinstance(event, ev.Delta):
                     self._first.setdefault(key, time.perf_counter())
+                elif isinstance(event, ev.Prefilled):
+                    self._prefill_s = event.prefill_s
                 elif isinstance(event, ev.GangDone | ev.Refused):
                     self._ended.add(key)
             self._news.notify_all()
@@ -66,7 +69,8 @@ class Ours:
         with self._news:
             self._news.wait_for(lambda: self._ended.issuperset(keys))
         ended = time.perf_counter()
-        return Timing(ended - began, max(self._first[key] for key in keys) - began)
+        first_s = max(self._first[key] for key in keys) - began
+        return Timing(ended - began, first_s, prefill_s=self._prefill_s)
 
 
 if __name__ == "__main__":

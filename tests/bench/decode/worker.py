@@ -31,6 +31,7 @@ class Timing:
     total_s: float
     first_token_s: float
     memory: dict[str, int] = field(default_factory=dict)  # of what computes; empty: this process
+    prefill_s: float = 0.0  # of the last prompt, by the engine's own clock; 0 if it does not say
 
 
 def memory(pid: int | str = "self") -> dict[str, int]:
@@ -57,4 +58,4 @@ def serve(make: Callable[[str, str, int], object]) -> None:
     for line in sys.stdin:
         timing = engine.run(Job(**json.loads(line)))  # type: ignore[attr-defined]
         times = {"total_s": timing.total_s, "first_token_s": timing.first_token_s}
-        say({**times, **(timing.memory or memory())})
+        say({**times, "prefill_s": timing.prefill_s, **(timing.memory or memory())})
