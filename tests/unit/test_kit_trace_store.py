@@ -100,9 +100,11 @@ def test_a_trace_that_is_still_written_to_outlives_older_ends(tmp_path: Path) ->
 def test_several_writers_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "spans.sqlite"
     results: list[SpanExportResult] = []
+    together = threading.Barrier(4)  # services of a mesh all make the new file at once
 
     def write(writer: int) -> None:
         exporter = StoreExporter(path)
+        together.wait()
         results.extend(exporter.export([a_span(writer, writer * 1000 + n)]) for n in range(20))
         exporter.shutdown()
 

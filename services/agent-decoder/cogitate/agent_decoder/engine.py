@@ -265,8 +265,11 @@ class Engine:
 
     def _serve(self) -> None:
         """Admits what there is room for and brings agents onto their prefix."""
-        for gang in self._memory.serve(list(self._gangs.values()), self._monotonic()):
+        now = self._monotonic()
+        for gang in self._memory.serve(list(self._gangs.values()), now):
             gang.events.append(Admitted())
+            # Now, and not with the prefill it is about: others can work on it meanwhile.
+            self._on_events(gang.key, gang.tell(now))
 
     def _step(self) -> bool:
         """Computes what can be; False if nothing can."""

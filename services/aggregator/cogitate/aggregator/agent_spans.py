@@ -27,7 +27,7 @@ class AgentSpans:
                     Attr.AGENT_ID: str(agent_id),
                     Attr.MODEL: self._spec.model,
                 },
-                parent=telemetry.traceparent_of(self._root) or None,
+                parent=self._root,
             )
         self._open[agent_id].set_attribute(Attr.ATTEMPT, attempt)
         return self.traceparent(agent_id)
