@@ -5,8 +5,16 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from cogitate.aggregator.core.ballots import Ballot, all_voted, count, unbeatable, verified
+from cogitate.aggregator.core.ballots import Ballot, count
 from cogitate.aggregator.core.outcome import outcome_of
+from cogitate.aggregator.core.quorums import (
+    all_voted,
+    first,
+    least_needed,
+    quorum,
+    unbeatable,
+    verified,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,7 +75,7 @@ def test_unbeatable_decides_as_all_would_for_every_completion(
 
 @given(ballots(weighted=False))
 def test_a_decision_is_not_undone_by_further_ballots(cast: list[Ballot]) -> None:
-    for rule in (unbeatable, verified, all_voted):
+    for rule in (unbeatable, verified, all_voted, first(1), first(2), first(3)):
         decided = ""
         for number in range(len(cast) + 1):
             decision = rule(cast[:number], len(cast) - number)
@@ -85,3 +93,30 @@ def test_nobody_decides_early_without_a_reason(cast: list[Ballot], num_open: int
         assert verified(cast, num_open) is None
     if not any(ballot.key for ballot in cast):
         assert unbeatable(cast, num_open) is None
+
+
+NAMES = ["all", "unbeatable", "verified", "unanimous:2", "first:2", "posterior:0.8"]
+
+
+@given(st.sampled_from(NAMES), ballots())
+def test_every_rule_decides_when_nobody_is_left(name: str, cast: list[Ballot]) -> None:
+    decision = quorum(name)(cast, 0)
+    assert decision is not None
+    assert bool(decision.key) == any(ballot.key for ballot in cast)
+
+
+@given(st.sampled_from(NAMES), ballots(most=5), st.integers(0, 6))
+def test_nobody_beyond_the_least_that_is_needed_is_missed(
+    name: str, cast: list[Ballot], most: int
+) -> None:
+    """With fewer ballots than that the rule cannot decide, whatever they say."""
+    rule = quorum(name)
+    needed = least_needed(rule, cast, most)
+    assert 0 <= needed <= most
+    assert (needed == 0) == (rule(cast, most) is not None or most == 0)
+    if 0 < needed <= 3:
+        for said in product(["", "1", "2", "9"], repeat=needed - 1):
+            more = [Ballot(10 + i, 1, key, key, proved=False) for i, key in enumerate(said)]
+            unproved = [ballot for ballot in cast if not ballot.proved]
+            if len(unproved) == len(cast):
+                assert rule([*cast, *more], most - len(more)) is None or name == "verified"

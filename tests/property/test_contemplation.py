@@ -43,6 +43,7 @@ class SimGang:
 
     id: str
     admitted: bool = False
+    threshold: float = 0.0
     agents: dict[int, SimAgent] = field(default_factory=dict)
 
 
@@ -107,6 +108,11 @@ class Fleet:
             assert total > agent.granted
             agent.granted = total
 
+    def do_SetThreshold(self, effect: m.SetThreshold) -> None:
+        gang = self.gangs[effect.gang_id]
+        assert not gang.threshold, "set once, for good"
+        gang.threshold = effect.group_confidence
+
     def do_RunTool(self, effect: m.RunTool) -> None:
         self.tools.append(effect.call.call_id)
         self.ran.append((effect.call.name, effect.call.arguments_json))
@@ -151,6 +157,7 @@ class Fleet:
             can.append(lambda: self.put(self.random.choice(self.stale)))
         if self.random.random() < 0.05:
             can.append(lambda: self.put(m.DeadlinePassed()))
+            can.append(lambda: self.put(m.MoneySpent()))
             can.append(lambda: self.put(m.CancelRequested("REQUESTED")))
             can.append(lambda: self.put(m.ShuttingDown()))
         return can
@@ -257,13 +264,14 @@ class Fleet:
         """By itself, killed, or broken."""
         ways = ["CANCELLED"] if agent.kill else []
         ways += [] if agent.pending else ["STOP", "LENGTH", "ERROR"]
+        ways += ["CONFIDENCE"] if gang.threshold and not agent.pending else []
         if not ways:
             return
         finish = self.random.choice(ways)
         del gang.agents[agent.agent_id]
         ended = m.AgentEnded(
             gang.id, agent.agent_id, agent.attempt, finish, self.random.choice(ANSWERS),
-            agent.sampled, 0,
+            agent.sampled, 0, lowest_confidence=self.random.choice([0.0, 3.0, 7.5]),
         )  # fmt: skip
         self.stale.append(ended)
         self.put(ended)
@@ -308,19 +316,22 @@ class Fleet:
 @given(
     st.integers(0, 2**32),
     st.integers(1, 4),
-    st.sampled_from(["all", "unbeatable", "verified"]),
+    st.sampled_from(["vote", "vote", "confidence:0.5", "refine:3", "best_of", "synthesis"]),
+    st.sampled_from(["all", "unbeatable", "verified", "unanimous:2", "first:2", "posterior:0.8"]),
+    st.integers(0, 4),
     st.sampled_from([0, 0, 12, 40]),
 )
 def test_whatever_happens_it_ends_once_and_its_books_are_right(
-    seed: int, num_agents: int, quorum: str, budget: int
+    seed: int, num_agents: int, strategy: str, quorum: str, initial: int, budget: int
 ) -> None:
     spec = m.Spec(
         contemplation_id="c", model="mini", effort="CONTEMPLATING", num_agents=num_agents,
-        strategy="vote", quorum=quorum, equivalence="auto", seed=1, temperature=None,
-        budget_tokens=budget, max_tokens=0, client_tools=frozenset({"ask_user"}), patience_s=1.0,
+        strategy=strategy, quorum=quorum, equivalence="auto", seed=1, temperature=None,
+        budget_tokens=budget, max_tokens=0, initial_agents=min(initial, num_agents),
+        client_tools=frozenset({"ask_user"}), patience_s=1.0,
     )  # fmt: skip
     fleet = Fleet(spec, Random(seed))
-    for _ in range(200):
+    for _ in range(300):
         actions = fleet.actions()
         if fleet.machine.ended or not actions:
             break

@@ -41,7 +41,6 @@ def test_defaults() -> None:
     assert (made.model, made.effort, made.num_agents) == ("mini", "CONTEMPLATING", 4)
     assert (made.strategy, made.quorum, made.equivalence) == ("vote", "unbeatable", "auto")
     assert (made.temperature, made.budget_tokens, made.patience_s) == (None, 0, 10.0)
-    assert made.left_out == ()
     assert to_spec().seed != made.seed
     assert to_spec(effort=common.EFFORT_THINKING).num_agents == 1
 
@@ -86,7 +85,7 @@ def test_at_the_edge_it_is_taken(fields: dict[str, Any]) -> None:
         ({"conversation": [image(digest="", data=b"png"), QUESTION]}, "conversation"),
         ({"conversation": [image(digest="sha256:AB"), QUESTION]}, "conversation"),
         ({"strategy": "dice"}, "strategy"),
-        ({"quorum": "first:3"}, "quorum"),
+        ({"quorum": "first:0"}, "quorum"),
         ({"equivalence": "vibes"}, "equivalence"),
         ({"client_tools": [common.ToolSpec(name="a" * 65)]}, "client_tools"),
         ({"client_tools": [common.ToolSpec(name="a")] * 2}, "client_tools"),
@@ -116,11 +115,25 @@ def test_beyond_the_edge_it_is_refused_by_name(fields: dict[str, Any], field: st
     assert caught.value.field == f"spec.{field}"
 
 
-def test_what_is_not_there_is_left_out_by_name() -> None:
-    made = to_spec(initial_agent_count=2, max_round_count=2)
-    names = [name for name, _ in made.left_out]
-    assert names == ["INITIAL_AGENT_COUNT", "ROUNDS"]
-    assert to_spec(max_round_count=1).left_out == ()
+def test_width_and_rounds() -> None:
+    made = to_spec(agent_count=8, initial_agent_count=8, max_round_count=2)
+    assert (made.initial_agents, made.max_rounds) == (8, 2)
+    for field, value in (
+        ("initial_agent_count", 9), ("initial_agent_count", -1), ("max_round_count", -1)
+    ):  # fmt: skip
+        with pytest.raises(InvalidRequest) as caught:
+            to_spec(agent_count=8, **{field: value})
+        assert caught.value.field == f"spec.{field}"
+
+
+@pytest.mark.parametrize(
+    "name", ["posterior:0.5", "posterior:x", "first:0", "first:1.5", "unanimous:1", "all:1", "most"]
+)
+def test_a_quorum_that_cannot_be_is_refused_with_what_can(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        to_spec(quorum=name)
+    assert caught.value.field == "spec.quorum"
+    assert caught.value.message.startswith("quorum ")
 
 
 def test_tools() -> None:

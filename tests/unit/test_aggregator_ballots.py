@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from cogitate.aggregator.core.ballots import (
-    QUORUMS,
-    Ballot,
-    Decision,
+from cogitate.aggregator.core.ballots import Ballot, Decision, count
+from cogitate.aggregator.core.outcome import outcome_of
+from cogitate.aggregator.core.quorums import (
     all_voted,
-    count,
+    lead_probability,
+    least_needed,
+    quorum,
     unbeatable,
     verified,
 )
-from cogitate.aggregator.core.outcome import outcome_of
-from cogitate.aggregator.core.strategies import STRATEGIES, Vote
+from cogitate.aggregator.core.strategies import strategy
 
 pytestmark = pytest.mark.unit
 
@@ -43,6 +43,22 @@ def votes(keys: str, *, proved: str = "", **logprobs: float) -> list[Ballot]:
         ("unbeatable", "aa", 2, None),  # two for b would tie
         ("unbeatable", "aa", 1, "a"),
         ("unbeatable", "aab", 1, None),
+        ("unanimous:2", "a", 5, None),
+        ("unanimous:2", "a-a", 5, "a"),
+        ("unanimous:2", "ab", 5, None),
+        ("unanimous:2", "abaa", 1, "a"),  # as unbeatable once they differ
+        ("first:3", "ab", 5, None),
+        ("first:3", "aa", 5, "a"),  # the third cannot change it
+        ("first:3", "a-bb", 5, "b"),
+        ("first:3", "abbaaa", 5, "b"),  # what comes later does not count
+        ("first:3", "a-", 0, "a"),  # more will not come
+        ("first:3", "---", 0, ""),
+        ("posterior:0.95", "aaa", 5, None),  # 0.9375
+        ("posterior:0.95", "aaaa", 5, "a"),  # 0.96875
+        ("posterior:0.95", "aaaab", 9, None),
+        ("posterior:0.95", "aaaaaab", 9, "a"),
+        ("posterior:0.95", "aab", 0, "a"),
+        ("posterior:0.999", "aaa", 2, "a"),  # certain anyway
         ("unbeatable", "aaab", 1, "a"),
         ("unbeatable", "aaa--", 2, "a"),
         ("unbeatable", "--", 1, None),
@@ -53,7 +69,7 @@ def votes(keys: str, *, proved: str = "", **logprobs: float) -> list[Ballot]:
     ],
 )
 def test_each_quorum(rule: str, keys: str, num_open: int, key: str | None) -> None:
-    decision = QUORUMS[rule](votes(keys, proved="p"), num_open)
+    decision = quorum(rule)(votes(keys, proved="p"), num_open)
     assert (decision.key if decision else None) == key
 
 
@@ -102,13 +118,43 @@ def test_weights_are_added_exactly() -> None:
 
 
 def test_vote_plans_one_greedy_agent_or_several_with_hints() -> None:
-    vote = STRATEGIES["vote"]
-    assert isinstance(vote, Vote)
-    [alone] = vote.plan(1, None)
+    vote = strategy("vote")
+    [alone] = vote.plan(1, None).agents
     assert (alone.agent_id, alone.temperature, alone.hint_index) == (0, 0.0, None)
-    assert vote.plan(1, 0.7)[0].temperature == 0.7
-    several = vote.plan(3, None)
+    assert vote.plan(1, 0.7).agents[0].temperature == 0.7
+    several = vote.plan(3, None).agents
     assert [(p.agent_id, p.temperature, p.hint_index) for p in several] == [
         (0, None, 0), (1, None, 1), (2, None, 2),
     ]  # fmt: skip
     assert vote.weigh(votes("a")[0]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("leading", "second", "probability"),
+    [(0, 0, 0.5), (1, 0, 0.75), (4, 0, 0.96875), (5, 2, 0.85546875)],
+)
+def test_the_probability_that_the_leader_leads(
+    leading: int, second: int, probability: float
+) -> None:
+    assert lead_probability(leading, second) == pytest.approx(probability, abs=1e-12)
+    assert lead_probability(second, leading) == pytest.approx(1 - probability, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "keys", "most", "needed"),
+    [
+        ("all", "", 8, 8),
+        ("all", "aab", 5, 5),
+        ("unbeatable", "", 8, 5),
+        ("unbeatable", "aaa", 5, 2),
+        ("unanimous:3", "", 8, 3),
+        ("unanimous:3", "ab", 6, 4),
+        ("first:3", "-", 7, 2),  # two that agree: the third cannot change it
+        ("posterior:0.95", "", 16, 4),
+        ("posterior:0.95", "ab", 14, 5),
+        ("verified", "--", 6, 1),
+        ("posterior:0.95", "", 2, 2),
+    ],
+)
+def test_how_many_more_are_needed_at_least(rule: str, keys: str, most: int, needed: int) -> None:
+    assert least_needed(quorum(rule), votes(keys), most) == needed

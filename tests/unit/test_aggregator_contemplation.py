@@ -477,8 +477,3 @@ def test_a_shutdown_fails_what_has_no_answer() -> None:
     s.put(m.ShuttingDown(), m.GangLost("1.a", "UNAVAILABLE"))
     failed = s.event("failed")
     assert (failed["reason"], failed["retryable"]) == ("UNAVAILABLE", True)
-
-
-def test_what_is_left_out_is_said_first() -> None:
-    s = Script(left_out=(("ROUNDS", "one round"),))
-    assert s.events == ["feature_degraded", "round_started"]

@@ -772,6 +772,8 @@ class Ballot(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     SAMPLED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    ROUND_NUMBER_FIELD_NUMBER: _builtins.int
+    JUDGED_KEY_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.int
     """The agent."""
     attempt: _builtins.int
@@ -790,6 +792,10 @@ class Ballot(_message.Message):
     """Why the sequence ended."""
     sampled_token_count: _builtins.int
     """Tokens the agent sampled."""
+    round_number: _builtins.int
+    """The round it was cast in, from 1."""
+    judged_key: _builtins.str
+    """The normal form of the answer it judges, of a verifier's ballot; empty otherwise."""
     @_builtins.property
     def confidence(self) -> Global___Confidence:
         """How sure it was."""
@@ -807,10 +813,12 @@ class Ballot(_message.Message):
         weight: _builtins.float = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         sampled_token_count: _builtins.int = ...,
+        round_number: _builtins.int = ...,
+        judged_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "agent_id", b"agent_id", "answer", b"answer", "attempt", b"attempt", "confidence", b"confidence", "finish_reason", b"finish_reason", "key", b"key", "proved", b"proved", "sampled_token_count", b"sampled_token_count", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "agent_id", b"agent_id", "answer", b"answer", "attempt", b"attempt", "confidence", b"confidence", "finish_reason", b"finish_reason", "judged_key", b"judged_key", "key", b"key", "proved", b"proved", "round_number", b"round_number", "sampled_token_count", b"sampled_token_count", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,9 +81,11 @@ class ContemplationSpec(_message.Message):
     agent_count: _builtins.int
     """How many agents, 1 to the server's limit; absent means the effort's default."""
     strategy: _builtins.str
-    """Strategy by name, such as "vote"; empty means the default."""
+    """Strategy by name: "vote", "confidence:h", "refine:r", "best_of" or "synthesis"; empty means the default."""
     quorum: _builtins.str
-    """Quorum rule by name, such as "all", "unbeatable" or "verified"; empty means the default."""
+    """Quorum rule by name: "all", "unbeatable", "unanimous:k", "posterior:d", "first:m" or "verified"; empty
+    means the default. What stands behind a colon may be left out.
+    """
     on_disconnect: Global___OnDisconnect.ValueType
     """What happens when the client's stream breaks."""
     parent_contemplation_id: _builtins.str
@@ -95,7 +97,9 @@ class ContemplationSpec(_message.Message):
     Under a JSON Schema auto means json.
     """
     initial_agent_count: _builtins.int
-    """Start with this many agents and widen to agent_count while there is dissent; 0 means all at once."""
+    """Start with this many agents, or with as many as the quorum needs if they all agree, and widen to
+    agent_count as soon as those that run cannot decide the outcome; 0 means all at once.
+    """
     max_round_count: _builtins.int
     """Rounds a strategy may use; 0 means its default."""
     priority: _builtins.int
@@ -323,6 +327,7 @@ class ContemplationEvent(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    WIDENED_FIELD_NUMBER: _builtins.int
     event_number: _builtins.int
     """Number of the last event covered, from 1, without gaps."""
     first_event_number: _builtins.int
@@ -411,6 +416,10 @@ class ContemplationEvent(_message.Message):
     def cancelled(self) -> Global___ContemplationCancelled:
         """Ending: the client cancelled."""
 
+    @_builtins.property
+    def widened(self) -> Global___Widened:
+        """More agents of the round begin."""
+
     def __init__(
         self,
         *,
@@ -437,12 +446,13 @@ class ContemplationEvent(_message.Message):
         verdict: _common_pb2.Verdict | None = ...,
         failed: Global___Failed | None = ...,
         cancelled: Global___ContemplationCancelled | None = ...,
+        widened: Global___Widened | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta", "widened", b"widened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_number", b"event_number", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "first_event_number", b"first_event_number", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_number", b"event_number", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "first_event_number", b"first_event_number", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta", "widened", b"widened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "placed", "prefilled", "round_started", "agent_started", "deltas", "tool_call_started", "tool_call_finished", "awaiting_client", "ballot_cast", "decided", "agent_killed", "agent_lost", "text_retracted", "feature_degraded", "steered", "verdict_delta", "verdict", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "placed", "prefilled", "round_started", "agent_started", "deltas", "tool_call_started", "tool_call_finished", "awaiting_client", "ballot_cast", "decided", "agent_killed", "agent_lost", "text_retracted", "feature_degraded", "steered", "verdict_delta", "verdict", "failed", "cancelled", "widened"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -595,7 +605,7 @@ class RoundStarted(_message.Message):
     """What the round is for."""
     @_builtins.property
     def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its agents."""
+        """The agents it begins with."""
 
     def __init__(
         self,
@@ -611,6 +621,34 @@ class RoundStarted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
+
+@_typing.final
+class Widened(_message.Message):
+    """Widened says that more agents begin, since those that run cannot decide the outcome among themselves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, in a sentence."""
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those that begin."""
+
+    def __init__(
+        self,
+        *,
+        agent_ids: _abc.Iterable[_builtins.int] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Widened: _TypeAlias = Widened  # noqa: Y015
 
 @_typing.final
 class AgentStarted(_message.Message):

@@ -6,13 +6,13 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core.answers import EQUIVALENCES
-from cogitate.aggregator.core.ballots import DEFAULT_QUORUM, QUORUMS
 from cogitate.aggregator.core.messages import Spec
-from cogitate.aggregator.core.strategies import DEFAULT_STRATEGY, STRATEGIES
+from cogitate.aggregator.core.quorums import DEFAULT_QUORUM, quorum
+from cogitate.aggregator.core.strategies import DEFAULT_STRATEGY, strategy
 from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -57,16 +57,17 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         model=request.model or config.default_model,
         effort=common.Effort.Name(effort).removeprefix("EFFORT_"),
         num_agents=num_agents,
-        strategy=_named(request.strategy or DEFAULT_STRATEGY, STRATEGIES, "strategy"),
-        quorum=_named(request.quorum or DEFAULT_QUORUM, QUORUMS, "quorum"),
+        strategy=_made(request.strategy or DEFAULT_STRATEGY, strategy, "strategy"),
+        quorum=_made(request.quorum or DEFAULT_QUORUM, quorum, "quorum"),
         equivalence=_equivalence(request),
         seed=params.seed if params.HasField("seed") else secrets.randbits(62),
         temperature=params.temperature if params.HasField("temperature") else None,
         budget_tokens=_budget(request, num_agents),
+        initial_agents=_initial(request, num_agents),
+        max_rounds=_rounds(request),
         max_tokens=params.max_tokens if params.HasField("max_tokens") else 0,
         client_tools=frozenset(tool.name for tool in request.client_tools),
         patience_s=config.place_timeout_s,
-        left_out=tuple(_left_out(request)),
     )
 
 
@@ -93,6 +94,21 @@ def _num_agents(
             field="spec.agent_count",
         )
     return num_agents
+
+
+def _initial(request: pb.ContemplationSpec, num_agents: int) -> int:
+    if not 0 <= request.initial_agent_count <= num_agents:
+        raise InvalidRequest(
+            f"initial_agent_count must be from 0 to agent_count, which is {num_agents}",
+            field="spec.initial_agent_count",
+        )
+    return request.initial_agent_count
+
+
+def _rounds(request: pb.ContemplationSpec) -> int:
+    if request.max_round_count < 0:
+        raise InvalidRequest("max_round_count cannot be negative", field="spec.max_round_count")
+    return request.max_round_count
 
 
 def _budget(request: pb.ContemplationSpec, num_agents: int) -> int:
@@ -178,6 +194,15 @@ def _equivalence(request: pb.ContemplationSpec) -> str:
     return "json" if name == "auto" and sampling_of(request).HasField("json_schema") else name
 
 
+def _made(name: str, make: Callable[[str], object], field: str) -> str:
+    """The name, if something can be made of it."""
+    try:
+        make(name)
+    except ValueError as error:
+        raise InvalidRequest(f"{field} {error}", field=f"spec.{field}") from None
+    return name
+
+
 def _named(name: str, known: Iterable[str], field: str) -> str:
     names = sorted(known)
     if name not in names:
@@ -185,14 +210,6 @@ def _named(name: str, known: Iterable[str], field: str) -> str:
             f"unknown {field} {name[:64]!r}; there are: {', '.join(names)}", field=f"spec.{field}"
         )
     return name
-
-
-def _left_out(request: pb.ContemplationSpec) -> Iterable[tuple[str, str]]:
-    """What was asked for and is not there yet: said in the events, never silently."""
-    if request.initial_agent_count:
-        yield "INITIAL_AGENT_COUNT", "all agents start at once; widening is not there yet"
-    if request.max_round_count > 1:
-        yield "ROUNDS", "the strategy uses one round"
 
 
 def sampling_of(request: pb.ContemplationSpec) -> common.SamplingParams:

@@ -72,13 +72,13 @@ def ledger(machine: Contemplation, seconds: float, num_executions: int) -> commo
         used_token_count=accounts.used,
         killed_token_count=accounts.killed,
         lost_token_count=accounts.lost,
-        cost_micro_usd=_cost(machine, seconds),
+        cost_micro_usd=cost(machine, seconds),
         tool_call_count=machine.tools.num_calls,
         tool_execution_count=num_executions,
     )
 
 
-def _cost(machine: Contemplation, seconds: float) -> int:
+def cost(machine: Contemplation, seconds: float) -> int:
     """Time on endpoints priced by the hour, shared by nobody: an upper estimate."""
     endpoints = {gang.endpoint_id: gang.payload for gang in machine.places.gangs.values()}
     hourly: int = sum(placed.price_per_hour_micro_usd for placed in endpoints.values())
@@ -104,7 +104,7 @@ def _verdict(
             strategy=spec.strategy,
             quorum=spec.quorum,
             decision=outcome.decision,
-            ballots=[wire.to_ballot(ballot) for ballot in outcome.ballots],
+            ballots=[wire.to_ballot(ballot) for ballot in machine.ballots],
             killed_agents=[wire.to_killed(killed) for killed in machine.killed],
             placements=wire.to_placements(machine.places.gangs.values()),
             evidence=_evidence(outcome, machine),

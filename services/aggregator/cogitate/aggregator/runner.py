@@ -83,6 +83,7 @@ class Runner:
         self._num_listeners = 0
         self._began = time.monotonic()
         self._flushed = -math.inf
+        self._is_spent = False
         self._allowed = admission.allowed_tools(request)
         self._sampling = admission.sampling_of(request)
         self._images = admission.images_of(request)
@@ -143,6 +144,7 @@ class Runner:
                 item = await self._inputs.get()
                 self._spans.observe(item)
                 self._perform(self.machine.handle(item), tasks)
+                self._watch_money()
                 self._flush_if_due()
                 if self.machine.decision is not None:
                     _cancel(self._questions)
@@ -166,7 +168,15 @@ class Runner:
     async def _flush_often(self) -> None:
         while True:
             await asyncio.sleep(self._n.config.flush_interval_s)
+            self._watch_money()
             self._flush_if_due()
+
+    def _watch_money(self) -> None:
+        limit = self._request.budget.max_cost_micro_usd
+        seconds = time.monotonic() - self._began
+        if limit and not self._is_spent and endings.cost(self.machine, seconds) >= limit:
+            self._is_spent = True
+            self.put(m.MoneySpent())
 
     def _flush_if_due(self) -> None:
         """Sends the text that was collected, the first of an interval at once."""
@@ -206,6 +216,8 @@ class Runner:
                 self._start(tasks, self._timers, self._overdue(effect))
             elif isinstance(effect, m.Grant):
                 self._send(effect.gang_id, wire.grant(effect))
+            elif isinstance(effect, m.SetThreshold):
+                self._send(effect.gang_id, wire.set_threshold(effect))
             elif isinstance(effect, m.Inject):
                 self._send(effect.gang_id, wire.inject(effect))
             elif isinstance(effect, m.CloseGang):
@@ -277,7 +289,7 @@ class Runner:
         prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
         gang = router_pb.GangSpec(
             model=self._spec.model,
-            role="solver",
+            role=effect.role,
             agent_ids=effect.agent_ids,
             required_capabilities=needs,
             prefix_token_count=prefix,
@@ -334,13 +346,10 @@ class Runner:
             owner_epoch=1,
             tenant=current_tenant(),
             model=self._spec.model,
-            conversation=self._request.conversation,
-            tools=[
-                *(self._n.tools.spec(name) for name in self._allowed),
-                *self._request.client_tools,
-            ],
+            conversation=[*self._request.conversation, *wire.to_messages(effect.turns)],
+            tools=self._tools() if effect.has_tools else [],
             effort=common.Effort.Value(f"EFFORT_{self._spec.effort}"),
-            role="solver",
+            role=effect.role,
             vision_encoder_address=self._n.config.vision_encoder_address,
             lease_id=self._spec.contemplation_id,
             priority=self._request.priority,
@@ -358,6 +367,10 @@ class Runner:
         gang = GangClient(effect.gang.gang_id, channel, opening, self.put)
         self._gangs[effect.gang.gang_id] = gang
         gang.task = tasks.create_task(gang.run())
+
+    def _tools(self) -> list[common.ToolSpec]:
+        mesh = [self._n.tools.spec(name) for name in self._allowed]
+        return [*mesh, *self._request.client_tools]
 
     async def _run_tool(self, effect: m.RunTool) -> None:
         began = time.monotonic()

@@ -164,6 +164,9 @@ def to_agent_spec(
         spec.sampling_params.temperature = order.temperature
     if order.hint_index is not None:
         spec.hint_index = order.hint_index
+    if order.max_tokens:
+        spec.sampling_params.max_tokens = order.max_tokens
+    spec.assistant_prefix = order.opening
     if order.segments:
         spec.resume_state.CopyFrom(
             decoder_pb.ResumeState(
@@ -182,6 +185,16 @@ def _segment(segment: m.Segment) -> decoder_pb.Segment:
     return decoder_pb.Segment(tool_result=segment.result)
 
 
+def to_messages(turns: Iterable[tuple[str, str]]) -> list[common.Message]:
+    """What a later round is shown after the conversation."""
+    return [
+        common.Message(
+            role=common.Role.Value(f"ROLE_{speaker.upper()}"), parts=[common.Part(text=text)]
+        )
+        for speaker, text in turns
+    ]
+
+
 def kill(effect: m.Kill) -> decoder_pb.DecodeRequest:
     """Stops agents."""
     return decoder_pb.DecodeRequest(
@@ -194,6 +207,12 @@ def grant(effect: m.Grant) -> decoder_pb.DecodeRequest:
     return decoder_pb.DecodeRequest(
         grant=decoder_pb.GrantTokens(granted_token_counts=effect.totals)
     )
+
+
+def set_threshold(effect: m.SetThreshold) -> decoder_pb.DecodeRequest:
+    """Stops agents that lose confidence."""
+    threshold = decoder_pb.SetConfidenceThreshold(group_confidence=effect.group_confidence)
+    return decoder_pb.DecodeRequest(set_confidence_threshold=threshold)
 
 
 def inject(effect: m.Inject) -> decoder_pb.DecodeRequest:
@@ -230,6 +249,8 @@ def to_ballot(ballot: Ballot) -> common.Ballot:
         ),
         finish_reason=common.FinishReason.Value(f"FINISH_REASON_{ballot.finish}"),
         sampled_token_count=ballot.num_sampled,
+        round_number=ballot.round_number,
+        judged_key=ballot.about,
     )
 
 
@@ -284,6 +305,7 @@ _EVENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "placed": _placed,
     "prefilled": _prefilled_event,
     "round_started": lambda f: pb.RoundStarted(**f),
+    "widened": lambda f: pb.Widened(**f),
     "agent_started": lambda f: pb.AgentStarted(**f),
     "deltas": lambda f: pb.AgentDeltas(deltas=[pb.AgentTextDelta(**d) for d in f["deltas"]]),
     "tool_call_started": lambda f: pb.ToolCallStarted(**{**f, "call": to_call(f["call"])}),
@@ -293,6 +315,7 @@ _EVENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "ballot_cast": lambda f: pb.BallotCast(**{**f, "ballot": to_ballot(f["ballot"])}),
     "decided": lambda f: pb.Decided(**f),
+    "verdict_delta": lambda f: pb.VerdictDelta(**f),
     "agent_killed": _killed,
     "agent_lost": lambda f: pb.AgentLost(**f),
     "text_retracted": lambda f: pb.TextRetracted(**f),

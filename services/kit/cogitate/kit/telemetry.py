@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cogitate.kit.config import ServiceConfig
 from opentelemetry import context as otel_context
@@ -154,22 +154,14 @@ def start_span(
     """Starts a span that the caller ends by `.end()`; it is not made current.
 
     The parent is `parent` (a span or a traceparent), else what `parent_metadata` carries, else the
-    current span. `start_time` is in nanoseconds since the Unix epoch.
+    current span. `start_time`: nanoseconds since the Unix epoch.
     """
-    context = None
+    carried = (("traceparent", parent),) if isinstance(parent, str) else parent_metadata
+    context = None if carried is None else span_from(carried)
     if isinstance(parent, trace.Span):
         context = trace.set_span_in_context(parent, Context())
-    elif parent is not None:
-        context = span_from((("traceparent", parent),))
-    elif parent_metadata is not None:
-        context = span_from(parent_metadata)
-    return tracer().start_span(
-        name,
-        context=context,
-        kind=kind,
-        attributes=attributes,  # type: ignore[arg-type]  # StrEnum keys are strings
-        start_time=start_time,
-    )
+    values: Any = attributes  # the SDK's type knows no StrEnum keys
+    return tracer().start_span(name, context, kind, values, start_time=start_time)
 
 
 @contextmanager
@@ -244,11 +236,10 @@ def current_traceparent() -> str:
 
 def traceparent_of(opened: trace.Span) -> str:
     """Returns the W3C traceparent that makes another span a child of this one."""
-    context = opened.get_span_context()
-    if not context.is_valid:
-        return ""
-    # By hand: agents of a gang get one each, and the propagator takes ten times as long.
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    ids = opened.get_span_context()
+    # By hand: every agent of a gang gets one, and the propagator takes ten times as long.
+    made = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}"
+    return made if ids.is_valid else ""
 
 
 def stack_of(error: BaseException) -> str:

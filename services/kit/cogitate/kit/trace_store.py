@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 CONTEMPLATION_ID: Final = "cogitate.contemplation_id"
 _BUSY_TIMEOUT_S: Final = 5.0
-_BUSY_RETRY_S: Final = 0.01
 _PRUNE_EVERY_SPANS: Final = 1000
 # Pruning goes this far below the bound, so that it is rare.
 _PRUNE_TO: Final = 0.9
@@ -198,8 +197,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _open_for_writing(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        connection = _connect(path)
+    while connection := _connect(path):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last spans
@@ -207,11 +205,9 @@ def _open_for_writing(path: Path) -> sqlite3.Connection:
             return connection
         except sqlite3.Error as error:
             connection.close()
-            # Who turns a new file to WAL while others open it is refused at once, whatever timeout.
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-            if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or time.monotonic() >= ends:
+            if "locked" not in str(error) or time.monotonic() >= ends:
                 raise
-            time.sleep(_BUSY_RETRY_S)
+            time.sleep(0.01)  # turning a new file to WAL fails at once, whatever the timeout
 
 
 def _row(span: ReadableSpan) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 from cogitate.aggregator.core.messages import AgentOrder, Call, Delta, Result, Segment
-from cogitate.aggregator.core.strategies import AgentPlan
+from cogitate.aggregator.core.strategies.base import AgentPlan
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class AgentState:
     build_digest: str = ""
     pending_call: Call | None = None
     proved_answer: str = ""
+    text: str = ""  # all it wrote, for a round that builds on it
     segments: list[Segment] = field(default_factory=list)
 
     @property
@@ -43,6 +44,7 @@ class AgentState:
     def record(self, delta: Delta) -> None:
         """Books sampled tokens, so that the agent can go on elsewhere."""
         self.num_sampled += len(delta.token_ids)
+        self.text += delta.text
         if not delta.token_ids:
             return
         if self.segments and self.segments[-1].token_ids:
@@ -56,7 +58,7 @@ class AgentState:
         self.segments.clear()
         self.num_sampled = 0
         self.pending_call = None
-        self.proved_answer = ""
+        self.proved_answer = self.text = ""
         self.build_digest = ""
 
     def order(self) -> AgentOrder:
@@ -66,6 +68,8 @@ class AgentState:
             attempt=self.attempt,
             temperature=self.plan.temperature,
             hint_index=self.plan.hint_index,
+            opening=self.plan.opening,
+            max_tokens=self.plan.max_tokens,
             granted=self.granted,
             segments=tuple(self.segments),
             num_sampled=self.num_sampled,

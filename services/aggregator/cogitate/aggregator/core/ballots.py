@@ -1,18 +1,11 @@
-"""Ballots, the count, and the rules that say when the outcome is decided.
+"""Ballots and the count. The winner does not depend on the order of the ballots.
 
-Invariants (``tests/property/test_ballots.py``):
-
-1. The winner does not depend on the order of the ballots.
-2. ``unbeatable`` decides for the winner that ``all`` would have, whatever the open ballots say.
-3. Once a rule has decided, further ballots do not undo it (``verified``: the first proof stands).
-
-Sources: self-consistency (arXiv 2203.11171) for the vote; ``unbeatable`` is its loss-free early
-stop, in the spirit of ESC (arXiv 2401.10480).
+Source: self-consistency (arXiv 2203.11171).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 
@@ -32,11 +25,18 @@ class Ballot:
     group_confidence: float = 0.0
     finish: str = "STOP"
     num_sampled: int = 0
+    round_number: int = 1
+    about: str = ""  # the key of the answer it judges, of a verifier
 
     @property
     def abstained(self) -> bool:
         """Whether it counts for no answer."""
         return not self.key
+
+    @property
+    def least_confidence(self) -> float:
+        """How sure the agent was where it was least sure; 0 if its endpoint does not say."""
+        return self.lowest_confidence or self.group_confidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,45 +80,3 @@ def count(ballots: Sequence[Ballot]) -> list[Tally]:
         return (-tally.weight, not tally.proved, -surest, tally.key)
 
     return sorted(tallies, key=rank)
-
-
-# A rule sees the ballots in journalled order and how many are still open.
-Rule = Callable[[Sequence[Ballot], int], Decision | None]
-
-
-def all_voted(ballots: Sequence[Ballot], num_open: int) -> Decision | None:
-    """Decides when nobody is left to vote."""
-    if num_open:
-        return None
-    tallies = count(ballots)
-    if not tallies:
-        return Decision("", "every agent abstained")
-    leader = tallies[0]
-    return Decision(
-        leader.key, f"all ballots are in: {len(leader.ballots)} of {len(ballots)} agree"
-    )
-
-
-def unbeatable(ballots: Sequence[Ballot], num_open: int) -> Decision | None:
-    """Decides once the open ballots, of weight 1 at most, cannot change the winner."""
-    tallies = count(ballots)
-    if num_open and tallies:
-        runner_up = tallies[1].weight if len(tallies) > 1 else 0.0
-        if tallies[0].weight > runner_up + num_open:
-            return Decision(
-                tallies[0].key,
-                f"{len(tallies[0].ballots)} agree and the {num_open} still open cannot change it",
-            )
-    return all_voted(ballots, num_open)
-
-
-def verified(ballots: Sequence[Ballot], num_open: int) -> Decision | None:
-    """Decides at the first answer that a tool proved; without one, like ``all``."""
-    for ballot in ballots:
-        if ballot.proved:
-            return Decision(ballot.key, f"a tool proved agent {ballot.agent_id}'s answer")
-    return all_voted(ballots, num_open)
-
-
-QUORUMS: dict[str, Rule] = {"all": all_voted, "unbeatable": unbeatable, "verified": verified}
-DEFAULT_QUORUM = "unbeatable"

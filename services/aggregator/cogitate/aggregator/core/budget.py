@@ -1,15 +1,13 @@
 """The token budget of a contemplation, handed out as grants.
 
-Every agent begins with an even share. What an agent leaves goes back into the pool, from which
-agents that used up theirs get more, a chunk at a time.
+Every agent begins with an even share, an equal one in every round there may be. What an agent
+leaves goes back into the pool, from which agents that used up theirs get more, a chunk at a time.
 
 Invariant (``tests/property/test_contemplation.py``): pool + grants + tokens of attempts that had
 to start over never exceed the limit, so engines that keep to their grants keep to the budget.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from cogitate.aggregator.core.agents import AgentState
 
@@ -20,13 +18,18 @@ GRANT_CHUNK = 16
 class Budget:
     """Owns the pool and raises agents' grants. A limit of 0 is none: then nothing is refused."""
 
-    def __init__(self, limit: int, agents: Iterable[AgentState]) -> None:
+    def __init__(self, limit: int, num_sharers: int) -> None:
         self.limit = self.pool = limit
-        sharers = list(agents)
-        share = limit // len(sharers)
-        for agent in sharers:
-            agent.granted = share
-            self.pool -= share
+        self.share_among(num_sharers)
+
+    def share_among(self, num_sharers: int) -> None:
+        """Who joins from now on gets an even share of what is there now."""
+        self._share = self.pool // max(1, num_sharers)
+
+    def join(self, agent: AgentState) -> None:
+        """The agent's share, if the pool still has it."""
+        agent.granted = min(self._share, self.pool)
+        self.pool -= agent.granted
 
     def can_start(self, agent: AgentState) -> bool:
         """Whether the agent may sample at least one token; takes from the pool if it must."""

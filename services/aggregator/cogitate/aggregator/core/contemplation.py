@@ -3,11 +3,13 @@
 ::
 
     start → placing → running → deciding → ended
-               ^         |          |
-               +--lost---+          +-- kills acknowledged → verdict | failed | cancelled
+               ^  ^      |          |
+               |  +-lost-+          +-- kills acknowledged → verdict | failed | cancelled
+               +---- the next round ┘
 
 * placing: some agents wait for the router (``places``). * running: agents write, call tools, vote.
-* deciding: the outcome stands (quorum, budget, deadline, cancel); open agents are being stopped.
+* deciding: the outcome of the round stands (quorum) or of all (budget, deadline, cancel); open
+  agents are being stopped. Rounds, and how wide they are: ``rounds``.
 
 Invariants (``tests/property/test_contemplation.py``, random orders of inputs):
 
@@ -20,19 +22,20 @@ Invariants (``tests/property/test_contemplation.py``, random orders of inputs):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cogitate.aggregator.core import messages as m
-from cogitate.aggregator.core.agents import Accounts, AgentState, ToolRun, ToolRuns
+from cogitate.aggregator.core.agents import Accounts, AgentState
 from cogitate.aggregator.core.answers import key_of
-from cogitate.aggregator.core.ballots import QUORUMS, Ballot, Decision, count
-from cogitate.aggregator.core.budget import Budget
+from cogitate.aggregator.core.ballots import Ballot, Decision, count
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.outcome import outcome_of
 from cogitate.aggregator.core.places import Places
-from cogitate.aggregator.core.strategies import STRATEGIES
+from cogitate.aggregator.core.rounds import Rounds
+from cogitate.aggregator.core.strategies.synthesis import ROLE as SYNTHESIZER
+from cogitate.aggregator.core.tool_calls import ToolCalls
 
 
 class Contemplation:
@@ -40,20 +43,18 @@ class Contemplation:
 
     def __init__(self, spec: m.Spec) -> None:
         self.spec = spec
-        self.ballots: list[Ballot] = []
+        self.rounds = Rounds(spec)
+        self.agents, self.budget = self.rounds.agents, self.rounds.budget
         self.accounts = Accounts()
-        self.tools = ToolRuns()
         self.killed: list[tuple[int, str, int]] = []
         self.decision: Decision | None = None
         self.ended = False
-        self._strategy = STRATEGIES[spec.strategy]
-        self._rule = QUORUMS[spec.quorum]
-        plans = self._strategy.plan(spec.num_agents, spec.temperature)
-        self.agents = {plan.agent_id: AgentState(plan) for plan in plans}
-        self.budget = Budget(spec.budget_tokens, self.agents.values())
         self._out = Outbox()
-        self.places = Places(self.agents, self.budget, self.accounts, self._out, spec.patience_s)
+        self.places = Places(self.rounds, self.accounts, self._out, spec.patience_s)
+        self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
+        self.tools = self._calls.runs
         self._emit = self._out.emit
+        self._announced = False
         self._cut_short_by: list[str] = []  # degraded reasons
         self._failure: tuple[str, str, bool] | None = None  # reason, message, retryable
         self._cancelled = ""
@@ -70,6 +71,7 @@ class Contemplation:
             m.GrantUsedUp: self._grant_used_up,
             m.GangLost: self._gang_lost,
             m.DeadlinePassed: self._deadline_passed,
+            m.MoneySpent: self._money_spent,
             m.CancelRequested: self._cancel_requested,
             m.ShuttingDown: self._shutting_down,
         }
@@ -78,10 +80,7 @@ class Contemplation:
 
     def start(self) -> list[m.Effect]:
         """Begins: every agent needs a place."""
-        for feature, message in self.spec.left_out:
-            self._emit("feature_degraded", feature=feature, message=message)
-        self._emit("round_started", round_number=1, role="solver", agent_ids=tuple(self.agents))
-        self.places.ask(self.agents.values())
+        self._start_round(self.rounds.begin())
         return self._out.take()
 
     def handle(self, event: m.Input) -> list[m.Effect]:
@@ -96,6 +95,11 @@ class Contemplation:
         """Emits collected text; the shell calls it some times a second."""
         self._out.flush()
         return self._out.take()
+
+    @property
+    def ballots(self) -> list[Ballot]:
+        """All that were cast, of all rounds."""
+        return self.rounds.all_ballots
 
     @property
     def awaits_client(self) -> bool:
@@ -122,7 +126,7 @@ class Contemplation:
                 endpoint_id=gang.endpoint_id,
                 provider=gang.provider,
                 hint=event.hints.get(agent.agent_id, ""),
-                role="solver",
+                role=self.rounds.plan.role,
             )
 
     def _prefilled(self, event: m.Prefilled) -> None:
@@ -151,6 +155,8 @@ class Contemplation:
                 return
             agent.record(delta)
             self._out.write(delta)
+            if delta.is_answer and self.rounds.plan.role == SYNTHESIZER:
+                self._emit("verdict_delta", text=delta.text)
 
     def _gang_lost(self, event: m.GangLost) -> None:
         if self.decision is None:
@@ -161,10 +167,11 @@ class Contemplation:
             self._book_kill(agent)
 
     def _agent_ended(self, event: m.AgentEnded) -> None:
-        agent = self._current(event.gang_id, event.agent_id, event.attempt)
-        if agent is None:
+        if (agent := self._current(event.gang_id, event.agent_id, event.attempt)) is None:
             return
-        broke = event.finish in ("CANCELLED", "ERROR")
+        if event.finish == "CONFIDENCE":
+            agent.killing = agent.killing or "CONFIDENCE"
+        broke = event.finish in ("CANCELLED", "ERROR", "CONFIDENCE")
         if broke and not agent.killing:
             # Nobody asked for it: the engine failed or is going away.
             self.accounts.lost += max(0, event.num_sampled - agent.num_sampled)
@@ -184,7 +191,7 @@ class Contemplation:
 
     def _still_counts(self, event: m.AgentEnded) -> bool:
         """Whether an answer that crossed its kill on the way is the only one there is."""
-        assert self.decision is not None
+        assert self.decision
         return not (self.decision.key or self._cancelled) and bool(event.answer.strip())
 
     def _cast(self, agent: AgentState, answer: str, event: m.AgentEnded | None = None) -> None:
@@ -202,73 +209,36 @@ class Contemplation:
             group_confidence=event.group_confidence if event else 0.0,
             finish=event.finish if event else "STOP",
             num_sampled=agent.num_sampled,
+            round_number=self.rounds.number,
+            about=agent.plan.about,
         )
         agent.voted = True
-        weight = min(1.0, max(0.0, self._strategy.weigh(ballot)))
-        self.ballots.append(replace(ballot, weight=weight))
-        tallies = count(self.ballots)
+        weight = min(1.0, max(0.0, self.rounds.strategy.weigh(ballot)))
+        had_threshold = self.rounds.threshold is not None
+        self.rounds.cast(replace(ballot, weight=weight))
+        ballots = self.rounds.ballots
+        tallies = count(ballots)
         self._emit(
             "ballot_cast",
-            ballot=self.ballots[-1],
+            ballot=ballots[-1],
             leader_key=tallies[0].key if tallies else "",
             leader_count=len(tallies[0].ballots) if tallies else 0,
-            ballot_count=len(self.ballots),
+            ballot_count=len(ballots),
         )
+        if self.rounds.threshold is not None and not had_threshold:
+            for gang_id in sorted({a.gang_id for a in self._open_agents()} - {""}):
+                self._out.add(m.SetThreshold(gang_id, self.rounds.threshold))
 
     # -- tools -------------------------------------------------------------------------------
 
     def _tool_called(self, event: m.ToolCalled) -> None:
         agent = self._current(event.gang_id, event.agent_id, event.attempt)
-        if agent is None or agent.killing or event.call.call_id in self.tools.seen:
-            return
-        agent.pending_call = event.call
-        run, first = self.tools.join(event.agent_id, event.call)
-        self._emit(
-            "tool_call_started",
-            agent_id=event.agent_id,
-            call=event.call,
-            shared_call_id="" if first else run.call.call_id,
-        )
-        if run.result is not None:
-            self._deliver(run)
-        elif first and event.call.name in self.spec.client_tools:
-            self._emit("awaiting_client", agent_ids=(event.agent_id,), call=event.call)
-        elif first:
-            self._out.add(m.RunTool(event.agent_id, event.call))
+        if agent is not None and not agent.killing:
+            self._calls.called(agent, event.call)
 
     def _tool_returned(self, event: m.ToolReturned) -> None:
-        run = self.tools.by_call_id.get(event.call_id)
-        if run is None or run.result is not None or self.decision is not None:
-            return
-        run.result = event.result
-        self._deliver(run)
-
-    def _deliver(self, run: ToolRun) -> None:
-        """Gives the result to everybody who waits for it."""
-        result = run.result
-        assert result is not None
-        waiting, run.waiting = run.waiting, []
-        for agent_id, call in waiting:
-            agent = self.agents[agent_id]
-            if not agent.open or agent.pending_call != call:
-                continue
-            self._emit(
-                "tool_call_finished",
-                agent_id=agent_id,
-                call_id=call.call_id,
-                result=result,
-                shared=call.call_id != run.call.call_id,
-            )
-            agent.pending_call = None
-            agent.segments.append(m.Segment(result=result.payload))
-            agent.proved_answer = result.proved_answer or agent.proved_answer
-            if self.spec.quorum == "verified" and key_of(
-                result.proved_answer, self.spec.equivalence
-            ):
-                # The proof is the answer: no need to have it written out.
-                self._cast(agent, result.proved_answer)
-            elif agent.gang_id:
-                self._out.add(m.Inject(agent.gang_id, agent_id, call.call_id, result.payload))
+        if self.decision is None:
+            self._calls.returned(event)
 
     # -- budget, deadline, cancel ------------------------------------------------------------
 
@@ -277,37 +247,40 @@ class Contemplation:
         if agent is not None and agent.open and agent.gang_id == event.gang_id:
             agent.starved = True
 
-    def _regrant(self) -> None:
-        """Hands out what others left; when nothing is left and all wait, the budget is over."""
-        for agent in self._open_agents():
-            if not agent.starved or not self.budget.top_up(agent):
-                continue
-            agent.starved = False
-            if agent.gang_id:
-                self._out.add(m.Grant(agent.gang_id, {agent.agent_id: agent.granted}))
-            else:
-                self.places.ask([agent])
-        waiting = self._open_agents()
-        if waiting and all(agent.starved for agent in waiting):
-            self._failure = ("BUDGET_EXCEEDED", "the token budget ended before any answer", False)
-            self._cut_short("BUDGET", "the token budget is used up", "BUDGET")
+    @property
+    def _is_over(self) -> bool:
+        """Whether no round follows."""
+        return self.rounds.is_last or bool(self._cut_short_by or self._cancelled)
+
+    @property
+    def _settled(self) -> bool:
+        """Whether the outcome of all stands, and not only that of a round before the last."""
+        return self.decision is not None and (self._announced or self._is_over)
 
     def _deadline_passed(self, _: m.DeadlinePassed) -> None:
-        if self.decision is None:
+        if not self._settled:
             why = "the deadline passed before any answer"
             if self.places.failure is not None:
                 why += f"; the last problem was: {self.places.failure[1]}"
             self._failure = ("DEADLINE_EXCEEDED", why, False)
             self._cut_short("DEADLINE", "the deadline passed", "DEADLINE")
 
+    def _money_spent(self, _: m.MoneySpent) -> None:
+        if not self._settled:
+            self._budget_ended("money budget")
+
+    def _budget_ended(self, which: str) -> None:
+        self._failure = ("BUDGET_EXCEEDED", f"the {which} ended before any answer", False)
+        self._cut_short("BUDGET", f"the {which} is used up", "BUDGET")
+
     def _shutting_down(self, _: m.ShuttingDown) -> None:
-        if self.decision is None:
+        if not self._settled:
             message = "the aggregator is shutting down; ask again"
             self._failure = ("UNAVAILABLE", message, True)
             self._cut_short("AGENTS_LOST", "the aggregator is shutting down", "LOST")
 
     def _cancel_requested(self, event: m.CancelRequested) -> None:
-        if self.decision is None:
+        if not self._settled:
             self._cancelled = event.reason
             self._decide(Decision("", "cancelled"), "CANCELLED")
 
@@ -316,7 +289,7 @@ class Contemplation:
         self._decide(self._from_what_exists(why), kill_reason)
 
     def _from_what_exists(self, why: str) -> Decision:
-        tallies = count(self.ballots)
+        tallies = count(self.rounds.ballots)
         return Decision(tallies[0].key if tallies else "", why)
 
     # -- deciding ----------------------------------------------------------------------------
@@ -324,20 +297,51 @@ class Contemplation:
     def _advance(self) -> None:
         """Looks whether the outcome stands, and ends when nobody is open any more."""
         if self.decision is None:
-            num_open = sum(not agent.voted for agent in self._open_agents())
-            decision = self._rule(self.ballots, num_open)
+            num_running = sum(not agent.voted for agent in self._open_agents())
+            decision = self.rounds.judge(num_running)
             if decision is not None:
                 self._decide(decision, "DECIDED")
-            elif self.budget.limit:
-                self._regrant()
+            else:
+                self._widen(num_running)
+                if self.budget.limit and self.places.regrant():
+                    self._budget_ended("token budget")
         if self.decision is not None and not self._open_agents():
-            self._end()
+            following = [] if self._is_over else self.rounds.follow()
+            if following:
+                self.places.close()
+                self.decision = None
+                self._start_round(following)
+            else:
+                self._end()
+
+    def _start_round(self, agents: Sequence[AgentState]) -> None:
+        self._emit(
+            "round_started",
+            round_number=self.rounds.number,
+            role=self.rounds.plan.role,
+            agent_ids=tuple(agent.agent_id for agent in agents),
+        )
+        self.places.ask(agents)
+
+    def _widen(self, num_running: int) -> None:
+        """More agents, once those that run cannot decide it among themselves."""
+        if not (agents := self.rounds.widen(num_running)):
+            return
+        tallies = count(self.rounds.ballots)
+        agree = len(tallies[0].ballots) if tallies else 0
+        self._emit(
+            "widened",
+            agent_ids=tuple(agent.agent_id for agent in agents),
+            reason=f"{agree} of {len(self.rounds.ballots)} ballots agree, {num_running} are open",
+        )
+        self.places.ask(agents)
 
     def _decide(self, decision: Decision, kill_reason: str) -> None:
         """The outcome stands: open agents are stopped, once."""
         self.decision = decision
-        if decision.key:
-            self._emit("decided", quorum=self.spec.quorum, key=decision.key, reason=decision.reason)
+        self.rounds.drop_reserve()
+        if self._is_over:
+            self._announce(decision)
         by_gang: dict[str, list[int]] = {}
         for agent in self._open_agents():
             if agent.killing:
@@ -349,6 +353,11 @@ class Contemplation:
                 self._book_kill(agent)
         for gang_id, agent_ids in by_gang.items():
             self._out.add(m.Kill(gang_id, tuple(agent_ids), kill_reason))
+
+    def _announce(self, decision: Decision) -> None:
+        if decision.key and not self._announced:
+            self._announced = True
+            self._emit("decided", quorum=self.spec.quorum, key=decision.key, reason=decision.reason)
 
     def _book_kill(self, agent: AgentState) -> None:
         agent.open = False
@@ -368,10 +377,9 @@ class Contemplation:
 
     def _end(self) -> None:
         """Emits the one ending."""
-        assert self.decision is not None
+        assert self.decision
         self.ended = True
-        for gang_id in self.places.gangs:
-            self._out.add(m.CloseGang(gang_id))
+        self.places.close()
         if self._cancelled:
             self._emit("cancelled", reason=self._cancelled)
         elif not self.ballots:
@@ -384,7 +392,9 @@ class Contemplation:
         else:
             lost = ["AGENTS_LOST"] if self.places.gave_up else []
             degraded = [*self._cut_short_by, *lost]
-            self._emit("verdict", outcome=outcome_of(self.ballots, self.decision, degraded))
+            ballots, decision = self.rounds.conclude(self.decision)
+            self._announce(decision)
+            self._emit("verdict", outcome=outcome_of(ballots, decision, degraded))
 
     def _open_agents(self) -> list[AgentState]:
         return [agent for agent in self.agents.values() if agent.open]

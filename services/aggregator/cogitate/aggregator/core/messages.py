@@ -26,10 +26,9 @@ class Spec:
     budget_tokens: int  # 0: no limit
     max_tokens: int  # of one agent; 0: the model's default
     client_tools: frozenset[str] = frozenset()
+    initial_agents: int = 0  # begin with so many and widen; 0: all at once
+    max_rounds: int = 0  # 0: as many as the strategy has
     patience_s: float = 0.0  # how long an agent may wait for a place
-    left_out: tuple[
-        tuple[str, str], ...
-    ] = ()  # what was asked for and is not there: name, sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +193,11 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class MoneySpent:
+    """What it cost so far has reached the budget."""
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """The client wants no answer any more: DISCONNECTED or REQUESTED."""
 
@@ -218,6 +222,7 @@ Input = (
     | GrantUsedUp
     | GangLost
     | DeadlinePassed
+    | MoneySpent
     | CancelRequested
     | ShuttingDown
 )
@@ -242,6 +247,8 @@ class AgentOrder:
     temperature: float | None
     hint_index: int | None
     granted: int  # 0: no limit but its own
+    opening: str = ""
+    max_tokens: int = 0  # 0: as asked
     segments: tuple[Segment, ...] = ()
     num_sampled: int = 0
     pending_call_id: str = ""
@@ -259,6 +266,7 @@ class Declare:
     agent_ids: tuple[int, ...]
     failed: tuple[tuple[str, str], ...] = ()
     anew: bool = True
+    role: str = "solver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +279,14 @@ class AskLater:
 
 @dataclass(frozen=True, slots=True)
 class OpenGang:
-    """Open a Decode stream."""
+    """Open a Decode stream. ``turns`` (speaker, text) follow the conversation."""
 
     gang: PlacedGang
     attempt: int
     agents: tuple[AgentOrder, ...]
+    role: str = "solver"
+    turns: tuple[tuple[str, str], ...] = ()
+    has_tools: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +304,14 @@ class Grant:
 
     gang_id: str
     totals: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SetThreshold:
+    """Stop agents of a gang whose group confidence falls under this."""
+
+    gang_id: str
+    group_confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,5 +355,15 @@ class Emit:
 
 
 Effect = (
-    Declare | AskLater | OpenGang | Kill | Grant | RunTool | Inject | CloseGang | BreakOff | Emit
+    Declare
+    | AskLater
+    | OpenGang
+    | Kill
+    | Grant
+    | SetThreshold
+    | RunTool
+    | Inject
+    | CloseGang
+    | BreakOff
+    | Emit
 )

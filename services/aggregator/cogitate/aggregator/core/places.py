@@ -13,12 +13,12 @@ endpoint still says is stale.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.agents import Accounts, AgentState
-from cogitate.aggregator.core.budget import Budget
 from cogitate.aggregator.core.outbox import Outbox
+from cogitate.aggregator.core.rounds import Rounds
 
 # An agent that lost its endpoint this often is given up.
 MAX_LOSSES = 3
@@ -31,8 +31,7 @@ class Places:
 
     def __init__(
         self,
-        agents: Mapping[int, AgentState],
-        budget: Budget,
+        rounds: Rounds,
         accounts: Accounts,
         outbox: Outbox,
         patience_s: float,
@@ -41,7 +40,8 @@ class Places:
         self.gave_up = False
         # The last thing that went wrong: reason, message, whether asking again may help.
         self.failure: tuple[str, str, bool] | None = None
-        self._agents, self._budget, self._accounts = agents, budget, accounts
+        self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
+        self._accounts = accounts
         self._out, self._patience_s = outbox, patience_s
         self._attempt = 0
         self._asked: dict[int, m.Declare] = {}
@@ -49,6 +49,11 @@ class Places:
     def of(self, gang_id: str) -> list[AgentState]:
         """The open agents of a gang."""
         return [a for a in self._agents.values() if a.open and a.gang_id == gang_id]
+
+    def close(self) -> None:
+        """No more commands for any gang."""
+        for gang_id in self.gangs:
+            self._out.add(m.CloseGang(gang_id))
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -65,7 +70,9 @@ class Places:
             return
         anew = anew or not self.gangs
         self._attempt += 1
-        self._asked[self._attempt] = m.Declare(self._attempt, agent_ids, failed, anew)
+        self._asked[self._attempt] = m.Declare(
+            self._attempt, agent_ids, failed, anew, self._rounds.plan.role
+        )
         self._out.add(self._asked[self._attempt])
 
     def ask_again(self, event: m.AskAgain) -> None:
@@ -97,9 +104,14 @@ class Places:
             if not agent.starved:
                 agent.gang_id = gang.gang_id
                 orders.append(agent.order())
-        if orders:
-            self.gangs[gang.gang_id] = gang
-            self._out.add(m.OpenGang(gang, attempt, tuple(orders)))
+        if not orders:
+            return
+        self.gangs[gang.gang_id] = gang
+        plan = self._rounds.plan
+        turns = tuple((turn.speaker, turn.text) for turn in plan.turns)
+        self._out.add(m.OpenGang(gang, attempt, tuple(orders), plan.role, turns, plan.has_tools))
+        if self._rounds.threshold is not None:
+            self._out.add(m.SetThreshold(gang.gang_id, self._rounds.threshold))
 
     def denied(self, event: m.Denied) -> None:
         """Waits and asks again, if that may help and patience lasts."""
@@ -141,6 +153,19 @@ class Places:
         """Remembers what went wrong; what can never work explains more than what followed it."""
         if self.failure is None or self.failure[2]:
             self.failure = failure
+
+    def regrant(self) -> bool:
+        """Hands out the tokens that others left; True if none are left and everybody waits."""
+        waiting = [agent for agent in self._agents.values() if agent.open]
+        for agent in waiting:
+            if not agent.starved or not self._budget.top_up(agent):
+                continue
+            agent.starved = False
+            if agent.gang_id:
+                self._out.add(m.Grant(agent.gang_id, {agent.agent_id: agent.granted}))
+            else:
+                self.ask([agent])
+        return bool(waiting) and all(agent.starved for agent in waiting)
 
     # -- losing ------------------------------------------------------------------------------
 

@@ -1,0 +1,117 @@
+"""The rounds of a contemplation: which agents begin, what the rule says, what comes after.
+
+::
+
+    begin ──► judge after every ballot ──► the round is decided ──► follow ──► (next round)
+                  │ undecided, and those that run cannot decide it
+                  └──► widen
+
+**Adaptive width.** With ``initial_agents`` a first round begins with so many, or with as many as
+the rule needs if all of them agreed; the others are the reserve. Whenever those that run could not
+decide it even if they all agreed with the leader, as many more begin as could. Nobody is started
+whose ballot the outcome can stand without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cogitate.aggregator.core.agents import AgentState
+from cogitate.aggregator.core.ballots import Ballot, Decision
+from cogitate.aggregator.core.budget import Budget
+from cogitate.aggregator.core.messages import Spec
+from cogitate.aggregator.core.quorums import least_needed, quorum
+from cogitate.aggregator.core.strategies import strategy
+from cogitate.aggregator.core.strategies.base import Draft, RoundPlan
+
+
+class Rounds:
+    """Owns the ballots of all rounds, the plan of the one that runs, and the reserve."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.number = 1
+        self.ballots: list[Ballot] = []  # of this round
+        self.earlier: list[list[Ballot]] = []
+        self.agents: dict[int, AgentState] = {}  # of all rounds, in the order of their start
+        self.strategy = strategy(spec.strategy)
+        self.threshold: float | None = None
+        self._spec = spec
+        self._most_rounds = min(self.strategy.num_rounds, spec.max_rounds or 2**31)
+        self._plan = self.strategy.plan(spec.num_agents, spec.temperature)
+        self._rule = quorum(spec.quorum)
+        self._reserve = [AgentState(plan) for plan in self._plan.agents]
+        self.budget = Budget(spec.budget_tokens, len(self._reserve) * self._most_rounds)
+
+    @property
+    def plan(self) -> RoundPlan:
+        """The round that runs."""
+        return self._plan
+
+    @property
+    def all_ballots(self) -> list[Ballot]:
+        """Of all rounds, in the order in which they were cast."""
+        return [ballot for ballots in (*self.earlier, self.ballots) for ballot in ballots]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no round can follow."""
+        return self.number >= self._most_rounds
+
+    def begin(self) -> list[AgentState]:
+        """The agents to start with."""
+        num_first = len(self._reserve)
+        if self._spec.initial_agents:
+            num_first = max(self._spec.initial_agents, self._num_needed(0))
+        return self._start(num_first)
+
+    def widen(self, num_running: int) -> list[AgentState]:
+        """The agents to start now, beside those that run and did not vote yet."""
+        if not self._reserve:
+            return []
+        return self._start(self._num_needed(num_running) - num_running)
+
+    def judge(self, num_running: int) -> Decision | None:
+        """What the rule says."""
+        return self._rule(self.ballots, num_running + len(self._reserve))
+
+    def cast(self, ballot: Ballot) -> None:
+        """Counts a ballot; the warm-up may be over with it."""
+        self.ballots.append(ballot)
+        if self.threshold is None and self.number == 1:
+            self.threshold = self.strategy.threshold(self.ballots, self._spec.num_agents)
+
+    def drop_reserve(self) -> None:
+        """The outcome stands: nobody begins any more."""
+        self._reserve.clear()
+
+    def follow(self) -> list[AgentState]:
+        """Goes on to the next round, if there is one; its agents."""
+        if self.is_last:
+            return []
+        drafts = [Draft(ballot, self.agents[ballot.agent_id].text) for ballot in self.ballots]
+        plan = self.strategy.follow(self.number, drafts, len(self.agents), self._spec.num_agents)
+        if plan is None:
+            return []
+        self._plan = plan
+        self._rule = quorum(plan.quorum or self._spec.quorum)
+        self.earlier.append(self.ballots)
+        self.ballots = []
+        self.number += 1
+        self.threshold = None
+        self._reserve = [AgentState(each) for each in plan.agents]
+        self.budget.share_among(len(self._reserve) * (self._most_rounds - self.number + 1))
+        return self._start(len(self._reserve))
+
+    def conclude(self, decision: Decision) -> tuple[Sequence[Ballot], Decision]:
+        """The ballots the outcome is of, and the outcome."""
+        return self.strategy.conclude([*self.earlier, self.ballots], decision)
+
+    def _num_needed(self, num_running: int) -> int:
+        return least_needed(self._rule, self.ballots, num_running + len(self._reserve))
+
+    def _start(self, count: int) -> list[AgentState]:
+        started, self._reserve = self._reserve[: max(0, count)], self._reserve[max(0, count) :]
+        for agent in started:
+            self.agents[agent.agent_id] = agent
+            self.budget.join(agent)
+        return started
