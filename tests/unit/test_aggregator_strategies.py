@@ -268,3 +268,20 @@ def test_a_threshold_reaches_gangs_that_are_opened_later() -> None:
 def test_a_strategy_without_ballots_to_weigh_is_not_asked() -> None:
     assert strategy("confidence").threshold([], 8) is None
     assert strategy("vote").conclude([[]], Decision("", "why")) == ([], Decision("", "why"))
+
+
+def test_without_a_ballot_the_answer_is_what_was_written_when_time_ended() -> None:
+    played = Played(spec(2))
+    played.writes(0, "The sky ", is_answer=True)
+    played.writes(1, "I think about light, which", is_answer=False)
+    played._perform(played.machine.handle(m.DeadlinePassed()))
+    for agent_id in range(2):
+        played.end(agent_id, "", finish="CANCELLED")
+    outcome = played.events("verdict")[0]["outcome"]
+    assert (outcome.answer, outcome.agent_id, outcome.abstained) == ("The sky", 0, False)
+    assert outcome.degraded_reasons == ("DEADLINE", "NO_BALLOT", "UNFINISHED")
+    nothing = Played(spec(1))
+    nothing.writes(0, "hm", is_answer=False)
+    nothing._perform(nothing.machine.handle(m.MoneySpent()))
+    nothing.end(0, "", finish="CANCELLED")
+    assert nothing.events("failed")[0]["reason"] == "BUDGET_EXCEEDED"

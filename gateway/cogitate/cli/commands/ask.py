@@ -64,9 +64,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is worked on")
     group.add_argument("--agents", type=int, metavar="N", help="how many agents")
     group.add_argument("--effort", choices=("instant", "thinking", "contemplating"))
-    group.add_argument("--strategy", default="", metavar="NAME", help="such as vote")
     group.add_argument(
-        "--quorum", default="", metavar="NAME", help="all, unbeatable or verified, for instance"
+        "--strategy", default="", metavar="NAME",
+        help="vote, confidence, refine, best_of or synthesis",
+    )  # fmt: skip
+    group.add_argument(
+        "--quorum",
+        default="",
+        metavar="NAME",
+        help="all, unbeatable, unanimous:k, posterior:d, first:m or verified",
     )
     group.add_argument("--model", default="", metavar="NAME", help="default: the server's")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed, the same tokens")

@@ -74,6 +74,9 @@ class Lines:
             case "round_started":
                 if event.round_started.round_number > 1:
                     yield f"round {event.round_started.round_number}: {event.round_started.role}"
+            case "widened":
+                widened = event.widened
+                yield f"agents {ids(widened.agent_ids)} begin, too: {widened.reason}"
             case "awaiting_client":
                 call = event.awaiting_client.call
                 waiting = ids(event.awaiting_client.agent_ids)

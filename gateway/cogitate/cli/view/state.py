@@ -366,6 +366,11 @@ def _steered(view: View, event: pb2.Steered) -> View:
     return replace(view, notes=(*view.notes, "the user added a message"))
 
 
+def _widened(view: View, event: pb2.Widened) -> View:
+    note = f"{len(event.agent_ids)} more agents begin: {event.reason}"
+    return replace(view, notes=(*view.notes, note))
+
+
 def _verdict_delta(view: View, event: pb2.VerdictDelta) -> View:
     return replace(view, verdict_text=view.verdict_text + event.text)
 
@@ -387,6 +392,7 @@ _HANDLERS: Final[Mapping[str, Any]] = {
     "placed": _placed,
     "prefilled": _prefilled,
     "round_started": _round,
+    "widened": _widened,
     "agent_started": _agent_started,
     "deltas": _deltas,
     "tool_call_started": _tool_started,

@@ -1051,7 +1051,9 @@ class Verdict(_message.Message):
     """True if no agent could answer; `answer` is then the agents' refusal."""
     @_builtins.property
     def degraded_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Why it is degraded, in UPPER_SNAKE_CASE: BUDGET, DEADLINE, AGENTS_LOST, NO_BALLOT. Empty if it is not."""
+        """Why it is degraded, in UPPER_SNAKE_CASE: BUDGET, DEADLINE, AGENTS_LOST, NO_BALLOT, UNFINISHED (no agent had
+        ended; the answer is what one of them had written). Empty if it is not.
+        """
 
     @_builtins.property
     def certificate(self) -> Global___Certificate:

@@ -29,6 +29,7 @@ class AgentState:
     pending_call: Call | None = None
     proved_answer: str = ""
     text: str = ""  # all it wrote, for a round that builds on it
+    answer: str = ""  # what of it is its answer
     segments: list[Segment] = field(default_factory=list)
 
     @property
@@ -45,6 +46,7 @@ class AgentState:
         """Books sampled tokens, so that the agent can go on elsewhere."""
         self.num_sampled += len(delta.token_ids)
         self.text += delta.text
+        self.answer += delta.text if delta.is_answer else ""
         if not delta.token_ids:
             return
         if self.segments and self.segments[-1].token_ids:
@@ -58,7 +60,7 @@ class AgentState:
         self.segments.clear()
         self.num_sampled = 0
         self.pending_call = None
-        self.proved_answer = self.text = ""
+        self.proved_answer = self.text = self.answer = ""
         self.build_digest = ""
 
     def order(self) -> AgentOrder:

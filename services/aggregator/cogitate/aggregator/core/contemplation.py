@@ -31,7 +31,7 @@ from cogitate.aggregator.core.agents import Accounts, AgentState
 from cogitate.aggregator.core.answers import key_of
 from cogitate.aggregator.core.ballots import Ballot, Decision, count
 from cogitate.aggregator.core.outbox import Outbox
-from cogitate.aggregator.core.outcome import outcome_of
+from cogitate.aggregator.core.outcome import Outcome, outcome_of, unfinished
 from cogitate.aggregator.core.places import Places
 from cogitate.aggregator.core.rounds import Rounds
 from cogitate.aggregator.core.strategies.synthesis import ROLE as SYNTHESIZER
@@ -71,7 +71,7 @@ class Contemplation:
             m.GrantUsedUp: self._grant_used_up,
             m.GangLost: self._gang_lost,
             m.DeadlinePassed: self._deadline_passed,
-            m.MoneySpent: self._money_spent,
+            m.MoneySpent: lambda _: self._budget_ended("money budget"),
             m.CancelRequested: self._cancel_requested,
             m.ShuttingDown: self._shutting_down,
         }
@@ -265,13 +265,10 @@ class Contemplation:
             self._failure = ("DEADLINE_EXCEEDED", why, False)
             self._cut_short("DEADLINE", "the deadline passed", "DEADLINE")
 
-    def _money_spent(self, _: m.MoneySpent) -> None:
-        if not self._settled:
-            self._budget_ended("money budget")
-
     def _budget_ended(self, which: str) -> None:
-        self._failure = ("BUDGET_EXCEEDED", f"the {which} ended before any answer", False)
-        self._cut_short("BUDGET", f"the {which} is used up", "BUDGET")
+        if not self._settled:
+            self._failure = ("BUDGET_EXCEEDED", f"the {which} ended before any answer", False)
+            self._cut_short("BUDGET", f"the {which} is used up", "BUDGET")
 
     def _shutting_down(self, _: m.ShuttingDown) -> None:
         if not self._settled:
@@ -382,19 +379,20 @@ class Contemplation:
         self.places.close()
         if self._cancelled:
             self._emit("cancelled", reason=self._cancelled)
-        elif not self.ballots:
-            reason, message, retryable = (
-                self._failure
-                or self.places.failure
-                or ("NO_QUORUM", "no agent gave an answer", True)
-            )
-            self._emit("failed", reason=reason, message=message, retryable=retryable)
+        elif outcome := self._outcome():
+            self._emit("verdict", outcome=outcome)
         else:
-            lost = ["AGENTS_LOST"] if self.places.gave_up else []
-            degraded = [*self._cut_short_by, *lost]
-            ballots, decision = self.rounds.conclude(self.decision)
-            self._announce(decision)
-            self._emit("verdict", outcome=outcome_of(ballots, decision, degraded))
+            failure = self._failure or self.places.failure
+            reason, message, retryable = failure or ("NO_QUORUM", "no agent gave an answer", True)
+            self._emit("failed", reason=reason, message=message, retryable=retryable)
+
+    def _outcome(self) -> Outcome | None:
+        if not self.ballots:
+            return unfinished(self.agents.values(), self._cut_short_by)
+        lost = ["AGENTS_LOST"] if self.places.gave_up else []
+        ballots, decision = self.rounds.conclude(self.decision or Decision("", ""))
+        self._announce(decision)
+        return outcome_of(ballots, decision, [*self._cut_short_by, *lost])
 
     def _open_agents(self) -> list[AgentState]:
         return [agent for agent in self.agents.values() if agent.open]

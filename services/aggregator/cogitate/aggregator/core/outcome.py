@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cogitate.aggregator.core.agents import AgentState
 from cogitate.aggregator.core.ballots import Ballot, Decision, count
 
 
@@ -20,6 +21,24 @@ class Outcome:
     decision: str
     ballots: tuple[Ballot, ...]
     agent_id: int | None  # whose words the answer is; None if it is a refusal
+
+
+def unfinished(agents: Iterable[AgentState], cut_short_by: Sequence[str]) -> Outcome | None:
+    """The longest answer somebody was writing when budget or deadline ended; None without one."""
+    writers = [agent for agent in agents if agent.answer.strip()]
+    if not writers or not set(cut_short_by) & {"BUDGET", "DEADLINE"}:
+        return None
+    writer = max(writers, key=lambda agent: (len(agent.answer), -agent.agent_id))
+    return Outcome(
+        answer=writer.answer.strip(),
+        key="",
+        proved=False,
+        abstained=False,
+        degraded_reasons=(*cut_short_by, "NO_BALLOT", "UNFINISHED"),
+        decision="no agent had ended; the longest answer as far as it was written",
+        ballots=(),
+        agent_id=writer.agent_id,
+    )
 
 
 def outcome_of(ballots: Sequence[Ballot], decision: Decision, degraded: Iterable[str]) -> Outcome:
