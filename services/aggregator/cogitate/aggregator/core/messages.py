@@ -205,6 +205,16 @@ class ShuttingDown:
     """This process ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerChanged:
+    """Another process goes on from the journal: streams, questions and timers ended with the last.
+
+    ``epoch`` is the new owner's.
+    """
+
+    epoch: int
+
+
 Input = (
     Granted
     | Denied
@@ -220,6 +230,7 @@ Input = (
     | DeadlinePassed
     | CancelRequested
     | ShuttingDown
+    | OwnerChanged
 )
 
 # -- effects ---------------------------------------------------------------------------------
