@@ -57,10 +57,10 @@ def row(id_: str = "c1", number: int = 2, *, epoch: int = 1, end_ns: int | None 
     return Row(id_, epoch, number - 1, f"input {number - 1}".encode(), events, end_ns)
 
 
-async def abandoned(journal: Journal, wanted: list[str]) -> None:
+async def abandoned(journal: Journal, *wanted: tuple[str, int]) -> None:
     """Waits until exactly these are abandoned."""
     async with asyncio.timeout(5):
-        while sorted(await journal.abandoned()) != wanted:
+        while sorted(await journal.abandoned()) != list(wanted):
             await asyncio.sleep(0.02)
 
 
@@ -171,15 +171,15 @@ async def test_what_the_dead_leave_is_claimed_by_one(store: Open) -> None:
             await owner.accept(record("c1"))
             await owner.accept(record("c2"))
             await owner.append([row("c1"), row("c2", end_ns=9)])
-        await abandoned(first, ["c1"])
-        await abandoned(second, ["c1"])
+        await abandoned(first, ("c1", 1))
+        await abandoned(second, ("c1", 1))
         claims = await asyncio.gather(first.claim("c1", 1), second.claim("c1", 1))
         [claimed] = [claim for claim in claims if claim is not None]
         assert (claimed.epoch, claimed.last_event, claimed.id) == (2, 2, "c1")
         winner = first if claims[0] is not None else second
         loser = second if winner is first else first
-        await abandoned(first, [])
-        await abandoned(second, [])
+        await abandoned(first)
+        await abandoned(second)
         assert await loser.append([row("c1", 3, epoch=2)]) == {"c1"}
         assert await winner.append([row("c1", 3, epoch=2)]) == frozenset()
         assert await winner.entries("c1") == [b"input 1", b"input 2"]
@@ -193,7 +193,7 @@ async def test_who_was_taken_for_dead_writes_nothing_more(store: Open) -> None:
         await frozen.accept(record("c2"))
         await frozen.append([row("c1")])
         await other.beat()
-        await abandoned(other, ["c1", "c2"])  # it has not beaten for long enough
+        await abandoned(other, ("c1", 1), ("c2", 1))  # it has not beaten for long enough
         claimed = await other.claim("c1", 1)
         assert claimed is not None
         assert await frozen.append([row("c1", 3), row("c2", 2)]) == {"c1"}
@@ -209,7 +209,7 @@ async def test_an_owner_that_closes_leaves_what_it_had_at_once(store: Open) -> N
             await owner.accept(record())
             assert await other.abandoned() == []
         async with asyncio.timeout(2):
-            while await other.abandoned() != ["c1"]:
+            while await other.abandoned() != [("c1", 1)]:
                 await asyncio.sleep(0.02)
 
 

@@ -87,7 +87,7 @@ async def test_a_journal_of_the_version_before_is_read_and_its_rest_is_abandoned
         db.execute("INSERT INTO contemplations VALUES ('old','t','',x'01',5,NULL,1,NULL)")
     journal = SqliteJournal(str(path))
     await journal.open("here:1")
-    assert await journal.abandoned() == ["old"]
+    assert await journal.abandoned() == [("old", 0)]
     old = await journal.get("old")
     assert old is not None
     assert (old.epoch, old.acceptance, old.owner) == (0, b"", "")
@@ -334,7 +334,12 @@ async def test_a_reader_that_fell_behind_gets_text_coalesced_and_every_decision(
     log.publish(1, written=False)
     reader = log.read(0)
     assert (await anext(reader)).event_number == 1
-    for number in range(2, 102):  # meanwhile it stalls
+    waiting = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    log.add(text(2, (0, 2, "w")))
+    log.publish(2, written=False)
+    assert (await waiting).event_number == 2
+    for number in range(3, 102):  # meanwhile it stalls
         log.add(
             event("ballot_cast", number) if number % 50 == 0 else text(number, (0, number, "w"))
         )
@@ -344,8 +349,9 @@ async def test_a_reader_that_fell_behind_gets_text_coalesced_and_every_decision(
     kinds = [e.WhichOneof("event") for e in events]
     assert kinds == ["deltas", "ballot_cast", "deltas", "ballot_cast", "deltas", "verdict"]
     ranges = [(e.first_event_number, e.event_number) for e in events]
-    assert ranges == [(2, 49), (50, 50), (51, 99), (100, 100), (101, 101), (102, 102)]
-    assert [d.token_count for d in events[0].deltas.deltas] == [48]
+    assert ranges == [(3, 49), (50, 50), (51, 99), (100, 100), (101, 101), (102, 102)]
+    assert [d.token_count for d in events[0].deltas.deltas] == [47]
+    assert [e.event_number async for e in log.read(0)] == list(range(1, 103)), "what is read later"
 
 
 def test_coalescing_keeps_each_agents_text_in_order() -> None:

@@ -1,7 +1,7 @@
 """The numbered events of a contemplation: journalled first, then readable from any number.
 
 A reader keeps a cursor. The newest events are in memory, older ones are read back from the journal,
-and a reader that fell behind gets text coalesced: a slow one costs no memory and slows nobody.
+and a live reader that fell behind gets text coalesced: a slow one costs no memory and slows nobody.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDINGS = frozenset({"verdict", "failed", "cancelled"})
 RETRY_S = 0.25
 # Events kept in memory of each contemplation, beside those that are not written yet.
 MAX_HELD = 128
-# A reader further behind than this gets text coalesced.
+# A reader that was up to date and is now further behind than this gets text coalesced.
 BEHIND = 32
 # Events read back from the journal at a time.
 CHUNK = 256
@@ -97,23 +97,27 @@ class EventLog:
         news.set()
 
     async def read(self, after: int) -> AsyncIterator[pb.ContemplationEvent]:
-        """Events with numbers above ``after``, live, to the ending. Raises NotOwner, Damaged."""
-        position = after
+        """Events with numbers above ``after``, live, to the ending. Raises NotOwner, Damaged.
+
+        What was there before is read as it is; later on, text is coalesced when it piles up.
+        """
+        position, live = after, False
         while True:
             while position < self.published:
-                for event in await self._next(position):
+                behind = live and self.published - position > BEHIND
+                for event in await self._next(position, behind):
                     position = event.event_number
                     yield event
             if self.ended:
                 return
             if self.fenced:
                 raise NotOwner("another aggregator took this contemplation over")
+            live = True
             await self._news.wait()
 
-    async def _next(self, position: int) -> Iterable[pb.ContemplationEvent]:
+    async def _next(self, position: int, behind: bool) -> Iterable[pb.ContemplationEvent]:
         """Some events after a position below ``published``."""
         first = self._held[0].event_number if self._held else self.last + 1
-        behind = self.published - position > BEHIND
         if position + 1 >= first:
             skipped = position + 1 - first
             if not behind:

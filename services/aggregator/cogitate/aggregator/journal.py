@@ -92,8 +92,8 @@ class Journal(Protocol):
         """Says that this owner lives; without it others take its contemplations."""
         ...
 
-    async def abandoned(self) -> list[str]:
-        """Unfinished contemplations whose owner is dead."""
+    async def abandoned(self) -> list[tuple[str, int]]:
+        """Unfinished contemplations whose owner is dead, with the epoch in which it died."""
         ...
 
     async def claim(self, id_: str, epoch: int) -> Record | None:

@@ -41,11 +41,8 @@ class Ownership:
         while self._owed:
             await self._adopt(self._owed[0])
             del self._owed[0]
-        for id_ in await self._journal.abandoned():
-            record = await self._journal.get(id_)
-            if record is None or self.stopped:
-                continue
-            claimed = await self._journal.claim(id_, record.epoch)
+        for id_, epoch in await self._journal.abandoned():
+            claimed = None if self.stopped else await self._journal.claim(id_, epoch)
             if claimed is not None:
                 self._owed.append(claimed)
                 await self._adopt(claimed)

@@ -194,12 +194,12 @@ class SqliteJournal:
         if self._path:
             await self._do(write)
 
-    async def abandoned(self) -> list[str]:
+    async def abandoned(self) -> list[tuple[str, int]]:
         if not self._path:
             return []
         return await asyncio.to_thread(self._abandoned)
 
-    def _abandoned(self) -> list[str]:
+    def _abandoned(self) -> list[tuple[str, int]]:
         """Looks at lock files, which costs next to nothing, and at the tables now and then."""
         others = self._others()
         dead = {owner for owner in others if _is_free(self._lock_path(owner))}
@@ -216,11 +216,12 @@ class SqliteJournal:
                 beats = dict(self._db.execute("SELECT id, beat FROM owners"))
                 # Looked for after the query: an owner has its file before it has anything else.
                 unowned = set(owners) - self._others() - {self.owner_id}
-                found = [
-                    row[0]
+                found: list[tuple[str, int]] = [
+                    row
                     for owner in dead | unowned | self._hung(beats, now)
                     for row in self._db.execute(
-                        "SELECT id FROM contemplations WHERE ending IS NULL AND owner=?", (owner,)
+                        "SELECT id, epoch FROM contemplations WHERE ending IS NULL AND owner=?",
+                        (owner,),
                     )
                 ]
                 if not found:
