@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from cogitate.aggregator.config import AggregatorConfig
+from cogitate.aggregator.journal import JournalError, Record
 from cogitate.aggregator.server import build
 from cogitate.kit import lifecycle
 from cogitate.kit.channels import open_channel
@@ -872,21 +872,54 @@ async def test_one_that_goes_on_outlives_the_deadline_of_its_call() -> None:
 # -- the life of the process -------------------------------------------------------------------
 
 
-async def test_a_restart_fails_what_ran_with_one_ending(tmp_path: Path) -> None:
+async def test_a_restart_goes_on_with_what_ran(tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal.db")
+    async with mesh(every("a", Hold(), "b", End("3")), journal=journal) as m:
+        call = open_stream(m, on_disconnect=pb.ON_DISCONNECT_CONTINUE)
+        id_ = await first(call)
+        before = await rest_until(call, lambda e: e.HasField("deltas"))
+        m.runtime.journal.append = _dies  # what a killed process leaves behind
+        call.cancel()
+    async with mesh(saying("3", tokens=2), journal=journal) as m:
+        await until(lambda: id_ in m.runtime._logs)
+        events = await m.attach(id_, 0)
+        assert check_grammar(events).verdict.key == "3"
+        assert check_tokens(events) == {0: 2, 1: 2, 2: 2}
+        assert events[1 : 1 + len(before)] == before
+        resumed = m.decoders[0].opened[0]
+        assert resumed.owner_epoch == 2
+        assert {agent.attempt for agent in resumed.agents} == {2}
+        assert {agent.resume_state.sampled_token_count for agent in resumed.agents} == {1}
+    async with mesh(saying("3"), journal=journal) as m:
+        assert await m.attach(id_, 0) == events
+        summary = (await m.get(id_)).summary
+        assert summary.state == pb.ContemplationSummary.STATE_COMPLETED
+        assert summary.last_event_number == len(events)
+
+
+async def test_what_cannot_be_continued_fails_once(tmp_path: Path) -> None:
     journal = str(tmp_path / "journal.db")
     async with mesh(every("a", Hold()), journal=journal) as m:
         call = open_stream(m, on_disconnect=pb.ON_DISCONNECT_CONTINUE)
         id_ = await first(call)
-        await until(lambda: m.decoders[0].num_sampled == 3)
-        m.runtime.journal.append = _dies  # what a killed process leaves behind
+        await rest_until(call, lambda e: e.HasField("deltas"))
+        m.runtime.journal.append = _dies
         call.cancel()
+    with closing(sqlite3.connect(journal)) as db, db:
+        db.execute("DELETE FROM inputs WHERE sequence=2")
     for _ in range(2):
         async with mesh(saying("3"), journal=journal) as m:
+            await ended(m, id_)
             events = await m.attach(id_, 0)
             assert check_grammar(events).failed.reason == "UNAVAILABLE"
-            summary = (await m.get(id_)).summary
-            assert summary.state == pb.ContemplationSummary.STATE_FAILED
-            assert summary.last_event_number == len(events)
+            assert (await m.get(id_)).summary.state == pb.ContemplationSummary.STATE_FAILED
+
+
+async def ended(m: Mesh, id_: str) -> None:
+    """Waits until the journal has the ending."""
+    async with asyncio.timeout(5):
+        while not (await m.get(id_)).HasField("ending"):
+            await asyncio.sleep(0.01)
 
 
 def _dies(rows: object) -> None:
@@ -909,7 +942,12 @@ async def test_a_shutdown_ends_what_runs_while_clients_listen() -> None:
 async def test_a_client_that_leaves_while_it_is_accepted_leaves_nothing_half_done() -> None:
     async with mesh(every("a", Hold())) as m:
         works = m.runtime.journal.accept
-        m.runtime.journal.accept = lambda record: (time.sleep(0.2), works(record))
+
+        async def slowly(record: Record) -> None:
+            await asyncio.sleep(0.2)
+            await works(record)
+
+        m.runtime.journal.accept = slowly
         call = open_stream(m, request_id="r1")
         await until(lambda: m.runtime._runners)
         call.cancel()
@@ -922,7 +960,7 @@ async def test_a_client_that_leaves_while_it_is_accepted_leaves_nothing_half_don
 
 async def test_a_full_disk_refuses_and_leaves_nothing_behind() -> None:
     def full(record: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise JournalError("database or disk is full")
 
     async with mesh(saying("3")) as m:
         works, m.runtime.journal.accept = m.runtime.journal.accept, full

@@ -477,3 +477,50 @@ def test_a_shutdown_fails_what_has_no_answer() -> None:
     s.put(m.ShuttingDown(), m.GangLost("1.a", "UNAVAILABLE"))
     failed = s.event("failed")
     assert (failed["reason"], failed["retryable"]) == ("UNAVAILABLE", True)
+
+
+# -- another owner -----------------------------------------------------------------------------
+
+
+def test_a_new_owner_asks_for_everybody_anew_and_counts_no_loss() -> None:
+    s = Script(client_tools=frozenset({"ask_user"})).running(a=(0, 1), b=(2,))
+    s.write(0, 0, 4)
+    s.call(0)
+    s.call(1, name="ask_user")
+    for epoch in range(2, 3 + MAX_LOSSES):
+        s.put(m.OwnerChanged(epoch))
+        assert s.events == ["agent_lost"] * 3 if epoch == 2 else s.events == []
+        assert s.all(m.Declare) == [m.Declare(epoch, (0, 1, 2), (), True)]
+        assert [run.call.name for run in s.all(m.RunTool)] == ["zoom"]
+        assert s.all(m.BreakOff) == []
+    s.place(attempt=epoch, c=(0, 1, 2))
+    [opened] = s.all(m.OpenGang)
+    assert [(a.attempt, a.num_sampled, a.pending_call_id) for a in opened.agents] == [
+        (2, 4, "a0.1.c1"), (2, 0, "a1.1.c1"), (2, 0, ""),
+    ]  # fmt: skip
+    s.result("a0.1.c1")
+    assert s.all(m.Inject)
+    s.result("a1.1.c1")
+    assert s.all(m.Inject)
+    for agent_id in range(3):
+        s.end(agent_id, "3", gang_id=f"{epoch}.c", attempt=2)
+    assert not s.event("verdict")["outcome"].degraded_reasons
+
+
+def test_a_new_owner_ends_what_was_decided() -> None:
+    s = Script(quorum="unbeatable").running()
+    s.write(2, 0, 4)
+    s.end(0, "3")
+    s.end(1, "3")
+    assert s.all(m.Kill)
+    s.put(m.OwnerChanged(2))
+    assert s.events == ["agent_killed", "verdict"]
+    assert s.machine.killed == [(2, "DECIDED", 4)]
+
+
+def test_a_new_owner_does_not_wait_for_what_the_last_one_waited_for() -> None:
+    s = Script(num_agents=1)
+    s.put(m.Denied(1, "NO_ENDPOINT", "full", 0.5))
+    assert s.all(m.AskLater)
+    s.put(m.OwnerChanged(2))
+    assert s.all(m.Declare) == [m.Declare(2, (0,), (), True)]

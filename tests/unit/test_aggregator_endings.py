@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cogitate.aggregator import endings, wire
 from cogitate.aggregator.core import messages as m
@@ -128,10 +130,8 @@ def test_refusals_and_denials_say_when_to_come_back() -> None:
 def test_summaries() -> None:
     accepted = pb.ContemplationEvent(accepted=pb.Accepted(model="mini", agent_count=2))
     ending = pb.ContemplationEvent(failed=pb.Failed())
-    running = Record("c", "t", "", b"", 1, None, 3, None, accepted.SerializeToString())
-    ended = Record(
-        "c", "t", "", b"", 1, 9, 3, ending.SerializeToString(), accepted.SerializeToString()
-    )
+    running = Record("c", "t", "", b"", b"", 1, accepted.SerializeToString(), last_event=3)
+    ended = replace(running, end_ns=9, ending=ending.SerializeToString())
     State = pb.ContemplationSummary
     assert wire.to_summary(running).state == State.STATE_RUNNING
     assert wire.to_summary(running, awaits_client=True).state == State.STATE_AWAITING_CLIENT
@@ -139,4 +139,4 @@ def test_summaries() -> None:
     assert (summary.state, summary.model, summary.agent_count) == (State.STATE_FAILED, "mini", 2)
     assert summary.end_time.ToNanoseconds() == 9
     with pytest.raises(wire.Damaged):
-        wire.to_summary(Record("c", "t", "", b"", 1, None, 1, None, b"\xff"))
+        wire.to_summary(replace(running, accepted=b"\xff"))

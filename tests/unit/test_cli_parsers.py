@@ -143,6 +143,21 @@ def test_a_mesh_is_planned_with_ports_from_its_base(tmp_path: Path) -> None:
     assert all(_flags_of(m.arguments)["--trace-store"].endswith("traces.sqlite") for m in planned)
 
 
+def test_further_aggregators_come_last_share_the_journal_and_are_known_to_the_gateway(
+    tmp_path: Path,
+) -> None:
+    options = Options(decoders=1, aggregators=3)
+    assert 8 == port_count(options)
+    planned = members(options, range(7100, 7108), tmp_path, tmp_path / "traces.sqlite")
+    by_name = {member.name: member for member in planned}
+    assert ["aurora-1", "aggregator-2", "aggregator-3"] == list(by_name)[5:]
+    told = _flags_of(by_name["gateway"].arguments)["--aggregator-address"]
+    assert "127.0.0.1:7101,127.0.0.1:7106,127.0.0.1:7107" == told
+    aggregators = [m for m in planned if m.module == "cogitate.aggregator"]
+    assert 1 == len({_flags_of(m.arguments)["--journal"] for m in aggregators})
+    assert told.split(",") == [_flags_of(m.arguments)["--listen"] for m in aggregators]
+
+
 def test_notes_of_meshes_that_are_gone_count_as_none() -> None:
     import os
 

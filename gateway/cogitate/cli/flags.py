@@ -70,6 +70,13 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
         help="agent-decoders, posing as providers in turn (%(default)s)",
     )
     group.add_argument(
+        "--aggregators",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="aggregators on one journal; when one dies, another goes on (%(default)s)",
+    )
+    group.add_argument(
         "--threads",
         type=positive,
         metavar="N",
@@ -94,6 +101,7 @@ def mesh_options(args: argparse.Namespace) -> Options:
     """Returns what the mesh is made of."""
     return Options(
         decoders=args.decoders,
+        aggregators=args.aggregators,
         model=args.serve_model or getattr(args, "model", "") or "mini",
         threads=args.threads or default_threads(args.decoders),
         otlp_endpoint=args.otlp_endpoint,

@@ -19,7 +19,15 @@ class GatewayConfig(ServiceConfig):
         minimum=0.001,
         maximum=86_400,
     )
-    aggregator_address: str = knob("127.0.0.1:7101", "gRPC address of the aggregator")
+    aggregator_address: str = knob(
+        "127.0.0.1:7101", "gRPC addresses of the aggregators, comma separated; one is enough"
+    )
+    failover_timeout_s: float = knob(
+        15.0,
+        "how long a stream whose aggregator died waits for another to go on with it",
+        minimum=0,
+        maximum=600,
+    )
     router_address: str = knob("127.0.0.1:7102", "gRPC address of the router")
     vision_encoder_address: str = knob("127.0.0.1:7103", "gRPC address of the vision-encoder")
     call_timeout_s: float = knob(

@@ -1,6 +1,6 @@
 """The gateway's shell: the channels into the mesh, and streams relayed through them.
 
-State owned: three channels. Nothing of a contemplation is kept: a gateway may die at any time, and
+State owned: the channels. Nothing of a contemplation is kept: a gateway may die at any time, and
 the client attaches again through another.
 """
 
@@ -9,26 +9,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar
 
 import grpc
+from cogitate.gateway.aggregators import Aggregators
 from cogitate.gateway.config import GatewayConfig
 from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
 from cogitate.kit.errors import CogitateError, InvalidRequest, NoEndpoint
 from cogitate.v1 import (
     common_pb2,
-    contemplation_service_pb2_grpc,
     router_service_pb2_grpc,
     vision_encoder_service_pb2,
     vision_encoder_service_pb2_grpc,
 )
-from google.protobuf.message import Message
+from cogitate.v1 import contemplation_service_pb2 as pb2
 
 CHUNK_BYTES: Final = 1024 * 1024
 # The verdict of a contemplation that ends with its deadline still has to travel.
 VERDICT_GRACE_S: Final = 10.0
-_CONTEMPLATION: Final = "/cogitate.v1.ContemplationService/"
 
 # What to do when a service does not answer; the message reaches the client.
 _REMEDY: Final = "start the mesh (`cogitate up`), or see `cogitate doctor` and the gateway's log"
@@ -42,18 +41,23 @@ class Runtime:
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
         size = config.max_message_bytes
-        self._aggregator = open_channel(config.aggregator_address, max_message_bytes=size)
+        self._aggregators = Aggregators(
+            [address.strip() for address in config.aggregator_address.split(",")],
+            max_message_bytes=size,
+            failover_timeout_s=config.failover_timeout_s,
+            named=lambda error: _named(error, "aggregator"),
+        )
         self._router = open_channel(config.router_address, max_message_bytes=size)
         self._vision = open_channel(
             config.vision_encoder_address, max_message_bytes=size, bulk=True
         )
-        self.aggregator = contemplation_service_pb2_grpc.ContemplationServiceStub(self._aggregator)
         self.router = router_service_pb2_grpc.RouterServiceStub(self._router)
         self.vision = vision_encoder_service_pb2_grpc.VisionEncoderServiceStub(self._vision)
 
     async def close(self) -> None:
         """Closes the channels."""
-        for channel in (self._aggregator, self._router, self._vision):
+        await self._aggregators.close()
+        for channel in (self._router, self._vision):
             await channel.close(None)
 
     async def ask(self, service: str, call: Awaitable[T]) -> T:
@@ -65,23 +69,19 @@ class Runtime:
         """Returns timeout and metadata of a short call inside the mesh."""
         return dict(outgoing(self._config.call_timeout_s))
 
-    async def relay(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
-        """Yields an aggregator's events as the bytes they came in.
+    async def ask_aggregator(self, method: str, request: Any, response: Any) -> Any:
+        """Makes a short call of the contemplation service."""
+        return await self._aggregators.ask(method, request, response, self.options)
 
-        One message is in hand at a time; how many wait behind it is bounded by the channel's
-        window. Closing it cancels the call; use it in `aclosing`.
-        """
-        events: Any = self._aggregator.unary_stream(
-            _CONTEMPLATION + method,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=None,
-        )(request, **outgoing(self._config.max_duration_s + VERDICT_GRACE_S))
-        try:
-            with naming("aggregator"):
-                async for raw in events:
-                    yield raw
-        finally:
-            events.cancel()
+    async def relay(
+        self, request: pb2.ContemplateRequest | pb2.AttachRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """Yields a contemplation's events as bytes. Closing it cancels the call."""
+        timeout_s = self._config.max_duration_s + VERDICT_GRACE_S
+        # Closed by name: a generator that is dropped cancels its call only some time later.
+        async with aclosing(self._aggregators.relay(request, timeout_s)) as events:
+            async for raw in events:
+                yield raw
 
     async def store_images(self, images: Iterable[common_pb2.ImagePart]) -> None:
         """Stores the images' bytes and puts digest and size in their place. All or an error."""

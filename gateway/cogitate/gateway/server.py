@@ -70,7 +70,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         with auth.tenant_scope(auth.DEFAULT_TENANT):
             await self._runtime.store_images(wire.inline_images(request.spec.conversation))
             # Closed by name: a generator that is dropped cancels its call only some time later.
-            async with aclosing(self._runtime.relay("Contemplate", request)) as events:
+            async with aclosing(self._runtime.relay(request)) as events:
                 async for raw in events:
                     yield raw
 
@@ -82,7 +82,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
             found.append(Violation("after_event_number", "must not be negative"))
         require(found)
         with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async with aclosing(self._runtime.relay("Attach", request)) as events:
+            async with aclosing(self._runtime.relay(request)) as events:
                 async for raw in events:
                     yield raw
 
@@ -180,7 +180,6 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
                 images = wire.inline_images_of_parts(request.result.parts)
             with auth.tenant_scope(auth.DEFAULT_TENANT):
                 await self._runtime.store_images(images)
-                call = getattr(self._runtime.aggregator, name)(request, **self._runtime.options())
-                return await self._runtime.ask("aggregator", call)
+                return await self._runtime.ask_aggregator(name, request, _UNARY[name][1])
 
         return forward

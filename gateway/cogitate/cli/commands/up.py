@@ -34,8 +34,8 @@ HELP = "start a mesh that stays"
 DESCRIPTION = """\
 Starts gateway, aggregator, router, vision-encoder, tool-executor and the agent-decoders, each a
 process of its own, and waits until all are serving. Ports count up from the base: gateway,
-aggregator, router, vision-encoder, tool-executor, then the decoders. Everything listens on
-loopback. Logs, journal and traces are kept under the state folder (COGITATE_STATE, else
+aggregator, router, vision-encoder, tool-executor, decoders, further aggregators. Everything listens
+on loopback. Logs, journal and traces are kept under the state folder (COGITATE_STATE, else
 ~/.local/state/cogitate/NAME). Any knob of a service can be set by its environment variable, such as
 COGITATE_GATEWAY_MAX_AGENT_COUNT=16.
 
@@ -172,6 +172,7 @@ def _plan(args: argparse.Namespace) -> tuple[Member, ...]:
 
 def _again(args: argparse.Namespace) -> list[str]:
     again = ["--base-port", args.base_port, "--name", args.name, "--decoders", args.decoders]
+    again += ["--aggregators", args.aggregators]
     again += ["--serve-model", flags.mesh_options(args).model, "--log-level", args.log_level]
     if args.threads:
         again += ["--threads", args.threads]

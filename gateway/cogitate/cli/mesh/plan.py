@@ -11,8 +11,8 @@ from typing import Final
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Services before decoders; their order is the order of the ports from the base.
 SERVICES: Final = ("gateway", "aggregator", "router", "vision-encoder", "tool-executor")
-# Signalled first to last: who takes work stops before who does it.
-STOP_ORDER: Final = (("gateway",), ("aggregator",))
+# Modules signalled first to last: who takes work stops before who does it.
+STOP_ORDER: Final = ("cogitate.gateway", "cogitate.aggregator")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Options:
     """What `up` lets one choose."""
 
     decoders: int = 2
+    aggregators: int = 1  # on one journal
     model: str = "mini"
     models_path: str = ""  # the folder that has the model, if it is not one that is shipped
     has_tower: bool = False  # whether that folder has its vision tower, too
@@ -59,10 +60,12 @@ def members(
     options: Options, ports: Sequence[int], folder: Path, trace_store: Path
 ) -> tuple[Member, ...]:
     """Returns the processes in the order of their ports; `folder` holds journal and ready files."""
-    at = dict(zip(SERVICES, (f"{options.host}:{port}" for port in ports), strict=False))
+    addresses = [f"{options.host}:{port}" for port in ports]
+    at = dict(zip(SERVICES, addresses, strict=False))
+    more = addresses[len(SERVICES) + options.decoders :]
     needs = {
         "gateway": _flags(
-            aggregator_address=at["aggregator"],
+            aggregator_address=",".join([at["aggregator"], *more]),
             vision_encoder_address=at["vision-encoder"],
             router_address=at["router"],
             default_model=options.model,
@@ -98,16 +101,23 @@ def members(
             models_path=options.models_path,
             threads=options.threads,
         )
-        address = f"{options.host}:{ports[len(SERVICES) + i]}"
+        address = addresses[len(SERVICES) + i]
         made.append(
             _member("agent-decoder", endpoint, address, flags, options, folder, trace_store)
         )
+    made += [
+        _member(
+            "aggregator", f"aggregator-{number}", address, needs["aggregator"], options, folder,
+            trace_store,
+        )
+        for number, address in enumerate(more, start=2)
+    ]  # fmt: skip
     return tuple(made)
 
 
 def port_count(options: Options) -> int:
     """Returns how many ports a mesh takes."""
-    return len(SERVICES) + options.decoders
+    return len(SERVICES) + options.decoders + options.aggregators - 1
 
 
 def ready_file(folder: Path, name: str) -> Path:

@@ -89,10 +89,18 @@ class Processes:
                 found.append((name, code))
         return found
 
+    def respawn(self, name: str) -> None:
+        """Starts a child that ended again; does not wait for it."""
+        [member] = [member for member in self.members if member.name == name]
+        self._children[name] = self._spawn(member)
+        self._reported.discard(name)
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Drains and ends every child; who does not end in time is killed. Idempotent."""
         stopped: set[str] = set()
-        groups = [*STOP_ORDER, tuple(n for n in self._children if (n,) not in STOP_ORDER)]
+        modules = {member.name: member.module for member in self.members}
+        groups = [[n for n in modules if modules[n] == first] for first in STOP_ORDER]
+        groups.append([n for n in modules if modules[n] not in STOP_ORDER])
         for group in groups:
             running = [self._children[name] for name in group if name in self._children]
             for child in running:

@@ -14,6 +14,9 @@ class AggregatorConfig(ServiceConfig):
     router_address: str = knob("127.0.0.1:7102", "router, host:port")
     tool_executor_address: str = knob("127.0.0.1:7104", "tool-executor, host:port")
     vision_encoder_address: str = knob("127.0.0.1:7103", "vision-encoder, host:port")
+    advertise_address: str = knob(
+        "", "host:port others reach this aggregator at; empty means `listen`"
+    )
     journal: str = knob("", "SQLite file of the journal; empty keeps it in memory only")
     journal_fsync: bool = knob(False, "survive power loss too, at the price of an fsync a commit")
     journal_retention_s: float = knob(
@@ -36,6 +39,18 @@ class AggregatorConfig(ServiceConfig):
     tool_timeout_s: float = knob(10.0, "how long a tool call may take", minimum=0.05, maximum=600)
     journal_timeout_s: float = knob(
         1.0, "how long a commit may hold events up before they go out", minimum=0.01, maximum=60
+    )
+    takeover_interval_s: float = knob(
+        0.05, "how often owners that died are looked for", minimum=0.005, maximum=60
+    )
+    heartbeat_interval_s: float = knob(
+        0.5, "how often this aggregator says in the journal that it lives", minimum=0.02, maximum=60
+    )
+    owner_timeout_s: float = knob(
+        5.0, "silence after which an owner that hangs is taken for dead", minimum=0.1, maximum=600
+    )
+    reattach_timeout_s: float = knob(
+        10.0, "after a takeover, how long the client may take to attach", minimum=0.1, maximum=600
     )
     kill_ack_timeout_s: float = knob(
         1.0, "how long a kill's acknowledgement is waited for", minimum=0.05, maximum=60

@@ -26,7 +26,7 @@ def build(
     seconds: float,
     num_executions: int,
 ) -> pb.ContemplationEvent:
-    """The ending as an event. ``seconds`` is the time since acceptance."""
+    """The ending as an event, of the machine alone. ``seconds`` is the time since acceptance."""
     bill = ledger(machine, seconds, num_executions)
     if kind == "cancelled":
         cancelled = pb.ContemplationCancelled(ledger=bill, reason=fields["reason"])
@@ -57,9 +57,9 @@ def broken() -> pb.ContemplationEvent:
     return pb.ContemplationEvent(failed=failed)
 
 
-def restarted() -> pb.ContemplationEvent:
-    """What a contemplation ends with whose process died."""
-    message = "the aggregator was restarted; ask again"
+def lost() -> pb.ContemplationEvent:
+    """What a contemplation ends with whose owner died and whose journal does not let it go on."""
+    message = "the aggregator died and its journal cannot be continued; ask again"
     failed = pb.Failed(code=14, reason="UNAVAILABLE", message=message, retryable=True)
     return pb.ContemplationEvent(failed=failed)
 

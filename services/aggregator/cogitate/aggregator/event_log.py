@@ -1,16 +1,21 @@
 """The numbered events of a contemplation: journalled first, then readable from any number.
 
-A reader keeps a cursor into the log, so a slow one costs no memory and slows nobody.
+A reader keeps a cursor. The newest events are in memory, older ones are read back from the journal,
+and a live reader that fell behind gets text coalesced: a slow one costs no memory and slows nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
+from cogitate.aggregator import wire
+from cogitate.aggregator.coalesce import coalesce
 from cogitate.aggregator.journal import Journal, Row
+from cogitate.kit.errors import NotOwner
 from cogitate.kit.telemetry import stack_of
 from cogitate.v1 import contemplation_service_pb2 as pb
 
@@ -19,46 +24,110 @@ logger = logging.getLogger(__name__)
 ENDINGS = frozenset({"verdict", "failed", "cancelled"})
 # How often a journal that fails is tried again.
 RETRY_S = 0.25
+# Events kept in memory of each contemplation, beside those that are not written yet.
+MAX_HELD = 128
+# A reader that was up to date and is now further behind than this gets text coalesced.
+BEHIND = 32
+# Events read back from the journal at a time.
+CHUNK = 256
+
+Fetch = Callable[[str, int, int], Awaitable[list[bytes]]]
 
 
 class EventLog:
-    """Events of one contemplation. ``published`` of them may be read."""
+    """Events of one contemplation. ``published`` of them may be read, ``written`` are journalled.
 
-    def __init__(self, contemplation_id: str) -> None:
-        self.contemplation_id = contemplation_id
-        self.events: list[pb.ContemplationEvent] = []
-        self.published = 0
+    ``fetch`` reads events back: of an id, after a number, up to a limit.
+    """
+
+    def __init__(self, contemplation_id: str, fetch: Fetch, last: int = 0) -> None:
+        """Begins after the events the journal has already."""
+        self.contemplation_id, self._fetch = contemplation_id, fetch
+        self.published = self.written = self.last = last
+        self.fenced = False
+        self._held: deque[pb.ContemplationEvent] = deque()
+        self._ending: int | None = None
         self._news = asyncio.Event()
+
+    @classmethod
+    def ended_with(cls, contemplation_id: str, fetch: Fetch, last: int) -> EventLog:
+        """A log that ended long ago."""
+        log = cls(contemplation_id, fetch, last)
+        log._ending = last
+        return log
+
+    @property
+    def has_ending(self) -> bool:
+        """Whether an ending was added; it may not be published yet."""
+        return self._ending is not None
 
     @property
     def ended(self) -> bool:
-        """Whether the last published event is an ending."""
-        return self.published > 0 and is_ending(self.events[self.published - 1])
+        """Whether the ending is published."""
+        return self._ending is not None and self.published >= self._ending
+
+    @property
+    def held(self) -> Sequence[pb.ContemplationEvent]:
+        """What is in memory, in order."""
+        return self._held
 
     def add(self, event: pb.ContemplationEvent) -> None:
-        """Numbers and dates an event; it can be read once it is published. Times never go back."""
-        earlier = self.events[-1].event_time.ToNanoseconds() if self.events else 0
-        event.event_number = event.first_event_number = len(self.events) + 1
-        event.event_time.FromNanoseconds(max(earlier, time.time_ns()))
-        self.events.append(event)
+        """Appends the next event; it can be read once it is published."""
+        self.last = event.event_number
+        self._held.append(event)
+        if is_ending(event):
+            self._ending = self.last
 
-    def publish(self, count: int) -> None:
-        """Lets readers see the first ``count`` events."""
-        self.published = max(self.published, count)
+    def publish(self, number: int, *, written: bool = True) -> None:
+        """Lets readers see events up to a number, and forgets old ones the journal has."""
+        self.published = max(self.published, number)
+        if written:
+            self.written = max(self.written, number)
+        while len(self._held) > MAX_HELD and self._held[0].event_number <= self.written:
+            self._held.popleft()
+        self._wake()
+
+    def fence(self) -> None:
+        """Another aggregator has the contemplation: readers are told to go there."""
+        self.fenced = True
+        self._wake()
+
+    def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
     async def read(self, after: int) -> AsyncIterator[pb.ContemplationEvent]:
-        """Events with numbers above ``after``, live, to the ending."""
-        position = after
+        """Events with numbers above ``after``, live, to the ending. Raises NotOwner, Damaged.
+
+        What was there before is read as it is; later on, text is coalesced when it piles up.
+        """
+        position, live = after, False
         while True:
             while position < self.published:
-                event = self.events[position]
-                position += 1
-                yield event
+                behind = live and self.published - position > BEHIND
+                for event in await self._next(position, behind):
+                    position = event.event_number
+                    yield event
             if self.ended:
                 return
+            if self.fenced:
+                raise NotOwner("another aggregator took this contemplation over")
+            live = True
             await self._news.wait()
+
+    async def _next(self, position: int, behind: bool) -> Iterable[pb.ContemplationEvent]:
+        """Some events after a position below ``published``."""
+        first = self._held[0].event_number if self._held else self.last + 1
+        if position + 1 >= first:
+            skipped = position + 1 - first
+            if not behind:
+                return (self._held[skipped],)
+            return coalesce([e for e in self._held if position < e.event_number <= self.published])
+        raw = await self._fetch(self.contemplation_id, position, CHUNK)
+        found = [wire.to_journalled(event) for event in raw]
+        if not found or found[0].first_event_number != position + 1:
+            raise wire.Damaged("the journal's record of this contemplation is damaged")
+        return coalesce(found) if behind else found
 
 
 def is_ending(event: pb.ContemplationEvent) -> bool:
@@ -66,28 +135,50 @@ def is_ending(event: pb.ContemplationEvent) -> bool:
     return event.WhichOneof("event") in ENDINGS
 
 
+@dataclass(slots=True)
+class _Pending:
+    """What is to be written, in order, and up to where each log may be read then."""
+
+    rows: list[Row] = field(default_factory=list)
+    logs: dict[str, tuple[EventLog, int]] = field(default_factory=dict)
+
+    def add(self, log: EventLog, row: Row) -> None:
+        self.rows.append(row)
+        self.logs[row.id] = (log, log.last)
+
+
 class JournalWriter:
     """Journals what gathered while the last commit ran, then publishes it (group commit).
 
     While the journal fails or hangs, contemplations that run go on from memory, and what they say
     is kept until it can be written: nothing is missing afterwards. New ones are refused meanwhile
-    (``failing``), so what is kept is bounded by what runs.
+    (``failing``), so what is kept is bounded by what runs. Where another aggregator shares the
+    journal, nothing is shown before it is written: the other could tell it differently.
     """
 
-    def __init__(self, journal: Journal, timeout_s: float) -> None:
-        self._journal, self._timeout_s = journal, timeout_s
+    def __init__(
+        self,
+        journal: Journal,
+        timeout_s: float,
+        on_fenced: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``on_fenced`` is told the ids of contemplations that another aggregator has taken."""
+        self._journal, self._timeout_s, self._on_fenced = journal, timeout_s, on_fenced
         self.failing = False
-        self._pending: list[tuple[EventLog, pb.ContemplationEvent]] = []
-        self._unwritten: list[Row] = []
-        self._commit_task: asyncio.Task[None] | None = None
+        self._pending = _Pending()
+        self._unwritten = _Pending()
+        self._commit_task: asyncio.Task[frozenset[str]] | None = None
+        self._num_committing = 0
         self._wake = asyncio.Event()
         self._stopping = False
 
-    def write(self, log: EventLog, event: pb.ContemplationEvent) -> None:
-        """Numbers an event and queues it for the journal."""
-        log.add(event)
-        self._pending.append((log, event))
-        self._wake.set()
+    def write(self, log: EventLog, row: Row, events: Sequence[pb.ContemplationEvent]) -> None:
+        """Queues an input and its events. Inputs without events wait for the next commit."""
+        for event in events:
+            log.add(event)
+        self._pending.add(log, row)
+        if events:
+            self._wake.set()
 
     def stop(self) -> None:
         """Lets ``run`` return once everything was tried to be written."""
@@ -103,41 +194,57 @@ class JournalWriter:
             except TimeoutError:
                 pass
             self._wake.clear()
-            batch, self._pending = self._pending, []
-            self._unwritten += [_row(log, event) for log, event in batch]
-            if self._unwritten:
+            batch, self._pending = self._pending, _Pending()
+            self._unwritten.rows += batch.rows
+            self._unwritten.logs |= batch.logs
+            if self._unwritten.rows:
                 await self._commit()
-            for log, event in batch:
-                log.publish(event.event_number)
-            if self._stopping and not self._pending:
+            if self.failing and not self._journal.shared:
+                for log, number in list(self._unwritten.logs.values()):
+                    log.publish(number, written=False)
+            if self._stopping and not self._pending.rows:
                 return
 
     async def _commit(self) -> None:
         """Writes what is unwritten, or at least tries; waits for no longer than the timeout."""
         stuck = self._commit_task is not None
         if self._commit_task is None:
-            self._commit_task = asyncio.create_task(self._append(list(self._unwritten)))
+            self._num_committing = len(self._unwritten.rows)
+            rows = self._unwritten.rows[: self._num_committing]
+            self._commit_task = asyncio.create_task(self._append(rows), name="commit")
         await asyncio.wait((self._commit_task,), timeout=0 if stuck else self._timeout_s)
         if not self._commit_task.done():
             self._fail("the commit hangs")
             return
-        error, self._commit_task = self._commit_task.exception(), None
+        error, task = self._commit_task.exception(), self._commit_task
+        self._commit_task = None
         if error is not None:
             self._fail(stack_of(error))
-        elif self.failing and not self._unwritten:
+            return
+        self._written(task.result())
+        if self.failing and not self._unwritten.rows:
             self.failing = False
             logger.warning("the journal is written again")
 
-    async def _append(self, rows: list[Row]) -> None:
-        await asyncio.to_thread(self._journal.append, rows)
-        del self._unwritten[: len(rows)]
+    async def _append(self, rows: list[Row]) -> frozenset[str]:
+        return await self._journal.append(rows)
+
+    def _written(self, fenced: frozenset[str]) -> None:
+        rows = self._unwritten.rows[: self._num_committing]
+        del self._unwritten.rows[: self._num_committing]
+        numbers = {row.id: row.events[-1][0] for row in rows if row.events}
+        left = {row.id for row in self._unwritten.rows}
+        for id_ in {row.id for row in rows}:
+            log, _ = self._unwritten.logs[id_]
+            if id_ in fenced:
+                log.fence()
+                self._on_fenced(id_)
+            elif id_ in numbers:
+                log.publish(numbers[id_])
+            if id_ not in left:
+                del self._unwritten.logs[id_]
 
     def _fail(self, why: str) -> None:
         if not self.failing:
-            logger.error("the journal cannot be written, going on from memory: %s", why)
+            logger.error("the journal cannot be written: %s", why)
         self.failing = True
-
-
-def _row(log: EventLog, event: pb.ContemplationEvent) -> Row:
-    end_ns = event.event_time.ToNanoseconds() if is_ending(event) else None
-    return (log.contemplation_id, event.event_number, event.SerializeToString(), end_ns)

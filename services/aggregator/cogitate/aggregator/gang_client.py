@@ -37,14 +37,17 @@ class Channels:
 
 
 class GangClient:
-    """A gang at one endpoint. Every way it can end reaches ``on_input`` as an input."""
+    """A gang at one endpoint. Every way it can end reaches ``on_input`` as an input.
+
+    With an input comes the message it was made of, if it was made of one.
+    """
 
     def __init__(
         self,
         gang_id: str,
         channel: grpc.aio.Channel,
         opening: pb.OpenGang,
-        on_input: Callable[[m.Input], None],
+        on_input: Callable[[m.Input, pb.DecodeResponse | None], None],
     ) -> None:
         self._gang_id, self._channel, self._opening = gang_id, channel, opening
         self._on_input = on_input
@@ -73,10 +76,10 @@ class GangClient:
             call = stub.Decode(self._requests(), **outgoing())
             async for response in call:
                 if response.HasField("refused"):
-                    self._on_input(wire.to_refusal(self._gang_id, response.refused))
+                    self._on_input(wire.to_refusal(self._gang_id, response.refused), None)
                     return
                 for item in wire.to_inputs(self._gang_id, response):
-                    self._on_input(item)
+                    self._on_input(item, response)
             # An orderly end leaves no open agent behind; if it did, they are lost.
             self._lost("UNAVAILABLE", "the endpoint ended the gang")
         except grpc.aio.AioRpcError as error:
@@ -93,7 +96,7 @@ class GangClient:
                 call.cancel()
 
     def _lost(self, reason: str, message: str, retry_after_s: float | None = None) -> None:
-        self._on_input(m.GangLost(self._gang_id, reason, message, retry_after_s))
+        self._on_input(m.GangLost(self._gang_id, reason, message, retry_after_s), None)
 
     async def _requests(self) -> AsyncIterator[pb.DecodeRequest]:
         yield pb.DecodeRequest(open=self._opening)

@@ -1,157 +1,131 @@
-"""The journal: every event on disk before it is sent.
+"""What a journal is: every input and event of a contemplation in it before anybody sees them.
 
-One SQLite file in WAL mode; what has gathered while the last commit ran goes into the next one
-(group commit). Survives the death of the process; of power too with ``fsync``. One process has the
-file at a time: what it finds unfinished has no owner any more.
+Several aggregators may share one. Each unfinished contemplation in it has an owner and an epoch;
+a claim raises the epoch, and from then on everything an older owner appends is refused (fenced).
+Implementations pass ``tests/contract/test_journal.py``: ``sqlite_journal``, ``nats_journal``.
 """
 
 from __future__ import annotations
 
-import fcntl
-import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
+from typing import Protocol
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS contemplations (
-  id TEXT PRIMARY KEY, tenant TEXT NOT NULL, request_id TEXT NOT NULL, spec BLOB NOT NULL,
-  accept_ns INTEGER NOT NULL, end_ns INTEGER, last_event INTEGER NOT NULL, ending BLOB);
-CREATE INDEX IF NOT EXISTS by_tenant ON contemplations (tenant, accept_ns DESC);
-CREATE UNIQUE INDEX IF NOT EXISTS by_request ON contemplations (tenant, request_id)
-  WHERE request_id != '';
-CREATE TABLE IF NOT EXISTS events (
-  id TEXT NOT NULL, number INTEGER NOT NULL, event BLOB NOT NULL,
-  PRIMARY KEY (id, number)) WITHOUT ROWID;
-"""
+
+class JournalError(Exception):
+    """The journal cannot be read or written just now. Nothing of a failed write is in it."""
+
+
+class Known(JournalError):
+    """Another contemplation has this id, or this request id of its tenant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A contemplation as journalled. ``spec`` and ``ending`` are serialized messages."""
+    """A contemplation as journalled. All ``bytes`` are serialized messages.
+
+    ``acceptance`` is empty in journals of versions that could not take over.
+    """
 
     id: str
     tenant: str
     request_id: str
-    spec: bytes
+    spec: bytes  # ContemplationSpec
+    acceptance: bytes  # JournalAcceptance
     accept_ns: int
-    end_ns: int | None
-    last_event: int
-    ending: bytes | None
     accepted: bytes  # the first event
+    epoch: int = 1
+    owner: str = ""
+    last_event: int = 1
+    end_ns: int | None = None
+    ending: bytes | None = None
 
 
-# A contemplation's id, its event's number and bytes, and for an ending its time, else None.
-Row = tuple[str, int, bytes, int | None]
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input and the events it emitted, written together or not at all.
 
-_COLUMNS = "id, tenant, request_id, spec, accept_ns, end_ns, last_event, ending"
+    ``sequence`` counts a contemplation's inputs from 1; ``events`` are numbers and messages.
+    """
+
+    id: str
+    epoch: int
+    sequence: int
+    entry: bytes  # JournalInput; empty for an ending that nothing caused
+    events: Sequence[tuple[int, bytes]] = ()
+    end_ns: int | None = None  # set if the last event is an ending
 
 
-class Journal:
-    """Blocking; call it off the event loop. Safe to use from several threads."""
+class Journal(Protocol):
+    """Methods that write raise JournalError with nothing written; all may take long."""
 
-    def __init__(self, path: str, *, fsync: bool = False) -> None:
-        """Opens the file, or memory for an empty path. Raises OSError if it cannot be had."""
-        self._owner = _own(path) if path else None
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=1.0)
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            self.close()
-            raise OSError(f"the journal {path} cannot be used: {error}") from None
+    @property
+    def shared(self) -> bool:
+        """Whether another aggregator lives that could take over: only what is written holds."""
+        ...
 
-    def accept(self, record: Record) -> None:
-        """Journals a contemplation with its first event. Raises sqlite3.IntegrityError if known."""
-        with self._lock, self._db:
-            self._db.execute(
-                f"INSERT INTO contemplations ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)",
-                (
-                    record.id, record.tenant, record.request_id, record.spec, record.accept_ns,
-                    None, 1, None,
-                ),
-            )  # fmt: skip
-            self._db.execute("INSERT INTO events VALUES (?,?,?)", (record.id, 1, record.accepted))
+    async def open(self, address: str) -> None:
+        """Makes this process an owner that others reach at ``address``. Raises OSError."""
+        ...
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Journals events in one commit, all or none; an ending marks its contemplation."""
-        with self._lock, self._db:
-            self._db.executemany(
-                "INSERT INTO events VALUES (?,?,?)", [(id_, n, raw) for id_, n, raw, _ in rows]
-            )
-            self._db.executemany(
-                "UPDATE contemplations SET last_event=? WHERE id=?",
-                [(number, id_) for id_, number, _, _ in rows],
-            )
-            self._db.executemany(
-                "UPDATE contemplations SET end_ns=?, ending=? WHERE id=?",
-                [(end_ns, raw, id_) for id_, _, raw, end_ns in rows if end_ns is not None],
-            )
+    async def close(self) -> None:
+        """Gives up the ownership: what is unfinished may be claimed at once."""
+        ...
 
-    def get(self, id_: str) -> Record | None:
+    # -- writing ------------------------------------------------------------------------------
+
+    async def accept(self, record: Record) -> None:
+        """Journals a contemplation of this owner with its first event. Raises Known."""
+        ...
+
+    async def append(self, rows: Sequence[Row]) -> frozenset[str]:
+        """Journals rows in order; returns whose rows were refused: another owner has them."""
+        ...
+
+    async def delete(self, ids: Iterable[str]) -> None:
+        """Removes contemplations with all that is known of them."""
+        ...
+
+    # -- owning -------------------------------------------------------------------------------
+
+    async def beat(self) -> None:
+        """Says that this owner lives; without it others take its contemplations."""
+        ...
+
+    async def abandoned(self) -> list[tuple[str, int]]:
+        """Unfinished contemplations whose owner is dead, with the epoch in which it died."""
+        ...
+
+    async def claim(self, id_: str, epoch: int) -> Record | None:
+        """Makes this process the owner if the epoch is still that one; its record, else None."""
+        ...
+
+    async def address_of(self, owner: str) -> str:
+        """Where an owner is reached; empty if it is not known any more."""
+        ...
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def get(self, id_: str) -> Record | None:
         """One contemplation, or None."""
-        return next(iter(self._records("WHERE id=?", (id_,))), None)
+        ...
 
-    def find_request(self, tenant: str, request_id: str) -> Record | None:
+    async def find_request(self, tenant: str, request_id: str) -> Record | None:
         """The contemplation of a client's request id, or None."""
-        where = "WHERE tenant=? AND request_id=?"
-        return next(iter(self._records(where, (tenant, request_id))), None)
+        ...
 
-    def page(self, tenant: str, limit: int, before: tuple[int, str]) -> list[Record]:
+    async def page(self, tenant: str, limit: int, before: tuple[int, str]) -> list[Record]:
         """A tenant's contemplations before a time and id, newest first."""
-        where = (
-            "WHERE tenant=? AND (accept_ns, id) < (?,?) ORDER BY accept_ns DESC, id DESC LIMIT ?"
-        )
-        return self._records(where, (tenant, *before, limit))
+        ...
 
-    def unfinished(self) -> list[Record]:
-        """Contemplations without an ending."""
-        return self._records("WHERE ending IS NULL", ())
+    async def events(self, id_: str, after: int, limit: int) -> list[bytes]:
+        """Up to ``limit`` events with numbers above ``after``, in order."""
+        ...
 
-    def events(self, id_: str, after: int) -> list[bytes]:
-        """Events with numbers above ``after``, in order."""
-        query = "SELECT event FROM events WHERE id=? AND number>? ORDER BY number"
-        with self._lock:
-            return [row[0] for row in self._db.execute(query, (id_, after))]
+    async def entries(self, id_: str) -> list[bytes]:
+        """A contemplation's inputs (JournalInput), in order."""
+        ...
 
-    def delete(self, ids: Iterable[str]) -> None:
-        """Removes contemplations and their events."""
-        rows = [(id_,) for id_ in ids]
-        with self._lock, self._db:
-            self._db.executemany("DELETE FROM events WHERE id=?", rows)
-            self._db.executemany("DELETE FROM contemplations WHERE id=?", rows)
-
-    def expired(self, before_ns: int) -> list[str]:
+    async def expired(self, before_ns: int) -> list[str]:
         """Contemplations that ended before a time."""
-        query = "SELECT id FROM contemplations WHERE end_ns IS NOT NULL AND end_ns<?"
-        with self._lock:
-            return [row[0] for row in self._db.execute(query, (before_ns,))]
-
-    def close(self) -> None:
-        """Closes the file and lets another process have it."""
-        with self._lock:
-            self._db.close()
-        if self._owner is not None:
-            self._owner.close()
-
-    def _records(self, where: str, arguments: tuple[object, ...]) -> list[Record]:
-        first = "(SELECT event FROM events e WHERE e.id=contemplations.id AND e.number=1)"
-        query = f"SELECT {_COLUMNS}, {first} FROM contemplations {where}"
-        with self._lock:
-            return [Record(*row) for row in self._db.execute(query, arguments)]
-
-
-def _own(path: str) -> TextIO:
-    """Takes the file for this process; the lock ends with it, however it ends."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    owner = Path(f"{path}.lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner.close()
-        raise OSError(f"another aggregator uses the journal {path}") from None
-    return owner
+        ...

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from cogitate.aggregator import admission, endings, wire
+from cogitate.aggregator import admission, endings, recording, wire
 from cogitate.aggregator.agent_spans import AgentSpans
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
-from cogitate.aggregator.core.contemplation import Contemplation
-from cogitate.aggregator.event_log import ENDINGS, EventLog, JournalWriter, is_ending
+from cogitate.aggregator.course import Course, Turn
+from cogitate.aggregator.event_log import EventLog, JournalWriter, is_ending
 from cogitate.aggregator.gang_client import Channels, GangClient
+from cogitate.aggregator.journal import Row
 from cogitate.aggregator.lease_client import LeaseClient
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.kit import telemetry
@@ -29,6 +30,7 @@ from cogitate.kit.telemetry import Attr, Span
 from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
+from cogitate.v1 import journal_pb2
 from cogitate.v1 import router_service_pb2 as router_pb
 from opentelemetry.trace import Span as OtelSpan
 
@@ -64,34 +66,38 @@ class Runner:
     def __init__(
         self,
         neighbours: Neighbours,
-        request: pb.ContemplationSpec,
-        spec: m.Spec,
+        course: Course,
         events: EventLog,
         span: OtelSpan,
+        epoch: int = 1,
     ) -> None:
-        self._n, self._request, self._spec, self.events = neighbours, request, spec, events
-        self.machine = Contemplation(spec)
-        self.span = span
-        self._spans = AgentSpans(span, spec)
-        self._inputs: asyncio.Queue[m.Input] = asyncio.Queue()
+        """An epoch above 1 goes on with what others began: ``course`` is a replay then."""
+        self._n, self._course, self.events, self.span = neighbours, course, events, span
+        self._request, self.spec, self.machine = course.request, course.spec, course.machine
+        self._epoch, self._is_fenced = epoch, False
+        self._spans = AgentSpans(span, course.spec)
+        self._inputs: asyncio.Queue[tuple[m.Input, recording.Source]] = asyncio.Queue()
         self._gangs: dict[str, GangClient] = {}
         # Questions to router and tools, void once the outcome stands; and timers, void at the end.
         self._questions: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.Task[None]] = set()
-        self._tool_seconds: dict[str, float] = {}
-        self._num_executions = 0
         self._num_listeners = 0
-        self._began = time.monotonic()
         self._flushed = -math.inf
         self._is_spent = False
-        self._allowed = admission.allowed_tools(request)
-        self._sampling = admission.sampling_of(request)
-        self._images = admission.images_of(request)
-        self._question = admission.question_of(request)
+        self._allowed = admission.allowed_tools(self._request)
+        self._sampling = admission.sampling_of(self._request)
+        self._images = admission.images_of(self._request)
+        self._task: asyncio.Task[None] | None = None
 
-    def put(self, item: m.Input) -> None:
-        """Queues an input."""
-        self._inputs.put_nowait(item)
+    def put(self, item: m.Input, source: recording.Source = None) -> None:
+        """Queues an input, with the message it was made of if there is one."""
+        self._inputs.put_nowait((item, source))
+
+    def fence(self) -> None:
+        """Another aggregator has the contemplation: everything stops here, without an ending."""
+        self._is_fenced = True
+        if self._task is not None:
+            self._task.cancel()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -109,17 +115,23 @@ class Runner:
         if not self._num_listeners and not goes_on:
             self.put(m.CancelRequested("DISCONNECTED"))
 
-    def tool_returned(self, call_id: str, result: common.ToolResult) -> None:
+    def tool_returned(
+        self, call_id: str, result: common.ToolResult, seconds: float = 0.0, executed: bool = False
+    ) -> None:
         """Queues the result of a call, of the tool-executor's or of the client's."""
-        self.put(m.ToolReturned(call_id, wire.to_result(result, self._question)))
+        item = m.ToolReturned(call_id, wire.to_result(result, self._course.question))
+        source = journal_pb2.JournalToolReturned(call_id=call_id, result=result, executed=executed)
+        source.duration.FromNanoseconds(int(seconds * 1e9))
+        self.put(item, source)
 
     def awaits_client(self, call_id: str) -> bool:
         """Whether agents wait for the client to answer this call."""
         run = self.machine.tools.by_call_id.get(call_id)
-        return run is not None and run.result is None and run.call.name in self._spec.client_tools
+        return run is not None and run.result is None and run.call.name in self.spec.client_tools
 
     async def run(self, tenant: str, timeout_s: float) -> None:
         """Runs to the ending, within the deadline."""
+        self._task = asyncio.current_task()
         # The contemplation's own limits, not those of the call that started it.
         with deadline_scope(None), tenant_scope(tenant), telemetry.use(self.span):
             try:
@@ -128,10 +140,10 @@ class Runner:
             except Exception as error:
                 logger.error("contemplation failed: %s", telemetry.stack_of(error))
             finally:
-                if not is_ending(self.events.events[-1]):
+                if not (self.events.has_ending or self._is_fenced):
                     # So that an accepted contemplation always ends, whatever broke.
-                    self._n.writer.write(self.events, endings.broken())
-                self._n.lease.release(self._spec.contemplation_id)
+                    self._write(self._course.break_off(endings.broken(), time.time_ns()))
+                self._n.lease.release(self.spec.contemplation_id)
                 self._spans.end()
                 self.span.end()
 
@@ -139,17 +151,30 @@ class Runner:
         async with asyncio.TaskGroup() as tasks:
             self._start(tasks, self._timers, self._later(timeout_s, m.DeadlinePassed()))
             self._start(tasks, self._timers, self._flush_often())
-            self._perform(self.machine.start(), tasks)
+            self._begin(tasks)
             while not self.machine.ended:
-                item = await self._inputs.get()
+                item, source = await self._inputs.get()
                 self._spans.observe(item)
-                self._perform(self.machine.handle(item), tasks)
+                self._handle(recording.to_entry(item, source), item, tasks)
                 self._watch_money()
                 self._flush_if_due()
                 if self.machine.decision is not None:
                     _cancel(self._questions)
             _cancel(self._timers)
             await self._end_gangs()
+
+    def _begin(self, tasks: asyncio.TaskGroup) -> None:
+        if self._epoch == 1:
+            started = journal_pb2.JournalInput(started=journal_pb2.JournalStarted())
+            self._handle(started, None, tasks)
+            return
+        self.put(m.OwnerChanged(self._epoch))
+        self._start(tasks, self._timers, self._await_client())
+
+    async def _await_client(self) -> None:
+        """Its client has to find the new owner first."""
+        await asyncio.sleep(self._n.config.reattach_timeout_s)
+        self.left()
 
     def _start(
         self,
@@ -173,7 +198,7 @@ class Runner:
 
     def _watch_money(self) -> None:
         limit = self._request.budget.max_cost_micro_usd
-        seconds = time.monotonic() - self._began
+        seconds = (time.time_ns() - self._course.accept_ns) / 1e9
         if limit and not self._is_spent and endings.cost(self.machine, seconds) >= limit:
             self._is_spent = True
             self.put(m.MoneySpent())
@@ -183,10 +208,11 @@ class Runner:
         now = time.monotonic()
         if now - self._flushed < self._n.config.flush_interval_s:
             return
-        for effect in self.machine.flush():
-            if isinstance(effect, m.Emit):
-                self._flushed = now
-                self._emit(effect)
+        flushed = journal_pb2.JournalInput(flushed=journal_pb2.JournalFlushed())
+        turn = self._course.take(flushed, None, time.time_ns())
+        if turn.events:
+            self._flushed = now
+            self._write(turn)
 
     async def _end_gangs(self) -> None:
         """Lets the streams end in order, then breaks off what does not."""
@@ -198,10 +224,30 @@ class Runner:
 
     # -- effects -----------------------------------------------------------------------------
 
+    def _handle(
+        self, entry: journal_pb2.JournalInput, item: m.Input | None, tasks: asyncio.TaskGroup
+    ) -> None:
+        """Gives the machine an input; journals it with its events, then does what it asks for."""
+        turn = self._course.take(entry, item, time.time_ns())
+        self._write(turn)
+        self._perform(turn.effects, tasks)
+
+    def _write(self, turn: Turn) -> None:
+        ended = bool(turn.events) and is_ending(turn.events[-1])
+        row = Row(
+            id=self.spec.contemplation_id,
+            epoch=self._epoch,
+            sequence=turn.sequence,
+            entry=turn.entry.SerializeToString(),
+            events=[(event.event_number, event.SerializeToString()) for event in turn.events],
+            end_ns=turn.events[-1].event_time.ToNanoseconds() if ended else None,
+        )
+        self._n.writer.write(self.events, row, turn.events)
+
     def _perform(self, effects: Sequence[m.Effect], tasks: asyncio.TaskGroup) -> None:
         for effect in effects:
             if isinstance(effect, m.Emit):
-                self._emit(effect)
+                self._spans.emitted(effect)
             elif isinstance(effect, m.Declare):
                 self._start(tasks, self._questions, self._place(effect))
             elif isinstance(effect, m.AskLater):
@@ -220,29 +266,21 @@ class Runner:
                 self._send(effect.gang_id, wire.set_threshold(effect))
             elif isinstance(effect, m.Inject):
                 self._send(effect.gang_id, wire.inject(effect))
-            elif isinstance(effect, m.CloseGang):
-                self._gangs[effect.gang_id].close()
-            elif isinstance(effect, m.BreakOff):
-                self._gangs[effect.gang_id].break_off()
+            elif isinstance(effect, m.CloseGang | m.BreakOff):
+                self._end_gang(effect)
 
     def _send(self, gang_id: str, command: decoder_pb.DecodeRequest) -> None:
         if gang := self._gangs.get(gang_id):
             gang.send(command)
 
-    def _emit(self, effect: m.Emit) -> None:
-        self._spans.emitted(effect)
-        if effect.kind in ENDINGS:
-            seconds = time.monotonic() - self._began
-            event = endings.build(
-                effect.kind, effect.fields, self.machine, seconds, self._num_executions
-            )
+    def _end_gang(self, effect: m.CloseGang | m.BreakOff) -> None:
+        gang = self._gangs.get(effect.gang_id)
+        if gang is None:
+            return  # an earlier owner's: it ended with that process
+        if isinstance(effect, m.CloseGang):
+            gang.close()
         else:
-            fields = effect.fields
-            if effect.kind == "tool_call_finished":
-                seconds = self._tool_seconds.get(fields["call_id"], 0.0)
-                fields = {**fields, "seconds": seconds}
-            event = wire.to_event(effect.kind, fields)
-        self._n.writer.write(self.events, event)
+            gang.break_off()
 
     async def _overdue(self, effect: m.Kill) -> None:
         """A gang that does not acknowledge is taken for lost."""
@@ -258,7 +296,7 @@ class Runner:
         try:
             with telemetry.span(Span.LEASE, {Attr.ATTEMPT: effect.attempt}):
                 response = await self._n.lease.place(
-                    self._spec.contemplation_id,
+                    self.spec.contemplation_id,
                     self._lease_request(effect),
                     self._on_news,
                     self._n.config.place_timeout_s,
@@ -272,7 +310,7 @@ class Runner:
             return
         self._n.lease.confirm(
             router_pb.ConfirmPlacement(
-                contemplation_id=self._spec.contemplation_id,
+                contemplation_id=self.spec.contemplation_id,
                 attempt=effect.attempt,
                 gangs=response.granted.gangs,
             )
@@ -282,13 +320,13 @@ class Runner:
     def _lease_request(self, effect: m.Declare) -> router_pb.LeaseRequest:
         needs = [decoder_pb.CAPABILITY_KILL]
         needs += [decoder_pb.CAPABILITY_VISION] if self._images else []
-        needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self._spec.client_tools else []
+        needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self.spec.client_tools else []
         if self._sampling.WhichOneof("constraint"):
             needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
         prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
         gang = router_pb.GangSpec(
-            model=self._spec.model,
+            model=self.spec.model,
             role=effect.role,
             agent_ids=effect.agent_ids,
             required_capabilities=needs,
@@ -301,7 +339,7 @@ class Runner:
         ]
         if not effect.anew:
             replace = router_pb.ReplaceAgents(
-                contemplation_id=self._spec.contemplation_id,
+                contemplation_id=self.spec.contemplation_id,
                 attempt=effect.attempt,
                 gangs=[gang],
                 failures=failures,
@@ -309,9 +347,9 @@ class Runner:
             )
             return router_pb.LeaseRequest(replace=replace)
         declare = router_pb.DeclareGangs(
-            contemplation_id=self._spec.contemplation_id,
+            contemplation_id=self.spec.contemplation_id,
             attempt=effect.attempt,
-            owner_epoch=1,
+            owner_epoch=self._epoch,
             tenant=current_tenant(),
             gangs=[gang],
             budget=self._request.budget,
@@ -320,7 +358,7 @@ class Runner:
         )
         declare.constraints.CopyFrom(self._request.constraints)
         declare.constraints.excluded_endpoint_ids.extend(f.endpoint_id for f in failures)
-        if not declare.constraints.min_failure_domain_count and self._spec.num_agents > 1:
+        if not declare.constraints.min_failure_domain_count and self.spec.num_agents > 1:
             # Losing one provider is to cost agents, not the answer.
             declare.constraints.min_failure_domain_count = 2
         return router_pb.LeaseRequest(declare=declare)
@@ -340,24 +378,24 @@ class Runner:
     def _open(self, effect: m.OpenGang, tasks: asyncio.TaskGroup) -> None:
         placed: router_pb.PlacedGang = effect.gang.payload
         opening = decoder_pb.OpenGang(
-            contemplation_id=self._spec.contemplation_id,
+            contemplation_id=self.spec.contemplation_id,
             gang_id=effect.gang.gang_id,
             attempt=effect.attempt,
-            owner_epoch=1,
+            owner_epoch=self._epoch,
             tenant=current_tenant(),
-            model=self._spec.model,
+            model=self.spec.model,
             conversation=[*self._request.conversation, *wire.to_messages(effect.turns)],
             tools=self._tools() if effect.has_tools else [],
-            effort=common.Effort.Value(f"EFFORT_{self._spec.effort}"),
+            effort=common.Effort.Value(f"EFFORT_{self.spec.effort}"),
             role=effect.role,
             vision_encoder_address=self._n.config.vision_encoder_address,
-            lease_id=self._spec.contemplation_id,
+            lease_id=self.spec.contemplation_id,
             priority=self._request.priority,
             agents=[
                 wire.to_agent_spec(
                     order,
                     self._sampling,
-                    self._spec.seed,
+                    self.spec.seed,
                     self._spans.start(order.agent_id, order.attempt),
                 )
                 for order in effect.agents
@@ -381,11 +419,13 @@ class Runner:
         parent = self._spans.traceparent(effect.agent_id)
         with telemetry.span(Span.TOOL, attributes, parent=parent):
             result, ran = await self._n.tools.run(
-                self._spec.contemplation_id, wire.to_call(effect.call), self._allowed, self._images
+                self.spec.contemplation_id,
+                wire.to_call(effect.call),
+                self._allowed,
+                self._images,
+                self._epoch,
             )
-        self._num_executions += ran
-        self._tool_seconds[effect.call.call_id] = time.monotonic() - began
-        self.tool_returned(effect.call.call_id, result)
+        self.tool_returned(effect.call.call_id, result, time.monotonic() - began, ran)
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
+import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
-from cogitate.aggregator import admission, endings, wire
+from cogitate.aggregator import admission, course, endings, recording, wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.event_log import EventLog, JournalWriter
 from cogitate.aggregator.gang_client import Channels
-from cogitate.aggregator.journal import Journal, Record
+from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
 from cogitate.aggregator.lease_client import LeaseClient
+from cogitate.aggregator.ownership import Ownership
 from cogitate.aggregator.runner import CLOSE_S, Neighbours, Runner
+from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.kit import telemetry
 from cogitate.kit.auth import current_tenant
@@ -30,6 +33,7 @@ from cogitate.kit.errors import (
     InvalidRequest,
     NoEndpoint,
     NotFound,
+    NotOwner,
     OutOfRange,
     Rejected,
 )
@@ -37,13 +41,18 @@ from cogitate.kit.tasks import Supervisor
 from cogitate.kit.telemetry import Attr, Span
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
+from cogitate.v1 import journal_pb2
 from opentelemetry.trace import Span as OtelSpan
+
+logger = logging.getLogger(__name__)
 
 # Kept from the caller's deadline for the last kills and the answer's way back; of a short one, a
 # share.
 DEADLINE_MARGIN_S = 0.25
 DEADLINE_MARGIN_SHARE = 0.25
 EXPIRY_CHECK_S = 60.0
+# Events compared at a time when a contemplation is taken over.
+_ALL = 2**31 - 1
 
 
 class Runtime:
@@ -52,8 +61,16 @@ class Runtime:
     def __init__(self, config: AggregatorConfig) -> None:
         self.config = config
         self.draining = False
-        self.journal = Journal(config.journal, fsync=config.journal_fsync)
-        self._writer = JournalWriter(self.journal, config.journal_timeout_s)
+        self.journal: Journal = SqliteJournal(
+            config.journal, fsync=config.journal_fsync, hung_s=config.owner_timeout_s
+        )
+        self._ownership = Ownership(
+            self.journal,
+            self._adopt,
+            watch_interval_s=config.takeover_interval_s,
+            beat_interval_s=config.heartbeat_interval_s,
+        )
+        self._writer = JournalWriter(self.journal, config.journal_timeout_s, self._fenced)
         self._neighbours = Neighbours(
             config,
             self._writer,
@@ -69,15 +86,21 @@ class Runtime:
         self._idle.set()
 
     async def start(self) -> None:
-        """Ends what an earlier process left unfinished, then serves."""
-        await asyncio.to_thread(self._fail_unfinished)
+        """Serves, and goes on with what dead owners left unfinished."""
+        await self.journal.open(self.config.advertise_address or self.config.listen)
         self._neighbours.lease.start()
         self._writing = asyncio.create_task(self._writer.run(), name="journal")
+        self._tasks.spawn(self._ownership.beat(), name="beat")
+        self._tasks.spawn(self._ownership.watch(), name="watch")
         self._tasks.spawn(self._expire(), name="expire")
 
     async def wait_idle(self) -> None:
         """Returns when no contemplation runs."""
         await self._idle.wait()
+
+    def stop_accepting(self) -> None:
+        """Takes no more contemplations, neither new ones nor those of the dead."""
+        self.draining = self._ownership.stopped = True
 
     def shut_down(self) -> None:
         """Ends what runs: answers from what exists, else a failure that says to ask again."""
@@ -91,7 +114,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """Ends what runs; every contemplation gets its ending in the journal."""
-        self.draining = True
+        self.stop_accepting()
         self.shut_down()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.ending_s):
@@ -103,7 +126,7 @@ class Runtime:
         await self._neighbours.lease.stop()
         await self._neighbours.tools.close()
         await self._neighbours.channels.close()
-        await asyncio.to_thread(self.journal.close)
+        await self.journal.close()
 
     # -- starting ----------------------------------------------------------------------------
 
@@ -126,7 +149,7 @@ class Runtime:
             raise
         if refusal is None:
             return runner.events, runner
-        if isinstance(refusal, sqlite3.IntegrityError):
+        if isinstance(refusal, Known):
             # The same request id came twice at once, and the other was faster.
             if (known := await self._known(request)) is not None:
                 return known
@@ -137,7 +160,7 @@ class Runtime:
         if not request.request_id:
             return None
         tenant = current_tenant()
-        record = await asyncio.to_thread(self.journal.find_request, tenant, request.request_id)
+        record = await self.journal.find_request(tenant, request.request_id)
         if record is None:
             return None
         if record.spec != _canonical(request):
@@ -177,42 +200,56 @@ class Runtime:
                 Attr.QUORUM: spec.quorum,
             },
         )
-        log = EventLog(spec.contemplation_id)
-        log.add(pb.ContemplationEvent(accepted=_accepted(request, spec, span)))
-        runner = Runner(self._neighbours, request, spec, log, span)
-        self._runners[spec.contemplation_id] = runner
-        self._idle.clear()
-        self._remember(tenant, log)
+        now_ns = time.time_ns()
+        accepted = pb.ContemplationEvent(
+            event_number=1, first_event_number=1, accepted=_accepted(request, spec, span)
+        )
+        accepted.event_time.FromNanoseconds(now_ns)
+        log = EventLog(spec.contemplation_id, self.journal.events)
+        log.add(accepted)
+        runner = Runner(self._neighbours, course.Course(spec, request, now_ns), log, span)
+        self._hold(runner, tenant)
         return runner
 
-    def _unregister(self, contemplation_id: str) -> None:
-        del self._runners[contemplation_id]
+    def _hold(self, runner: Runner, tenant: str) -> None:
+        self._runners[runner.events.contemplation_id] = runner
+        self._idle.clear()
+        self._remember(tenant, runner.events)
+
+    def _unregister(self, runner: Runner) -> None:
+        id_ = runner.events.contemplation_id
+        if self._runners.get(id_) is runner:  # not one that took it back
+            del self._runners[id_]
         if not self._runners:
             self._idle.set()
 
     async def _start(
         self, runner: Runner, request: pb.ContemplationSpec, tenant: str, timeout_s: float
-    ) -> sqlite3.Error | None:
+    ) -> JournalError | None:
         """Journals the acceptance and lets it run; returns what the journal said against it."""
         log = runner.events
-        accepted = log.events[0]
+        accepted = log.held[0]
+        accept_ns = accepted.event_time.ToNanoseconds()
+        acceptance = journal_pb2.JournalAcceptance(
+            spec_json=recording.to_json(runner.spec),
+            traceparent=telemetry.traceparent_of(runner.span),
+        )
+        acceptance.deadline_time.FromNanoseconds(accept_ns + int(timeout_s * 1e9))
         record = Record(
             id=log.contemplation_id,
             tenant=tenant,
             request_id=request.request_id,
             spec=_canonical(request),
-            accept_ns=accepted.event_time.ToNanoseconds(),
-            end_ns=None,
-            last_event=1,
-            ending=None,
+            acceptance=acceptance.SerializeToString(),
+            accept_ns=accept_ns,
             accepted=accepted.SerializeToString(),
         )
         try:
-            await asyncio.to_thread(self.journal.accept, record)
-        except sqlite3.Error as error:
+            await self.journal.accept(record)
+        except JournalError as error:
             runner.span.end()
             self._logs.pop(record.id, None)
-            self._unregister(record.id)
+            self._unregister(runner)
             return error
         log.publish(1)
         self._tasks.spawn(self._run(runner, tenant, timeout_s), name="contemplation")
@@ -222,7 +259,7 @@ class Runtime:
         try:
             await runner.run(tenant, timeout_s)
         finally:
-            self._unregister(runner.events.contemplation_id)
+            self._unregister(runner)
 
     def _timeout_s(self, request: pb.ContemplationSpec) -> float:
         limits = []
@@ -236,6 +273,57 @@ class Runtime:
         limits = [limit - min(DEADLINE_MARGIN_S, limit * DEADLINE_MARGIN_SHARE) for limit in limits]
         return min([self.config.max_duration_s, *limits])
 
+    # -- taking over -------------------------------------------------------------------------
+
+    async def _adopt(self, record: Record) -> None:
+        """Goes on with a contemplation that was claimed, where its journal ends."""
+        try:
+            entries = await self.journal.entries(record.id)
+            replayed = await asyncio.to_thread(course.replay, record, entries)
+            await self._compare(replayed, record)
+        except JournalError:
+            raise
+        except Exception as error:
+            # Whatever is wrong with it, it gets its one ending.
+            logger.error(
+                "contemplation %s cannot be continued: %s", record.id, telemetry.stack_of(error)
+            )
+            await self._end_lost(record)
+            return
+        acceptance = journal_pb2.JournalAcceptance.FromString(record.acceptance)
+        span = telemetry.start_span(
+            Span.CONTEMPLATION,
+            {Attr.CONTEMPLATION_ID: record.id, Attr.ATTEMPT: record.epoch},
+            parent=acceptance.traceparent or None,
+        )
+        log = EventLog(record.id, self.journal.events, record.last_event)
+        runner = Runner(self._neighbours, replayed.course, log, span, record.epoch)
+        self._hold(runner, record.tenant)
+        left_s = acceptance.deadline_time.ToNanoseconds() / 1e9 - time.time()
+        self._tasks.spawn(self._run(runner, record.tenant, max(0.0, left_s)), name="contemplation")
+
+    async def _compare(self, replayed: course.Replayed, record: Record) -> None:
+        """Nothing a client may have seen is told another way. Raises Damaged."""
+        raw = await self.journal.events(record.id, 0, _ALL)
+        journalled = [wire.to_journalled(event) for event in raw]
+        if number := course.first_difference(replayed.events, journalled):
+            raise wire.Damaged(f"a replay differs from the journal from event {number} on")
+
+    async def _end_lost(self, record: Record) -> None:
+        event = endings.lost()
+        event.event_number = event.first_event_number = record.last_event + 1
+        now_ns = time.time_ns()
+        event.event_time.FromNanoseconds(now_ns)
+        events = [(event.event_number, event.SerializeToString())]
+        await self.journal.append([Row(record.id, record.epoch, 0, b"", events, now_ns)])
+
+    def _fenced(self, contemplation_id: str) -> None:
+        """Another aggregator took it over: whoever asks here is sent there."""
+        self._logs.pop(contemplation_id, None)
+        if runner := self._runners.get(contemplation_id):
+            logger.warning("contemplation %s was taken over by another", contemplation_id)
+            runner.fence()
+
     # -- reading -----------------------------------------------------------------------------
 
     async def log_of(self, contemplation_id: str) -> EventLog:
@@ -245,19 +333,20 @@ class Runtime:
         if held is not None and held[0] == tenant:
             return held[1]
         record = await self.record_of(contemplation_id)
-        log = EventLog(record.id)
-        for raw in await asyncio.to_thread(self.journal.events, record.id, 0):
-            log.events.append(wire.to_journalled(raw))
-        log.publish(len(log.events))
-        if not log.ended:
-            # Reading it would never end.
-            raise wire.Damaged("the journal's record of this contemplation is damaged")
+        if record.ending is None:
+            owner = await self.journal.address_of(record.owner)
+            raise NotOwner(
+                "another aggregator has this contemplation, or will have it soon",
+                metadata={"owner": owner} if owner else None,
+                retry_after_s=self.config.takeover_interval_s,
+            )
+        log = EventLog.ended_with(record.id, self.journal.events, record.last_event)
         self._remember(tenant, log)
         return log
 
     async def record_of(self, contemplation_id: str) -> Record:
         """The journal's record. Raises NotFound, also for another tenant's: no oracle."""
-        record = await asyncio.to_thread(self.journal.get, contemplation_id)
+        record = await self.journal.get(contemplation_id)
         if record is None or record.tenant != current_tenant():
             raise NotFound("there is no such contemplation", field="contemplation_id")
         return record
@@ -286,7 +375,7 @@ class Runtime:
             if not (accept_ns.isascii() and accept_ns.isdigit() and len(accept_ns) < 20):
                 raise InvalidRequest("the page token is malformed", field="page_token")
             before = (min(int(accept_ns), 2**63 - 1), id_)
-        records = await asyncio.to_thread(self.journal.page, current_tenant(), size + 1, before)
+        records = await self.journal.page(current_tenant(), size + 1, before)
         last = records[size - 1] if len(records) > size else None
         return records[:size], f"{last.accept_ns}-{last.id}" if last else ""
 
@@ -294,10 +383,17 @@ class Runtime:
         """The runner, if the contemplation runs here."""
         return self._runners.get(contemplation_id)
 
+    @contextmanager
+    def listening(self, contemplation_id: str) -> Iterator[None]:
+        """While a client reads a contemplation that runs here."""
+        runner = self._runners.get(contemplation_id)
+        with runner.listening() if runner is not None else contextlib.nullcontext():
+            yield
+
     async def forget(self, contemplation_id: str) -> None:
         """Removes an ended contemplation everywhere."""
         self._logs.pop(contemplation_id, None)
-        await asyncio.to_thread(self.journal.delete, [contemplation_id])
+        await self.journal.delete([contemplation_id])
 
     def _remember(self, tenant: str, log: EventLog) -> None:
         """Keeps a log in memory; running and unwritten ones are never dropped."""
@@ -311,22 +407,16 @@ class Runtime:
 
     # -- housekeeping ------------------------------------------------------------------------
 
-    def _fail_unfinished(self) -> None:
-        """Agents of a dead process are gone; its contemplations still get their one ending."""
-        for record in self.journal.unfinished():
-            event = endings.restarted()
-            event.event_number = event.first_event_number = record.last_event + 1
-            now = time.time_ns()
-            event.event_time.FromNanoseconds(now)
-            self.journal.append([(record.id, event.event_number, event.SerializeToString(), now)])
-
     async def _expire(self) -> None:
         while True:
             before = time.time_ns() - int(self.config.journal_retention_s * 1e9)
-            expired = await asyncio.to_thread(self.journal.expired, before)
+            try:
+                expired = await self.journal.expired(before)
+                await self.journal.delete(expired)
+            except JournalError:
+                expired = []  # next time
             for id_ in expired:
                 self._logs.pop(id_, None)
-            await asyncio.to_thread(self.journal.delete, expired)
             await asyncio.sleep(EXPIRY_CHECK_S)
 
 

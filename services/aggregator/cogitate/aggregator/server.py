@@ -54,9 +54,10 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
     ) -> AsyncIterator[pb.AttachResponse]:
         excluded = frozenset(request.filter.excluded_events)
         events = await self._runtime.attach(request.contemplation_id, request.after_event_number)
-        async for event in events:
-            if shown(event, excluded):
-                yield pb.AttachResponse(event=event)
+        with self._runtime.listening(request.contemplation_id):
+            async for event in events:
+                if shown(event, excluded):
+                    yield pb.AttachResponse(event=event)
 
     async def GetContemplation(
         self, request: pb.GetContemplationRequest, context: Context
@@ -84,6 +85,8 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
         record = await self._runtime.record_of(request.contemplation_id)
         if (runner := self._runtime.runner_of(record.id)) is not None:
             runner.put(m.CancelRequested("REQUESTED"))
+        else:
+            await self._runtime.log_of(record.id)  # only its owner can
         return pb.CancelContemplationResponse(summary=self._summary(record))
 
     async def DeleteContemplation(
@@ -100,6 +103,8 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
     ) -> pb.SubmitToolResultResponse:
         record = await self._runtime.record_of(request.contemplation_id)
         runner = self._runtime.runner_of(record.id)
+        if runner is None:
+            await self._runtime.log_of(record.id)  # only its owner can
         if runner is None or not runner.awaits_client(request.result.call_id):
             raise NotWaiting("no agent waits for this call")
         runner.tool_returned(request.result.call_id, request.result)
@@ -138,7 +143,7 @@ class Aggregator:
     async def drain(self, grace_s: float) -> None:
         """Takes no new contemplations, waits for those that run, and ends them while it can."""
         runtime = self._runtime
-        runtime.draining = True
+        runtime.stop_accepting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, grace_s - runtime.ending_s)):
                 await runtime.wait_idle()

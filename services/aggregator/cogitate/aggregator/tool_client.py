@@ -57,6 +57,7 @@ class ToolClient:
         call: common.ToolCall,
         allowed: Sequence[str],
         images: Sequence[common.ImagePart],
+        owner_epoch: int,
     ) -> tuple[common.ToolResult, bool]:
         """Returns the result and whether the tool ran."""
         if not call.name:
@@ -66,7 +67,7 @@ class ToolClient:
             call=call,
             allowed_tools=allowed,
             images=images,
-            owner_epoch=1,
+            owner_epoch=owner_epoch,
         )
         request.timeout.FromNanoseconds(int(self._timeout_s * 1e9))
         try:

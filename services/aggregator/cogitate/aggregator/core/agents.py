@@ -113,6 +113,11 @@ class ToolRuns:
         run.waiting.append((agent_id, call))
         return run, first
 
+    def unanswered(self) -> list[tuple[int, Call]]:
+        """Runs somebody waits for, each with the first agent that does."""
+        runs = self.by_call_id.values()
+        return [(run.waiting[0][0], run.call) for run in runs if run.waiting and not run.result]
+
 
 def _canonical(arguments_json: str) -> str:
     """Arguments that differ in spacing or order only are the same."""

@@ -74,6 +74,7 @@ class Contemplation:
             m.MoneySpent: lambda _: self._budget_ended("money budget"),
             m.CancelRequested: self._cancel_requested,
             m.ShuttingDown: self._shutting_down,
+            m.OwnerChanged: self._owner_changed,
         }
 
     # -- the three entries -------------------------------------------------------------------
@@ -275,6 +276,15 @@ class Contemplation:
             message = "the aggregator is shutting down; ask again"
             self._failure = ("UNAVAILABLE", message, True)
             self._cut_short("AGENTS_LOST", "the aggregator is shutting down", "LOST")
+
+    def _owner_changed(self, _: m.OwnerChanged) -> None:
+        for agent in self._open_agents() if self.decision else ():
+            self._book_kill(agent)  # nobody is left to acknowledge it
+        if self.decision is None:
+            self.places.owner_changed()
+            for agent_id, call in self.tools.unanswered():
+                if call.name not in self.spec.client_tools:
+                    self._out.add(m.RunTool(agent_id, call))
 
     def _cancel_requested(self, event: m.CancelRequested) -> None:
         if not self._settled:

@@ -209,6 +209,16 @@ class ShuttingDown:
     """This process ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerChanged:
+    """Another process goes on from the journal: streams, questions and timers ended with the last.
+
+    ``epoch`` is the new owner's.
+    """
+
+    epoch: int
+
+
 Input = (
     Granted
     | Denied
@@ -225,6 +235,7 @@ Input = (
     | MoneySpent
     | CancelRequested
     | ShuttingDown
+    | OwnerChanged
 )
 
 # -- effects ---------------------------------------------------------------------------------

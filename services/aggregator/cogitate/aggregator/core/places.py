@@ -203,6 +203,23 @@ class Places:
             self._note(failure)
             self.ask(agents, ((endpoint_id, event.reason),))
 
+    def owner_changed(self) -> None:
+        """Everybody asks for a place anew. Endpoints did nothing wrong: no loss is counted."""
+        self._asked.clear()
+        for agent in self._agents.values():
+            if agent.open and agent.gang_id:
+                self._out.emit(
+                    "agent_lost",
+                    agent_id=agent.agent_id,
+                    attempt=agent.attempt,
+                    endpoint_id=self.gangs[agent.gang_id].endpoint_id,
+                    reason="OWNER_LOST",
+                    resumed=True,
+                )
+                agent.gang_id = ""
+                agent.attempt += 1
+        self.ask([agent for agent in self._agents.values() if not agent.starved], anew=True)
+
     def move(self, agents: Sequence[AgentState], reason: str, message: str) -> None:
         """Takes agents off their endpoint and asks for another, or gives them up."""
         endpoint_id = self.gangs[agents[0].gang_id].endpoint_id

@@ -1,0 +1,223 @@
+"""What every journal promises, the same suite for each implementation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
+from cogitate.aggregator.sqlite_journal import SqliteJournal
+
+pytestmark = pytest.mark.contract
+
+Open = Callable[[], Journal]
+FIRST = (2**63 - 1, "")
+
+
+def sqlite(folder: Path) -> Open:
+    return lambda: SqliteJournal(str(folder / "state" / "journal.db"), hung_s=0.3)
+
+
+@pytest.fixture(params=[sqlite], ids=lambda make: make.__name__)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens journals on one store, each a process of its own as far as it knows."""
+    made: Open = request.param(tmp_path)
+    return made
+
+
+@asynccontextmanager
+async def opened(store: Open, count: int = 1) -> AsyncIterator[list[Journal]]:
+    async with AsyncExitStack() as stack:
+        journals = []
+        for number in range(count):
+            journal = store()
+            await journal.open(f"host:{number}")
+            stack.push_async_callback(journal.close)
+            journals.append(journal)
+        yield journals
+
+
+def record(id_: str = "c1", *, request_id: str = "", tenant: str = "t", at: int = 1) -> Record:
+    return Record(
+        id=id_,
+        tenant=tenant,
+        request_id=request_id,
+        spec=b"spec",
+        acceptance=b"acceptance",
+        accept_ns=at,
+        accepted=b"accepted",
+    )
+
+
+def row(id_: str = "c1", number: int = 2, *, epoch: int = 1, end_ns: int | None = None) -> Row:
+    events = [(number, f"event {number}".encode())]
+    return Row(id_, epoch, number - 1, f"input {number - 1}".encode(), events, end_ns)
+
+
+async def abandoned(journal: Journal, *wanted: tuple[str, int]) -> None:
+    """Waits until exactly these are abandoned."""
+    async with asyncio.timeout(5):
+        while sorted(await journal.abandoned()) != list(wanted):
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_journalled_survives_the_process(store: Open) -> None:
+    async with opened(store) as [first]:
+        await first.accept(record("c1"))
+        await first.accept(record("c2", at=5))
+        assert await first.append([row("c1"), row("c2", end_ns=77)]) == frozenset()
+        assert await first.append([Row("c1", 1, 2, b"input 2")]) == frozenset()
+    async with opened(store) as [second]:
+        assert await second.events("c1", 0, 10) == [b"accepted", b"event 2"]
+        assert await second.events("c1", 1, 10) == [b"event 2"]
+        assert await second.events("c1", 0, 1) == [b"accepted"]
+        assert await second.entries("c1") == [b"input 1", b"input 2"]
+        running, ended = await second.get("c1"), await second.get("c2")
+        assert running is not None
+        assert ended is not None
+        assert (running.last_event, running.ending, running.end_ns) == (2, None, None)
+        assert (running.spec, running.acceptance, running.accepted) == (
+            b"spec", b"acceptance", b"accepted",
+        )  # fmt: skip
+        assert (ended.end_ns, ended.ending, ended.last_event) == (77, b"event 2", 2)
+        assert (ended.accept_ns, ended.epoch) == (5, 1)
+        assert await second.get("nobody") is None
+
+
+async def test_a_request_id_is_unique_to_its_tenant(store: Open) -> None:
+    async with opened(store) as [journal]:
+        await journal.accept(record("c1", request_id="r"))
+        await journal.accept(record("c2", request_id="r", tenant="other"))
+        await journal.accept(record("c3"))
+        await journal.accept(record("c4"))
+        with pytest.raises(Known):
+            await journal.accept(record("c5", request_id="r"))
+        assert await journal.get("c5") is None
+        assert await journal.events("c5", 0, 10) == []
+        found = await journal.find_request("t", "r")
+        assert found is not None
+        assert found.id == "c1"
+        assert await journal.find_request("nobody", "r") is None
+
+
+async def test_of_two_that_accept_a_request_at_once_one_is_told(store: Open) -> None:
+    async with opened(store, 2) as journals:
+        results = await asyncio.gather(
+            *(j.accept(record(f"c{i}", request_id="r")) for i, j in enumerate(journals)),
+            return_exceptions=True,
+        )
+        assert sorted(type(result).__name__ for result in results) == ["Known", "NoneType"]
+
+
+async def test_pages_go_through_equal_times(store: Open) -> None:
+    async with opened(store) as [journal]:
+        for number in range(5):
+            await journal.accept(record(f"c{number}", at=7))
+        await journal.accept(record("theirs", tenant="other", at=8))
+        seen: list[str] = []
+        before = FIRST
+        while page := await journal.page("t", 2, before):
+            seen += [r.id for r in page]
+            before = (page[-1].accept_ns, page[-1].id)
+        assert seen == ["c4", "c3", "c2", "c1", "c0"]
+
+
+async def test_expired_ones_can_be_deleted(store: Open) -> None:
+    async with opened(store) as [journal]:
+        for id_ in ("old", "new", "running"):
+            await journal.accept(record(id_, request_id=id_))
+        await journal.append([row("old", end_ns=10), row("new", end_ns=20)])
+        assert await journal.expired(20) == ["old"]
+        await journal.delete(["old"])
+        assert await journal.get("old") is None
+        assert await journal.find_request("t", "old") is None
+        assert await journal.events("old", 0, 10) == []
+        assert await journal.entries("old") == []
+        assert len(await journal.events("new", 0, 10)) == 2
+        assert [r.id for r in await journal.page("t", 10, FIRST)] == ["running", "new"]
+
+
+async def test_nothing_follows_an_ending(store: Open) -> None:
+    async with opened(store) as [journal]:
+        await journal.accept(record())
+        await journal.append([row(end_ns=5)])
+        assert await journal.append([row(number=3)]) == {"c1"}
+        assert len(await journal.events("c1", 0, 10)) == 2
+
+
+# -- owners ----------------------------------------------------------------------------------
+
+
+async def test_who_lives_keeps_what_is_his(store: Open) -> None:
+    async with opened(store, 2) as [owner, other]:
+        await owner.accept(record())
+        for _ in range(20):
+            await owner.beat()
+            assert await other.abandoned() == []
+            await asyncio.sleep(0.03)
+        assert other.shared
+        assert await owner.abandoned() == []
+        [mine] = await owner.page("t", 1, FIRST)
+        assert await other.address_of(mine.owner) == "host:0"
+        assert await other.address_of("nobody") == ""
+
+
+async def test_what_the_dead_leave_is_claimed_by_one(store: Open) -> None:
+    async with opened(store, 2) as [first, second]:
+        async with opened(store) as [owner]:
+            await owner.accept(record("c1"))
+            await owner.accept(record("c2"))
+            await owner.append([row("c1"), row("c2", end_ns=9)])
+        await abandoned(first, ("c1", 1))
+        await abandoned(second, ("c1", 1))
+        claims = await asyncio.gather(first.claim("c1", 1), second.claim("c1", 1))
+        [claimed] = [claim for claim in claims if claim is not None]
+        assert (claimed.epoch, claimed.last_event, claimed.id) == (2, 2, "c1")
+        winner = first if claims[0] is not None else second
+        loser = second if winner is first else first
+        await abandoned(first)
+        await abandoned(second)
+        assert await loser.append([row("c1", 3, epoch=2)]) == {"c1"}
+        assert await winner.append([row("c1", 3, epoch=2)]) == frozenset()
+        assert await winner.entries("c1") == [b"input 1", b"input 2"]
+        assert await winner.claim("c2", 1) is None
+
+
+async def test_who_was_taken_for_dead_writes_nothing_more(store: Open) -> None:
+    """A process that hung and comes back."""
+    async with opened(store, 2) as [frozen, other]:
+        await frozen.accept(record("c1"))
+        await frozen.accept(record("c2"))
+        await frozen.append([row("c1")])
+        await other.beat()
+        await abandoned(other, ("c1", 1), ("c2", 1))  # it has not beaten for long enough
+        claimed = await other.claim("c1", 1)
+        assert claimed is not None
+        assert await frozen.append([row("c1", 3), row("c2", 2)]) == {"c1"}
+        assert len(await other.events("c1", 0, 10)) == 2
+        assert len(await other.events("c2", 0, 10)) == 2
+        assert await other.append([row("c1", 3, epoch=2, end_ns=4)]) == frozenset()
+        assert await frozen.append([row("c1", 4)]) == {"c1"}
+
+
+async def test_an_owner_that_closes_leaves_what_it_had_at_once(store: Open) -> None:
+    async with opened(store) as [other]:
+        async with opened(store) as [owner]:
+            await owner.accept(record())
+            assert await other.abandoned() == []
+        async with asyncio.timeout(2):
+            while await other.abandoned() != [("c1", 1)]:
+                await asyncio.sleep(0.02)
+
+
+async def test_a_refused_write_leaves_nothing_of_itself(store: Open) -> None:
+    async with opened(store) as [journal]:
+        await journal.accept(record())
+        await journal.append([row()])
+        with pytest.raises(JournalError):
+            await journal.append([row(number=3), row(number=2)])
+        assert len(await journal.events("c1", 0, 10)) == 2
+        assert len(await journal.entries("c1")) == 1
