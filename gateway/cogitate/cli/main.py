@@ -18,6 +18,7 @@ COMMANDS: Final = (
     "models",
     "fleet",
     "trace",
+    "replay",
     "evaluate",
     "doctor",
     "demo",

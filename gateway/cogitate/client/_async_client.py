@@ -90,6 +90,13 @@ class AsyncClient:
         found = await self._call(self._contemplation.GetContemplation, request)
         return _results.summary(found.summary, found.ending if found.HasField("ending") else None)
 
+    async def replay(self, contemplation_id: str) -> AsyncContemplationStream:
+        """Asks the same again, with the same seed; the events of the new contemplation."""
+        request = pb2.GetContemplationRequest(contemplation_id=contemplation_id)
+        found = await self._call(self._contemplation.GetContemplation, request)
+        again = _request.again(found.spec)
+        return AsyncContemplationStream(self, Cursor(resumes=False), pb2.EventFilter(), again)
+
     async def list(self, limit: int = 50) -> tuple[Summary, ...]:
         """Returns the newest contemplations, newest first."""
         found: tuple[Summary, ...] = ()

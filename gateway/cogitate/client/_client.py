@@ -89,6 +89,13 @@ class Client:
         found = self._call(self._contemplation.GetContemplation, request)
         return _results.summary(found.summary, found.ending if found.HasField("ending") else None)
 
+    def replay(self, contemplation_id: str) -> ContemplationStream:
+        """Asks the same again, with the same seed; the events of the new contemplation."""
+        request = pb2.GetContemplationRequest(contemplation_id=contemplation_id)
+        found = self._call(self._contemplation.GetContemplation, request)
+        again = _request.again(found.spec)
+        return ContemplationStream(self, Cursor(resumes=False), pb2.EventFilter(), again)
+
     def list(self, limit: int = 50) -> tuple[Summary, ...]:
         """Returns the newest contemplations, newest first."""
         found: tuple[Summary, ...] = ()

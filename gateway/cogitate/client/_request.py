@@ -119,6 +119,14 @@ def contemplate(text: str, options: AskOptions) -> pb2.ContemplateRequest:
     )
 
 
+def again(asked: pb2.ContemplationSpec) -> pb2.ContemplateRequest:
+    """What was asked, as a new question: under a new id, and without a deadline that has passed."""
+    request = pb2.ContemplateRequest(spec=asked)
+    request.spec.request_id = str(uuid.uuid4())
+    request.spec.budget.ClearField("deadline_time")
+    return request
+
+
 def image_part(image: Image) -> common_pb2.ImagePart:
     """Returns an image as a part: read from a file, as bytes, or by digest."""
     if isinstance(image, bytes):

@@ -1315,6 +1315,7 @@ class GetContemplationResponse(_message.Message):
 
     SUMMARY_FIELD_NUMBER: _builtins.int
     ENDING_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def summary(self) -> Global___ContemplationSummary:
         """Its state."""
@@ -1323,15 +1324,20 @@ class GetContemplationResponse(_message.Message):
     def ending(self) -> Global___ContemplationEvent:
         """Its ending, if it ended."""
 
+    @_builtins.property
+    def spec(self) -> Global___ContemplationSpec:
+        """What was asked, with the seed that was used: asked again on the same build it gives the same answer."""
+
     def __init__(
         self,
         *,
         summary: Global___ContemplationSummary | None = ...,
         ending: Global___ContemplationEvent | None = ...,
+        spec: Global___ContemplationSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "spec", b"spec", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "spec", b"spec", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,7 +63,9 @@ class ContemplationServicer(pb_grpc.ContemplationServiceServicer):
         self, request: pb.GetContemplationRequest, context: Context
     ) -> pb.GetContemplationResponse:
         record = await self._runtime.record_of(request.contemplation_id)
-        response = pb.GetContemplationResponse(summary=self._summary(record))
+        response = pb.GetContemplationResponse(
+            summary=self._summary(record), spec=wire.to_asked(record)
+        )
         if record.ending is not None:
             response.ending.CopyFrom(wire.to_journalled(record.ending))
         return response

@@ -344,6 +344,16 @@ def to_journalled(raw: bytes) -> pb.ContemplationEvent:
         raise Damaged("the journal's record of this contemplation is damaged") from None
 
 
+def to_asked(record: Record) -> pb.ContemplationSpec:
+    """What was asked, with the seed that was used. Raises Damaged."""
+    try:
+        asked = pb.ContemplationSpec.FromString(record.spec)
+    except DecodeError:
+        raise Damaged("the journal's record of this contemplation is damaged") from None
+    asked.sampling_params.seed = to_journalled(record.accepted).accepted.seed
+    return asked
+
+
 def to_summary(record: Record, *, awaits_client: bool = False) -> pb.ContemplationSummary:
     """A journalled contemplation's state. Raises Damaged."""
     accepted = to_journalled(record.accepted).accepted
