@@ -246,11 +246,71 @@ async def test_excluded_events_are_left_out_and_numbers_stay() -> None:
     assert numbers[-1] > len(events)
 
 
-async def test_what_is_not_there_is_said() -> None:
-    async with mesh(saying("3")) as m:
-        events = await m.ask(initial_agent_count=1, max_round_count=3)
-    degraded = [e.feature_degraded.feature for e in events if e.HasField("feature_degraded")]
-    assert degraded == ["INITIAL_AGENT_COUNT", "ROUNDS"]
+async def test_a_gang_begins_narrow_and_widens_while_there_is_dissent() -> None:
+    answers = ["3", "4", "3", "3", "3", "3", "3", "3"]
+
+    def said(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        return ["w", End(answers[agent.agent_id])]
+
+    async with mesh(said) as m:
+        events = await m.ask(agent_count=8, quorum="posterior:0.95", initial_agent_count=2)
+        verdict = check_grammar(events).verdict
+        opened = [agent.agent_id for d in m.decoders for g in d.opened for agent in g.agents]
+    [started] = [e.round_started for e in events if e.HasField("round_started")]
+    assert list(started.agent_ids) == [0, 1, 2, 3]
+    widened = [agent_id for e in events for agent_id in e.widened.agent_ids]
+    assert widened
+    assert sorted(opened) == [0, 1, 2, 3, *widened]
+    assert verdict.key == "3"
+    assert len(m.router.told("declare")) == 1, "more agents are placed under the same lease"
+
+
+async def test_a_second_round_is_shown_the_drafts_and_shares_the_lease() -> None:
+    def said(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        return ["draft", End("5" if agent.agent_id < 2 else "6")]
+
+    async with mesh(said) as m:
+        events = await m.ask(agent_count=2, strategy="refine", quorum="all")
+        verdict = check_grammar(events).verdict
+        first, second = [g for d in m.decoders for g in d.opened]
+    assert [r.round_started.role for r in events if r.HasField("round_started")] == [
+        "solver", "refiner",
+    ]  # fmt: skip
+    assert (first.role, second.role) == ("solver", "refiner")
+    added = second.conversation[len(first.conversation) :]
+    assert [message.role for message in added] == [common.ROLE_ASSISTANT, common.ROLE_USER]
+    assert "draft" in added[0].parts[0].text
+    assert verdict.key == "6"
+    assert [b.round_number for b in verdict.certificate.ballots] == [1, 1, 2, 2]
+    assert len(m.router.told("declare")) == 1
+
+
+async def test_a_warm_up_sets_one_threshold_for_the_rest() -> None:
+    hold = Hold()
+
+    def said(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        number = agent.agent_id
+        sure = End("5", lowest_confidence=8.0 + number)
+        return ["w", sure] if number < 4 else ["w", hold, End("6", lowest_confidence=9.0)]
+
+    async with mesh(said) as m:
+        asking = m.ask(agent_count=6, strategy="confidence:0.5", quorum="all")
+        asked = asyncio.create_task(asking)
+
+        def thresholds() -> list[float]:
+            commands = [c for d in m.decoders for c in d.commands]
+            return [
+                c.set_confidence_threshold.group_confidence
+                for c in commands
+                if c.HasField("set_confidence_threshold")
+            ]
+
+        await until(thresholds)
+        hold.open.set()
+        verdict = check_grammar(await asked).verdict
+        assert thresholds() == [9.5]
+    weights = {b.agent_id: b.weight for b in verdict.certificate.ballots}
+    assert weights[0] == 8.0 / 32
 
 
 async def test_a_schema_reaches_every_agent_and_equal_json_is_one_answer() -> None:

@@ -30,6 +30,7 @@ class End:
 
     answer: str = ""
     finish: str = "STOP"
+    lowest_confidence: float = 0.0
 
 
 class Hold:
@@ -243,7 +244,9 @@ class _Gang:
             finish_reason=common.FinishReason.Value(f"FINISH_REASON_{end.finish}"),
             answer=end.answer,
             usage=common.Usage(sampled_token_count=agent.sampled),
-            confidence=common.Confidence(mean_logprob=-0.5),
+            confidence=common.Confidence(
+                mean_logprob=-0.5, lowest_group_confidence=end.lowest_confidence
+            ),
             kill_reason=kill_reason,
         )
         self.out.append(pb.DecodeResponse(finished=finished))

@@ -21,7 +21,8 @@ class Lines:
         at_s = event.event_time.seconds + event.event_time.nanos / 1e9
         self._began_s = at_s if self._began_s is None else self._began_s
         stamp = f"[{max(0.0, at_s - self._began_s):6.2f} s]"
-        return [f"{stamp} {line}" for line in self._say(event)]
+        # Reasons and messages are other programs' text: a line stays one line.
+        return [f"{stamp} {' '.join(line.splitlines())}" for line in self._say(event)]
 
     def _say(self, event: pb2.ContemplationEvent) -> Iterator[str]:
         match event.WhichOneof("event"):

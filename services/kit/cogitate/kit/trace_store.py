@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 CONTEMPLATION_ID: Final = "cogitate.contemplation_id"
 _BUSY_TIMEOUT_S: Final = 5.0
 _PRUNE_EVERY_SPANS: Final = 1000
-# Pruning goes this far below the bound, so that it is rare.
-_PRUNE_TO: Final = 0.9
+_PRUNE_TO: Final = 0.9  # of the bound, so that pruning is rare
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spans (
@@ -197,7 +196,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _open_for_writing(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + _BUSY_TIMEOUT_S
-    while connection := _connect(path):
+    while True:
+        connection = _connect(path)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last spans
