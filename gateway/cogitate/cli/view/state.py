@@ -329,7 +329,7 @@ def _killed(view: View, event: pb2.AgentKilled) -> View:
         view,
         agent.agent_id,
         state=KILLED,
-        kill_reason=agent.reason,
+        kill_reason="".join(filter(str.isprintable, agent.reason)),  # it stands in a border
         tokens=max(agent.sampled_token_count, _lane(view, agent.agent_id).tokens),
     )
 

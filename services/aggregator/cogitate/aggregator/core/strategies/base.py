@@ -85,7 +85,13 @@ class Strategy:
         self, rounds: Sequence[Sequence[Ballot]], decision: Decision
     ) -> tuple[Sequence[Ballot], Decision]:
         """The ballots the outcome is of, and the outcome: the last round's that has answers."""
-        answered = [r for r in rounds if any(not ballot.abstained for ballot in r)]
-        if not answered or answered[-1] is rounds[-1]:
+        answered = [n for n, r in enumerate(rounds) if any(not ballot.abstained for ballot in r)]
+        if not answered or answered[-1] == len(rounds) - 1:
             return rounds[-1], decision
-        return answered[-1], Decision(count(answered[-1])[0].key, decision.reason)
+        last = rounds[answered[-1]]
+        leader = count(last)[0]
+        reason = (
+            f"round {answered[-1] + 1} is the last with answers: {len(leader.ballots)} of "
+            f"{len(last)} agree"
+        )
+        return last, Decision(leader.key, reason)
