@@ -73,11 +73,12 @@ class Aggregators:
         """
         cursor, search = _Cursor(request), self._search()
         while True:
-            events: Any = self._channel(search.address).unary_stream(
+            call: Any = self._channel(search.address).unary_stream(
                 _CONTEMPLATION + cursor.method,
-                request_serializer=lambda message: message.SerializeToString(),
+                request_serializer=type(cursor.request).SerializeToString,
                 response_deserializer=None,
-            )(cursor.request, **outgoing(timeout_s))
+            )
+            events = call(cursor.request, **outgoing(timeout_s))
             try:
                 async for raw in events:
                     search.found()
