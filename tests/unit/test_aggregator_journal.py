@@ -74,6 +74,15 @@ async def test_a_torn_write_at_the_end_of_the_wal_is_ignored(tmp_path: Path) -> 
     await second.close()
 
 
+async def test_a_failed_commit_leaves_nothing_of_itself(journal: SqliteJournal) -> None:
+    await journal.accept(record())
+    rows = [Row("c1", 1, number, b"input", [(2, b"two")]) for number in (1, 2)]
+    with pytest.raises(JournalError):
+        await journal.append(rows)
+    assert len(await journal.events("c1", 0, 10)) == 1
+    assert await journal.entries("c1") == []
+
+
 async def test_a_journal_of_the_version_before_is_read_and_its_rest_is_abandoned(
     tmp_path: Path,
 ) -> None:

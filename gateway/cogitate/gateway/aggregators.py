@@ -75,10 +75,10 @@ class Aggregators:
         while True:
             call: Any = self._channel(search.address).unary_stream(
                 _CONTEMPLATION + cursor.method,
-                request_serializer=lambda message: message.SerializeToString(),
+                request_serializer=type(cursor.request).SerializeToString,
                 response_deserializer=None,
             )
-            events: Any = call(cursor.request, **outgoing(timeout_s))
+            events = call(cursor.request, **outgoing(timeout_s))
             try:
                 async for raw in events:
                     search.found()

@@ -9,10 +9,12 @@ readable.
 from cogitate.v1 import agent_decoder_service_pb2 as _agent_decoder_service_pb2
 from cogitate.v1 import common_pb2 as _common_pb2
 from cogitate.v1 import router_service_pb2 as _router_service_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -123,6 +125,160 @@ class JournalInput(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___JournalInput: _TypeAlias = JournalInput  # noqa: Y015
+
+@_typing.final
+class JournalHead(_message.Message):
+    """JournalHead is what is known of a contemplation from its acceptance on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_FIELD_NUMBER: _builtins.int
+    ACCEPT_TIME_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant."""
+    request_id: _builtins.str
+    """The client's request id; empty if it gave none."""
+    spec: _builtins.bytes
+    """The ContemplationSpec as it was asked."""
+    acceptance: _builtins.bytes
+    """The JournalAcceptance."""
+    accepted: _builtins.bytes
+    """The first event, a ContemplationEvent."""
+    @_builtins.property
+    def accept_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        spec: _builtins.bytes = ...,
+        acceptance: _builtins.bytes = ...,
+        accept_time: _timestamp_pb2.Timestamp | None = ...,
+        accepted: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "acceptance", b"acceptance", "accepted", b"accepted", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalHead: _TypeAlias = JournalHead  # noqa: Y015
+
+@_typing.final
+class JournalBatch(_message.Message):
+    """JournalBatch is one write of one contemplation, for journals that keep messages in a stream. The last one of
+    a contemplation says who owns it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """The owner that wrote it."""
+    epoch: _builtins.int
+    """The owner's epoch. A batch without rows and with a new epoch is a claim."""
+    last_event_number: _builtins.int
+    """Number of the last event so far."""
+    @_builtins.property
+    def head(self) -> Global___JournalHead:
+        """Set in the first batch only."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___JournalRow]:
+        """Inputs and events in order."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the contemplation ended; absent while it runs."""
+
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        head: Global___JournalHead | None = ...,
+        rows: _abc.Iterable[Global___JournalRow] | None = ...,
+        last_event_number: _builtins.int = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "epoch", b"epoch", "head", b"head", "last_event_number", b"last_event_number", "owner", b"owner", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalBatch: _TypeAlias = JournalBatch  # noqa: Y015
+
+@_typing.final
+class JournalRow(_message.Message):
+    """JournalRow is one input and the events it emitted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_OFFSET_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    FIRST_EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    input_offset: _builtins.int
+    """Inputs so far, from 1."""
+    input: _builtins.bytes
+    """The JournalInput; empty for an ending that no input caused."""
+    first_event_number: _builtins.int
+    """Number of the first event."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The events, each a ContemplationEvent."""
+
+    def __init__(
+        self,
+        *,
+        input_offset: _builtins.int = ...,
+        input: _builtins.bytes = ...,
+        first_event_number: _builtins.int = ...,
+        events: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_event_number", b"first_event_number", "input", b"input", "input_offset", b"input_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalRow: _TypeAlias = JournalRow  # noqa: Y015
+
+@_typing.final
+class JournalListed(_message.Message):
+    """JournalListed is an entry of a tenant's list of contemplations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent while it runs."""
+
+    def __init__(
+        self,
+        *,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalListed: _TypeAlias = JournalListed  # noqa: Y015
 
 @_typing.final
 class JournalStarted(_message.Message):

@@ -17,7 +17,14 @@ class AggregatorConfig(ServiceConfig):
     advertise_address: str = knob(
         "", "host:port others reach this aggregator at; empty means `listen`"
     )
-    journal: str = knob("", "SQLite file of the journal; empty keeps it in memory only")
+    journal: str = knob(
+        "",
+        "the journal: an SQLite file, or nats://host:port of a JetStream server; empty keeps it in "
+        "memory only",
+    )
+    journal_replicas: int = knob(
+        1, "servers that keep each message of a journal in NATS", minimum=1, maximum=5
+    )
     journal_fsync: bool = knob(False, "survive power loss too, at the price of an fsync a commit")
     journal_retention_s: float = knob(
         86_400.0, "how long ended contemplations stay attachable", minimum=1, maximum=31_536_000

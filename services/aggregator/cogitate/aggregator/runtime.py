@@ -61,9 +61,7 @@ class Runtime:
     def __init__(self, config: AggregatorConfig) -> None:
         self.config = config
         self.draining = False
-        self.journal: Journal = SqliteJournal(
-            config.journal, fsync=config.journal_fsync, hung_s=config.owner_timeout_s
-        )
+        self.journal = _journal(config)
         self._ownership = Ownership(
             self.journal,
             self._adopt,
@@ -418,6 +416,23 @@ class Runtime:
             for id_ in expired:
                 self._logs.pop(id_, None)
             await asyncio.sleep(EXPIRY_CHECK_S)
+
+
+def _journal(config: AggregatorConfig) -> Journal:
+    """The journal the configuration names. Raises OSError if it cannot be had."""
+    if not config.journal.startswith(("nats://", "tls://")):
+        return SqliteJournal(
+            config.journal, fsync=config.journal_fsync, hung_s=config.owner_timeout_s
+        )
+    try:
+        from cogitate.aggregator.nats_journal import NatsJournal
+    except ModuleNotFoundError:
+        raise OSError(
+            "a journal in NATS needs nats-py: pip install 'cogitate[aggregator,nats]'"
+        ) from None
+    return NatsJournal(
+        config.journal, hung_s=config.owner_timeout_s, replicas=config.journal_replicas
+    )
 
 
 def _unwritable() -> NoEndpoint:
