@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -237,7 +239,7 @@ async def test_a_grid_over_a_file_is_measured_written_and_taken_up_again(
         "1 × vote",
         "4 × vote · all",
         "4 × vote · unbeatable",
-        "4 calls and a judge",
+        "judge of 4",
     }
     saving, whole = rows["4 × vote · unbeatable"], rows["4 × vote · all"]
     assert (saving["tokens_mean"], whole["tokens_mean"], whole["killed_mean"]) == (20, 40, 20)
@@ -283,6 +285,33 @@ async def test_a_refused_setting_is_told_and_the_others_go_on(
     shown = " ".join(capsys.readouterr().out.split())
     assert "Refused by the mesh: 4 × vote · most: unknown quorum 'most'" in shown
     assert "66.7 (20.8–93.9)" in shown
+
+
+async def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    def slow(request: pb2.ContemplateRequest) -> Sequence[Step]:
+        return (Event(accepted=pb2.Accepted()), Wait(0.2), verdict("1", 5))
+
+    out = tmp_path / "out"
+    file = questions_file(tmp_path, 500)
+    async with mesh(slow) as (address, fake):
+        command = ("-m", "cogitate.cli", "eval", file, "--out", str(out), "--address", address)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+        while len(fake.requests) < 4:
+            await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(60):
+            shown, _ = await process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on from here" in shown.decode()
+    done = read(out)
+    assert 3 <= len(done) <= len(fake.requests)
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    assert sum(row["runs"] for row in rows) == len(done)
 
 
 async def test_wrong_use_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,8 @@ def test_a_grid_is_every_combination_and_one_agent_once_a_strategy() -> None:
         "4 × vote · posterior:0.95",
         "4 × confidence · all",
         "4 × confidence · posterior:0.95",
-        "4 calls and a judge",
-        "one agent, tokens of 4",
+        "judge of 4",
+        "retry, tokens of 4",
     ]
     assert len(made) == 8 == len(set(made))
     assert next(one for one in made if one.kind == RETRY).gang() in made
@@ -71,10 +71,10 @@ def test_settings_are_compared_with_waiting_for_all_a_judge_and_one_agent() -> N
     pairs = [(one.setting, one.reference) for one in compare.within(compare.measured(records))]
     assert sorted(pairs) == [
         ("8 × vote · all", "1 × vote"),
-        ("8 × vote · all", "8 calls and a judge"),
+        ("8 × vote · all", "judge of 8"),
         ("8 × vote · unbeatable", "1 × vote"),
-        ("8 × vote · unbeatable", "8 calls and a judge"),
         ("8 × vote · unbeatable", "8 × vote · all"),
+        ("8 × vote · unbeatable", "judge of 8"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,51 +37,49 @@ def series(rows: Mapping[Setting, Row]) -> dict[str, list[tuple[Setting, Row]]]:
 
 
 def frontier(rows: Mapping[Setting, Row], title: str, path: Path) -> None:
-    """Draws accuracy against tokens and against latency: mean filled, p95 hollow.
+    """Draws accuracy against tokens, mean latency and its 95th percentile.
 
     The numbers beside the marks are agents; bars are Wilson's 95 % intervals.
     """
-    pyplot = _pyplot()
-    figure, (tokens, latency) = pyplot.subplots(1, 2, figsize=(10.4, 4.2), constrained_layout=True)
-    for number, (name, marks) in enumerate(series(rows).items()):
-        style = _style(number, marks[-1][0])
-        right, bars = _shares(marks)
-        spent = [row.tokens_mean for _, row in marks]
-        tokens.errorbar(spent, right, yerr=bars, label=name, capsize=3, **style)
-        mean = [row.latency_mean_s for _, row in marks]
-        late = [row.latency_p95_s for _, row in marks]
-        latency.errorbar(mean, right, yerr=bars, label=f"{name}, mean", capsize=3, **style)
-        hollow = {**style, "markerfacecolor": "white", "alpha": 0.55, "linestyle": ":"}
-        latency.plot(late, right, label=f"{name}, p95", **hollow)
-        for (setting, _), x, y in zip(marks, spent, right, strict=True):
-            place = {"xytext": (5, 5 + 9 * (number % 2)), "textcoords": "offset points"}
-            tokens.annotate(str(setting.agents), (x, y), color=style["color"], fontsize=8, **place)
-    tokens.set_xlabel("tokens a question, all agents (mean)")
-    latency.set_xlabel("latency, s")
-    for axes in (tokens, latency):
+    figure, panels = _panels(3, figsize=(11.5, 4.4), sharey=True)
+    costs: tuple[tuple[str, Callable[[Row], float]], ...] = (
+        ("tokens a question, all agents (mean)", lambda row: row.tokens_mean),
+        ("latency, mean, s", lambda row: row.latency_mean_s),
+        ("latency, p95, s", lambda row: row.latency_p95_s),
+    )
+    for axes, (label, cost) in zip(panels, costs, strict=True):
+        for number, (name, marks) in enumerate(series(rows).items()):
+            style = _style(number, marks[-1][0])
+            right, bars = _shares(marks)
+            spent = [cost(row) for _, row in marks]
+            axes.errorbar(spent, right, yerr=bars, label=name, capsize=3, elinewidth=0.8, **style)
+            for (setting, _), x, y in zip(marks, spent, right, strict=True):
+                place = {"xytext": (5, 4 + 8 * (number % 3)), "textcoords": "offset points"}
+                axes.annotate(str(setting.agents), (x, y), color=style["color"], size=7, **place)
         axes.set_xscale("log")
         _plain_ticks(axes.get_xaxis())
-        axes.set_ylabel("right answers, %")
-    _finish(figure, (tokens, latency), title, path)
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("right answers, %")
+    _finish(figure, panels, title, path)
 
 
 def by_agents(rows: Mapping[Setting, Row], title: str, path: Path) -> None:
     """Draws accuracy and latency (p50, and p95 paler) against the number of agents."""
-    pyplot = _pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.8), constrained_layout=True)
+    figure, (left, right) = _panels(2, figsize=(9.6, 4.2))
     for number, (name, marks) in enumerate(series(rows).items()):
         style = _style(number, marks[-1][0])
         counts = [setting.agents for setting, _ in marks]
         shares, bars = _shares(marks)
         left.errorbar(counts, shares, yerr=bars, capsize=3, label=name, **style)
         half = [row.latency_p50_s for _, row in marks]
-        right.plot(counts, half, label=f"{name}, p50", **style)
+        right.plot(counts, half, **style)
         late = [row.latency_p95_s for _, row in marks]
-        right.plot(counts, late, alpha=0.35, label=f"{name}, p95", **style)
-    for axes, label in ((left, "right answers, %"), (right, "latency, s")):
+        right.plot(counts, late, alpha=0.35, **style)
+    for axes, label in ((left, "right answers, %"), (right, "latency, s: p50, and paler p95")):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted({setting.agents for setting in rows}))
-        _plain_ticks(axes.get_xaxis())
+        counts = sorted({setting.agents for setting in rows})
+        axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("agents, or the tokens they spend")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
@@ -106,29 +104,36 @@ def _style(number: int, setting: Setting) -> dict[str, Any]:
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": "o", "linestyle": line}
 
 
-def _pyplot() -> Any:
+def _panels(count: int, **how: Any) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot
+    return pyplot.subplots(1, count, layout="constrained", **how)
 
 
 def _plain_ticks(axis: Any) -> None:
-    """Numbers, not powers of ten."""
-    from matplotlib.ticker import LogFormatter, ScalarFormatter
+    """1, 2, 3, 5, 10 and so on as numbers, not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_formatter(ScalarFormatter())
-    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _finish(figure: Any, panels: tuple[Any, ...], title: str, path: Path) -> None:
+def _finish(figure: Any, panels: Any, title: str, path: Path) -> None:
+    from matplotlib import pyplot
+
     for axes in panels:
         axes.grid(alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=10)
+    lines, names = panels[0].get_legend_handles_labels()
+    columns = min(len(names), 4)
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
     figure.savefig(path, dpi=_DPI)
-    _pyplot().close(figure)
+    pyplot.close(figure)

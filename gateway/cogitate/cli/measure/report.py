@@ -173,7 +173,7 @@ def _span(estimate: Estimate | None, scale: float, form: str) -> str:
     if estimate is None:
         return ""
     low, high = (format(scale * bound, form) for bound in (estimate.low, estimate.high))
-    return f"{format(scale * estimate.value, form)} ({low} to {high})"
+    return f"{format(scale * estimate.value, form)} ({low}…{high})"
 
 
 def _table(heads: Sequence[str], lines: Sequence[tuple[str, ...]]) -> Table:

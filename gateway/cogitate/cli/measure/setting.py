@@ -45,16 +45,16 @@ class Setting:
     def name(self) -> str:
         """What people read: "8 × vote · unbeatable"."""
         if self.kind == JUDGE:
-            return f"{self.agents} calls and a judge"
+            return f"judge of {self.agents}"
         if self.kind == RETRY:
-            return f"one agent, tokens of {self.agents}"
+            return f"retry, tokens of {self.agents}"
         return f"{self.agents} × {self.series}"
 
     @property
     def series(self) -> str:
         """What a curve over the number of agents is called."""
         if self.kind != GANG:
-            return {JUDGE: "calls and a judge", RETRY: "one agent, retrying"}[self.kind]
+            return {JUDGE: "single calls and a judge", RETRY: "one agent, retrying"}[self.kind]
         parts = [self.strategy or "default strategy"]
         parts += [self.quorum or "default quorum"] if self.agents > 1 else []
         parts += [f"from {self.initial_agents}"] if self.initial_agents else []
