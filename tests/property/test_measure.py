@@ -211,6 +211,13 @@ def test_a_refused_setting_ends_alone_and_an_absent_mesh_ends_all() -> None:
         assert list(results) == []
 
 
+def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with Results(tmp_path), pytest.raises(BadResults, match="another evaluation"):
+        Results(tmp_path)
+    with Results(tmp_path) as results:
+        assert list(results) == []
+
+
 @pytest.mark.parametrize("line", ["{}", "no", '{"key": 1, "setting": {"shape": 3}}'])
 def test_a_line_that_is_no_result_is_named(line: str, tmp_path: Path) -> None:
     ran(tmp_path, Mesh(), 1, 1)

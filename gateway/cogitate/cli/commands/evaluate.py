@@ -113,6 +113,11 @@ def run(args: argparse.Namespace) -> int:
         return _evaluate(args)
     except BadResults as error:
         raise UsageError(str(error)) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise UsageError(f"cannot use{where}: {error.strerror}") from None
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -7,13 +7,14 @@ cannot be read is an error, for silently leaving results out would change the nu
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from cogitate.cli.measure.setting import Setting
 from cogitate.cli.measure.statistics import Outcome
@@ -95,19 +96,29 @@ def read(folder: Path) -> list[Record]:
 
 
 class Results:
-    """The records by name, and their file if there is a folder; closed by its `with` block."""
+    """The records by name, and their file if there is a folder; closed by its `with` block.
+
+    Raises BadResults if the file holds something else, or another process writes to it.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._records: dict[str, Record] = {}
-        self._file = None
+        self._file: BinaryIO | None = None
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
-        data = path.read_bytes() if path.exists() else b""
-        found, whole = parse(data, str(path))
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found, whole = parse(path.read_bytes(), str(path))
+        except BlockingIOError:
+            self._file.close()
+            raise BadResults(f"another evaluation is writing to {folder}") from None
+        except BadResults:
+            self._file.close()
+            raise
         self._records = {one.key: one for one in found}
-        self._file = path.open("ab")
         self._file.truncate(whole)
 
     def __enter__(self) -> Self:
