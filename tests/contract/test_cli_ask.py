@@ -12,14 +12,9 @@ from pathlib import Path
 import grpc
 import pytest
 from cogitate.cli.main import main
-from cogitate.cli.measure.run import Setting, measure, retry_baseline
-from cogitate.cli.measure.statistics import Outcome
 from cogitate.cli.view.watch import LiveOutput, watch
-from cogitate.client import AsyncClient
-from cogitate.evals.datasets import Question
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.lifecycle import serving
-from cogitate.v1 import common_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 from rich.console import Console
 
@@ -191,67 +186,3 @@ async def test_cancelling_the_watch_cancels_the_contemplation() -> None:
                 await task
         async with asyncio.timeout(10):
             await fake.cancelled.wait()
-
-
-def question(number: int) -> Question:
-    """A question whose right answer is its number."""
-    return Question(str(number), "test", str(number), None, str(number), str(number).__eq__)
-
-
-def verdict(answer: str, tokens: int, *, proved: bool = False) -> Event:
-    """An ending."""
-    event = Event(verdict=common_pb2.Verdict(answer=answer, proved=proved))
-    event.verdict.certificate.ledger.generated_token_count = tokens
-    return event
-
-
-async def test_measuring_asks_in_the_way_of_the_setting() -> None:
-    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
-        text = request.spec.conversation[-1].parts[0].text
-        if text == "3":
-            return failing(request)
-        return (Event(accepted=pb2.Accepted()), verdict("0" if text == "2" else text, 10))
-
-    done: list[Outcome] = []
-    async with mesh(script) as (address, fake), AsyncClient(address) as client:
-        questions = [question(i) for i in range(4)]
-        outcomes = await measure(client, questions, Setting(1, seed=5), 2, done.append)
-        assert [True, True, False, False] == [one.right for one in outcomes]
-        assert ["", "", "", "NO_ENDPOINT"] == [one.error for one in outcomes]
-        assert [10, 10, 10, 0] == [one.tokens for one in outcomes]
-        assert 4 == len(done)
-        alone = fake.requests[0].spec
-        assert (0.0, common_pb2.EFFORT_THINKING) == (
-            alone.sampling_params.temperature,
-            alone.effort,
-        )
-        await measure(client, questions[:1], Setting(8), 1, done.append)
-        many = fake.requests[-1].spec
-        assert not many.sampling_params.HasField("temperature")
-        assert (8, common_pb2.EFFORT_CONTEMPLATING) == (many.agent_count, many.effort)
-
-
-async def test_the_retry_baseline_stops_at_a_proof_or_at_its_budget() -> None:
-    tries: dict[str, int] = {}
-
-    def script(request: pb2.ContemplateRequest) -> Sequence[Step]:
-        text = request.spec.conversation[-1].parts[0].text
-        tries[text] = tries.get(text, 0) + 1
-        right = text == "1" and tries[text] == 3
-        return (
-            Event(accepted=pb2.Accepted()),
-            verdict(text if right else "no", 10, proved=right),
-        )
-
-    async with mesh(script) as (address, fake), AsyncClient(address) as client:
-        setting = Setting(8, strategy="vote", quorum="verified")
-        questions = [question(0), question(1)]
-        outcomes = await retry_baseline(client, questions, setting, [45, 80], 1, lambda _: None)
-        assert {"0": 5, "1": 3} == tries
-        assert [(False, 50), (True, 30)] == [(one.right, one.tokens) for one in outcomes]
-        seeds = [request.spec.sampling_params.seed for request in fake.requests]
-        assert len(set(seeds)) == len(seeds)
-        # It samples: a greedy agent would say the same in every try.
-        temperatures = {request.spec.sampling_params.temperature for request in fake.requests}
-        assert len(temperatures) == 1 and temperatures.pop() == pytest.approx(0.8)
-        assert {request.spec.agent_count for request in fake.requests} == {1}

@@ -71,7 +71,8 @@ def test_ask_takes_what_the_issue_says() -> None:
         ["ask", "?", "--effort", "maximal"],
         ["ask", "?", "--agents", "many"],
         ["ask", "?", "--deadline", "soon"],
-        ["eval", "nothing"],
+        ["eval"],
+        ["eval", "boards", "--quorum", "all,,first:4"],
         ["eval", "boards", "--agents", "0"],
         ["trace"],
         ["trace", "x", "--last"],
@@ -89,7 +90,8 @@ def test_wrong_use_exits_with_2(wrong: list[str], capsys: pytest.CaptureFixture[
 def test_wrong_use_the_parser_cannot_see_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert 2 == main(["ask", "?", "--image", "/nowhere.png"])
     assert "there is no image /nowhere.png" in capsys.readouterr().err
-    assert 2 == main(["eval", "boards", "--retry-baseline"])
+    assert 2 == main(["eval", "boards", "--baseline", "retry"])
+    assert "needs answers that a tool can prove" in capsys.readouterr().err
     assert 2 == main([])
 
 

@@ -38,6 +38,14 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Parses "all,posterior:0.95": names as they are, each once."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name")
+    return found
+
+
 def json_schema(text: str) -> str:
     """Takes a JSON Schema, or the file it is in; the mesh judges what it says."""
     if text.lstrip().startswith("{"):

@@ -50,6 +50,10 @@ class AskOptions(TypedDict, total=False):
     effort: Effort | None
     quorum: str
     strategy: str
+    equivalence: str
+    """How answers are compared: "auto", "number", "choice", "text" or "json"."""
+    initial_agents: int
+    """Start with this many and widen to `agents` while there is dissent; 0 means all at once."""
     seed: int | None
     deadline_s: float | None
     """The answer must be there by then; it is given from what exists."""
@@ -90,6 +94,8 @@ def contemplate(text: str, options: AskOptions) -> pb2.ContemplateRequest:
         model=options.get("model", ""),
         strategy=options.get("strategy", ""),
         quorum=options.get("quorum", ""),
+        equivalence=options.get("equivalence", ""),
+        initial_agent_count=options.get("initial_agents", 0),
         on_disconnect=_choice(_ON_DISCONNECT, "on_disconnect", options.get("on_disconnect")),
         agent_count=options.get("agents"),
         effort=_choice(_EFFORTS, "effort", options.get("effort")),

@@ -1,6 +1,8 @@
-"""Datasets that measure a running mesh: generators of questions and strict checks of answers.
+"""Datasets that measure a running mesh: questions and strict checks of answers.
 
-`datasets.load(name, limit)` is the way in. `boards` and `countdown` draw pictures of numbered
-cards, `easy_vqa` reads the public test split, `checks` decides whether an answer is right,
-`render` and `sources` hold the drawing. Nothing here imports the model or the mesh.
+`datasets.load(name, limit)` is the way in to our own sets: `boards` and `countdown` draw pictures
+of numbered cards, `easy_vqa` reads the public test split, `checks` decides whether an answer is
+right, `render` and `sources` hold the drawing. `jsonl` reads anybody's questions, `gym` has those
+of Reasoning Gym; both compare answers as the aggregator does, by its pure `core.answers`. Nothing
+here imports the model or reaches the mesh.
 """

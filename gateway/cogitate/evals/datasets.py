@@ -1,26 +1,14 @@
 """The datasets by name: questions with pictures, true answers and their checks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from cogitate.evals import boards, countdown, easy_vqa
 from cogitate.evals.checks import has_label, has_number, proves
+from cogitate.evals.question import Question as Question
 from cogitate.evals.render import COLOUR_NAMES
 
 EASY_NOISE, HARD_NOISE = 0.5, 1.5
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question; `check` decides whether an answer sentence is right."""
-
-    id: str
-    dataset: str
-    text: str
-    image_png: bytes | None
-    truth: str
-    check: Callable[[str], bool]
 
 
 def _boards(name: str, noise: float, limit: int, seed: int) -> list[Question]:

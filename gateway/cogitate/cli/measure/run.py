@@ -1,160 +1,118 @@
-"""Asks a mesh the questions of a dataset and notes what came of each."""
+"""Asks all questions in all settings, in alternation, and keeps what came of each.
+
+Every question meets every setting before the next question begins, and the settings take turns at
+being first. So whatever else the machine does meets all of them, and a run that is interrupted has
+whole pairs. An asking that the results have already is not repeated.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from cogitate.cli.measure.ask import SettingRefused
+from cogitate.cli.measure.results import Record, Results, key_of, unit
+from cogitate.cli.measure.setting import RETRY, Setting, seed_of
 from cogitate.cli.measure.statistics import Outcome
-from cogitate.client import AskOptions, AsyncClient, CogitateError
+from cogitate.evals.question import Question
 
-# A quorum per dataset: where a tool can prove an answer, wait for the proof.
-QUORUMS: Final = {"countdown": "verified"}
-DEFAULT_QUORUM: Final = "unbeatable"
-_MAX_TRIES: Final = 200
-# What many agents of `mini` sample with.
-RETRY_TEMPERATURE: Final = 0.8
-_SEED_STEP: Final = 7919
+# Question, setting, seed, and the tokens that a retry may spend.
+Ask = Callable[[Question, Setting, int, int], Awaitable[Outcome]]
 
 
-class Question(Protocol):
-    """What `cogitate.evals` gives."""
+class Watcher(Protocol):
+    """Is told how a run goes on."""
 
-    @property
-    def text(self) -> str:
-        """The question."""
+    def done(self, record: Record) -> None:
+        """Tells of one new record."""
         ...
 
-    @property
-    def image_png(self) -> bytes | None:
-        """Its picture."""
-        ...
-
-    @property
-    def check(self) -> Callable[[str], bool]:
-        """Says whether an answer sentence is right."""
+    def refused(self, setting: Setting) -> None:
+        """Tells that a setting is given up."""
         ...
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How the questions are asked."""
+@dataclass
+class Run:
+    """One run over a grid; `refusals` has the settings that the mesh refused, and its words."""
 
-    agents: int
-    strategy: str = ""
-    quorum: str = ""
+    questions: Sequence[Question]
+    settings: Sequence[Setting]
+    results: Results
     seed: int = 0
-    deadline_s: float = 60.0
-    model: str = ""
-    effort: str = ""
-    temperature: float | None = None
+    repeats: int = 1
+    concurrency: int = 1
+    refusals: dict[Setting, str] = field(default_factory=dict)
 
-    def options(self, question: Question, seed: int) -> AskOptions:
-        """Returns the client's options; one agent alone is greedy unless told otherwise."""
-        single = self.agents == 1
-        effort = self.effort or ("thinking" if single else "contemplating")
-        temperature = self.temperature
-        if temperature is None and single:
-            temperature = 0.0
-        return AskOptions(
-            images=[question.image_png] if question.image_png is not None else [],
-            agents=self.agents,
-            effort=effort,  # type: ignore[typeddict-item]  # checked by the parser
-            strategy=self.strategy,
-            quorum=self.quorum,
-            seed=seed,
-            deadline_s=self.deadline_s,
-            temperature=temperature,
-            model=self.model,
-            # Text is what one watches, not what one measures.
-            exclude=["deltas"],
-        )
+    @property
+    def total(self) -> int:
+        """How many askings there are."""
+        return len(self.questions) * self.repeats * len(self.settings)
 
+    def kept(self) -> list[Record]:
+        """Returns what the results have already of this run."""
+        found = []
+        for repeat, index in self._turns():
+            asked = unit(self.questions[index], seed_of(self.seed, index, repeat))
+            records = (self.results.get(key_of(asked, one)) for one in self.settings)
+            found += [record for record in records if record is not None]
+        return found
 
-def alone(setting: Setting) -> Setting:
-    """One agent that may try again: it samples, for a greedy one would repeat itself."""
-    temperature = setting.temperature or RETRY_TEMPERATURE
-    return replace(setting, agents=1, strategy="", effort="contemplating", temperature=temperature)
+    async def go(self, ask: Ask, watcher: Watcher) -> None:
+        """Asks whatever is not in the results yet, `concurrency` questions at a time.
 
+        Cancelled, it leaves the results with everything that was finished. Raises what `ask`
+        raises, except SettingRefused: that ends one setting only.
+        """
+        turns = self._turns()
 
-async def measure(
-    client: AsyncClient,
-    questions: Sequence[Question],
-    setting: Setting,
-    concurrency: int,
-    on_done: Callable[[Outcome], None],
-) -> list[Outcome]:
-    """Asks every question once, `concurrency` at a time; outcomes are in the questions' order."""
+        async def worker() -> None:
+            for repeat, index in turns:
+                await self._turn(ask, watcher, repeat, index)
 
-    async def one(index: int) -> Outcome:
-        return await ask(client, questions[index], setting, setting.seed + index)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.concurrency, len(self.questions) * self.repeats)):
+                    group.create_task(worker())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
-    return await _each(len(questions), one, concurrency, on_done)
+    def _turns(self) -> Iterator[tuple[int, int]]:
+        for repeat in range(self.repeats):
+            for index in range(len(self.questions)):
+                yield repeat, index
 
-
-async def retry_baseline(
-    client: AsyncClient,
-    questions: Sequence[Question],
-    setting: Setting,
-    budgets: Sequence[int],
-    concurrency: int,
-    on_done: Callable[[Outcome], None],
-) -> list[Outcome]:
-    """Has one agent try again and again, until it proves its answer or has spent the budget.
-
-    `budgets` are the tokens that many agents at once spent on the same question. Its latency is the
-    sum of its tries: that is what retrying costs.
-    """
-    setting = alone(setting)
-
-    async def one(index: int) -> Outcome:
-        spent, latency_s = 0, 0.0
-        for attempt in range(_MAX_TRIES):
-            seed = setting.seed + index + _SEED_STEP * (attempt + 1)
-            tried = await ask(client, questions[index], setting, seed)
-            spent += tried.tokens
-            latency_s += tried.latency_s
-            if tried.proved or spent >= budgets[index] or not tried.tokens:
-                break
-        return Outcome(tried.right, latency_s, spent, tried.proved, tried.error)
-
-    return await _each(len(questions), one, concurrency, on_done)
+    async def _turn(self, ask: Ask, watcher: Watcher, repeat: int, index: int) -> None:
+        """Asks one question in every setting."""
+        question = self.questions[index]
+        asked = unit(question, seed_of(self.seed, index, repeat))
+        for setting in in_turn(self.settings, index + repeat):
+            if setting in self.refusals:
+                continue
+            if self.results.get(key_of(asked, setting)) is not None:
+                continue
+            budget = 0
+            if setting.kind == RETRY:
+                gang = self.results.get(key_of(asked, setting.gang()))
+                if gang is None:
+                    continue  # the gang was refused: there is nothing to compare with
+                budget = gang.outcome.tokens
+            try:
+                outcome = await ask(question, setting, asked.seed, budget)
+            except SettingRefused as error:
+                if setting not in self.refusals:
+                    self.refusals[setting] = str(error)
+                    watcher.refused(setting)
+                continue
+            record = Record(asked, setting, outcome, self.concurrency)
+            self.results.add(record)
+            watcher.done(record)
 
 
-async def ask(client: AsyncClient, question: Question, setting: Setting, seed: int) -> Outcome:
-    """Asks once. No answer is a wrong answer, with its reason; the clock runs at the client."""
-    began = time.monotonic()
-    try:
-        answer = await client.ask(question.text, **setting.options(question, seed))
-    except CogitateError as error:
-        return Outcome(False, time.monotonic() - began, 0, error=error.reason)
-    return Outcome(
-        right=question.check(answer.answer),
-        latency_s=time.monotonic() - began,
-        tokens=answer.certificate.ledger.generated_tokens or answer.usage.sampled_tokens,
-        proved=answer.proved,
-    )
-
-
-async def _each(
-    count: int,
-    work: Callable[[int], Awaitable[Outcome]],
-    concurrency: int,
-    on_done: Callable[[Outcome], None],
-) -> list[Outcome]:
-    outcomes: list[Outcome | None] = [None] * count
-    waiting = iter(range(count))
-
-    async def worker() -> None:
-        for index in waiting:
-            outcome = await work(index)
-            outcomes[index] = outcome
-            on_done(outcome)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(concurrency, count)):
-            group.create_task(worker())
-    return [one for one in outcomes if one is not None]
+def in_turn(settings: Sequence[Setting], turn: int) -> list[Setting]:
+    """Returns the settings, another one first each turn; retries last, as they need their gang."""
+    first = turn % len(settings) if settings else 0
+    turned = [*settings[first:], *settings[:first]]
+    return sorted(turned, key=lambda one: one.kind == RETRY)
