@@ -381,7 +381,7 @@ def test_a_result_after_the_decision_changes_nothing() -> None:
 
 
 def test_grants_come_from_the_pool_and_never_exceed_it() -> None:
-    s = Script(budget_tokens=32).running()
+    s = Script(budget_tokens=32, max_tokens=10).running()
     assert {agent.granted for agent in s.machine.agents.values()} == {10}
     s.end(0, "3", num_sampled=4)
     s.write(1, 0, 10)
@@ -399,6 +399,16 @@ def test_grants_come_from_the_pool_and_never_exceed_it() -> None:
     assert s.machine.accounts.generated == 32
 
 
+def test_no_more_agents_begin_than_the_budget_carries() -> None:
+    s = Script(num_agents=8, budget_tokens=100, max_tokens=40, quorum="all")
+    assert list(s.machine.agents) == [0, 1]  # 40 tokens each, as expected
+    assert {agent.granted for agent in s.machine.agents.values()} == {50}
+    s.place(1, a=(0, 1))
+    s.end(0, "3", num_sampled=20)  # agents take 20, it turns out; the pool has 30
+    assert list(s.machine.agents) == [0, 1, 2]
+    assert s.machine.agents[2].granted == 30
+
+
 def test_an_agent_that_starts_over_has_spent_what_it_wrote() -> None:
     s = Script(num_agents=1, budget_tokens=10).running()
     s.write(0, 0, 10)
@@ -409,7 +419,7 @@ def test_an_agent_that_starts_over_has_spent_what_it_wrote() -> None:
 
 
 def test_a_starved_agent_without_a_place_asks_when_tokens_come_back() -> None:
-    s = Script(num_agents=2, budget_tokens=20).running(a=(0,), b=(1,))
+    s = Script(num_agents=2, budget_tokens=20, max_tokens=10).running(a=(0,), b=(1,))
     s.write(0, 0, 10)
     s.put(m.GangLost("1.a", "UNAVAILABLE"))
     s.place(2, b=(0,))

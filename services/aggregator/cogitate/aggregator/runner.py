@@ -16,6 +16,7 @@ from cogitate.aggregator import admission, endings, recording, wire
 from cogitate.aggregator.agent_spans import AgentSpans
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.budget import TOKENS_PER_AGENT
 from cogitate.aggregator.course import Course, Turn
 from cogitate.aggregator.event_log import EventLog, JournalWriter, is_ending
 from cogitate.aggregator.gang_client import Channels, GangClient
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 # has rendered it: the router only compares endpoints by it.
 CHARACTERS_PER_TOKEN = 3
 TOKENS_PER_IMAGE = 64
-TOKENS_PER_AGENT = 160
 # Gangs that end in order have this long for their last message.
 CLOSE_S = 0.5
 # At the deadline the answer may not wait for a slow endpoint: kills have this long then.

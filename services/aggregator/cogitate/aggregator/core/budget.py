@@ -1,7 +1,9 @@
 """The token budget of a contemplation, handed out as grants.
 
-Every agent begins with an even share, an equal one in every round there may be. What an agent
-leaves goes back into the pool, from which agents that used up theirs get more, a chunk at a time.
+No more agents begin than the budget carries to their end, by what agents of this contemplation
+took so far, else by a guess; each begins with an even share, at most twice what it is expected to
+need while others may still come. What an agent leaves goes back into the pool, from which agents
+that used up theirs get more, a chunk at a time.
 
 Invariant (``tests/property/test_contemplation.py``): pool + grants + tokens of attempts that had
 to start over never exceed the limit, so engines that keep to their grants keep to the budget.
@@ -9,27 +11,52 @@ to start over never exceed the limit, so engines that keep to their grants keep 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cogitate.aggregator.core.agents import AgentState
 
 # Tokens granted at a time once the even shares are used up.
 GRANT_CHUNK = 16
+# Tokens an agent is expected to take until one has shown it.
+TOKENS_PER_AGENT = 160
 
 
 class Budget:
     """Owns the pool and raises agents' grants. A limit of 0 is none: then nothing is refused."""
 
-    def __init__(self, limit: int, num_sharers: int) -> None:
+    def __init__(self, limit: int, max_tokens: int = 0) -> None:
         self.limit = self.pool = limit
-        self.share_among(num_sharers)
+        self._num_ended = self._num_taken = 0
+        self._guess = min(max_tokens or TOKENS_PER_AGENT, TOKENS_PER_AGENT)
 
-    def share_among(self, num_sharers: int) -> None:
-        """Who joins from now on gets an even share of what is there now."""
-        self._share = self.pool // max(1, num_sharers)
+    @property
+    def expected(self) -> int:
+        """Tokens an agent takes to its end."""
+        return self._num_taken // self._num_ended if self._num_ended else self._guess
 
-    def join(self, agent: AgentState) -> None:
-        """The agent's share, if the pool still has it."""
-        agent.granted = min(self._share, self.pool)
-        self.pool -= agent.granted
+    def learn(self, num_sampled: int) -> None:
+        """An agent came to its end by itself."""
+        self._num_ended += 1
+        self._num_taken += num_sampled
+
+    def affordable(self, count: int) -> int:
+        """How many of ``count`` agents that could begin now should: one, if any, at least."""
+        return min(count, max(1, self.pool // max(1, self.expected))) if self.limit else count
+
+    @property
+    def carries_another(self) -> bool:
+        """Whether what is left is enough for one more agent, as expected."""
+        return not self.limit or self.pool >= self.expected
+
+    def join(self, agents: Sequence[AgentState], num_later: int, num_rounds: int) -> None:
+        """Gives shares to agents that begin; ``num_later`` may follow, ``num_rounds`` are left."""
+        if not self.limit or not agents:
+            return
+        even = self.pool // num_rounds // (len(agents) + num_later)
+        share = min(self.pool // len(agents), max(even, 2 * self.expected if num_later else 0))
+        for agent in agents:
+            agent.granted = share
+            self.pool -= share
 
     def can_start(self, agent: AgentState) -> bool:
         """Whether the agent may sample at least one token; takes from the pool if it must."""

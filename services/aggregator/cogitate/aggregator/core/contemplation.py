@@ -63,7 +63,7 @@ class Contemplation:
             m.Denied: self.places.denied,
             m.AskAgain: self.places.ask_again,
             m.Admitted: self._admitted,
-            m.Prefilled: self._prefilled,
+            m.Prefilled: self.places.prefilled,
             m.Stepped: self._stepped,
             m.ToolCalled: self._tool_called,
             m.ToolReturned: self._tool_returned,
@@ -130,20 +130,6 @@ class Contemplation:
                 role=self.rounds.plan.role,
             )
 
-    def _prefilled(self, event: m.Prefilled) -> None:
-        if not self.places.of(event.gang_id):
-            return
-        self.accounts.prompt += event.num_prompt
-        self.accounts.cached += event.num_cached
-        self._emit(
-            "prefilled",
-            gang_id=event.gang_id,
-            endpoint_id=self.places.gangs[event.gang_id].endpoint_id,
-            prompt_token_count=event.num_prompt,
-            cached_token_count=event.num_cached,
-            seconds=event.seconds,
-        )
-
     def _stepped(self, event: m.Stepped) -> None:
         for delta in event.deltas:
             agent = self._current(event.gang_id, delta.agent_id, delta.attempt)
@@ -186,6 +172,7 @@ class Contemplation:
         agent.open = False
         self.budget.settle(agent)
         self.accounts.used += agent.num_sampled
+        self.budget.learn(agent.num_sampled)
         self._cast(agent, event.answer, event)
         if self.decision is not None:
             self._decide(self._from_what_exists(self.decision.reason), agent.killing)

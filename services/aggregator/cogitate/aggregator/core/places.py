@@ -177,6 +177,21 @@ class Places:
             agent.waited_s, agent.num_refusals = 0.0, 0
         return agents
 
+    def prefilled(self, event: m.Prefilled) -> None:
+        """The gang's prompt is computed."""
+        if not self.of(event.gang_id):
+            return
+        self._accounts.prompt += event.num_prompt
+        self._accounts.cached += event.num_cached
+        self._out.emit(
+            "prefilled",
+            gang_id=event.gang_id,
+            endpoint_id=self.gangs[event.gang_id].endpoint_id,
+            prompt_token_count=event.num_prompt,
+            cached_token_count=event.num_cached,
+            seconds=event.seconds,
+        )
+
     def lost(self, event: m.GangLost) -> None:
         """Cuts the stream and moves the gang's agents."""
         agents = self.of(event.gang_id)

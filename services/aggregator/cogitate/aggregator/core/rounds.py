@@ -9,7 +9,8 @@
 **Adaptive width.** With ``initial_agents`` a first round begins with so many, or with as many as
 the rule needs if all of them agreed; the others are the reserve. Whenever those that run could not
 decide it even if they all agreed with the leader, as many more begin as could. Nobody is started
-whose ballot the outcome can stand without.
+whose ballot the outcome can stand without. Under a budget of tokens the reserve also holds those
+whom the budget may not carry.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Rounds:
         self._plan = self.strategy.plan(spec.num_agents, spec.temperature)
         self._rule = quorum(spec.quorum)
         self._reserve = [AgentState(plan) for plan in self._plan.agents]
-        self.budget = Budget(spec.budget_tokens, len(self._reserve) * self._most_rounds)
+        self.budget = Budget(spec.budget_tokens, spec.max_tokens)
 
     @property
     def plan(self) -> RoundPlan:
@@ -68,7 +69,7 @@ class Rounds:
         """The agents to start now, beside those that run and did not vote yet."""
         if not self._reserve:
             return []
-        return self._start(self._num_needed(num_running) - num_running)
+        return self._start(self._num_needed(num_running) - num_running, num_running)
 
     def judge(self, num_running: int) -> Decision | None:
         """What the rule says."""
@@ -99,7 +100,6 @@ class Rounds:
         self.number += 1
         self.threshold = None
         self._reserve = [AgentState(each) for each in plan.agents]
-        self.budget.share_among(len(self._reserve) * (self._most_rounds - self.number + 1))
         return self._start(len(self._reserve))
 
     def conclude(self, decision: Decision) -> tuple[Sequence[Ballot], Decision]:
@@ -109,9 +109,13 @@ class Rounds:
     def _num_needed(self, num_running: int) -> int:
         return least_needed(self._rule, self.ballots, num_running + len(self._reserve))
 
-    def _start(self, count: int) -> list[AgentState]:
-        started, self._reserve = self._reserve[: max(0, count)], self._reserve[max(0, count) :]
-        for agent in started:
-            self.agents[agent.agent_id] = agent
-            self.budget.join(agent)
+    def _start(self, count: int, num_running: int = 0) -> list[AgentState]:
+        """Takes so many out of the reserve, as far as the budget carries them."""
+        if count <= 0 or (num_running and not self.budget.carries_another):
+            return []  # those that run may leave tokens
+        count = self.budget.affordable(min(count, len(self._reserve)))
+        started, self._reserve = self._reserve[:count], self._reserve[count:]
+        self.agents |= {agent.agent_id: agent for agent in started}
+        num_rounds = self._most_rounds - self.number + 1
+        self.budget.join(started, len(self._reserve), num_rounds)
         return started
