@@ -134,6 +134,26 @@ def test_mesh_tax(tmp_path: Path) -> None:
         assert 0 < only["mesh"]["first_token_s"] <= only["mesh"]["total_s"]
 
 
+def test_kill_latency(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run(
+        "tests.bench.kill_latency", str(MINI), "--agents", "3", "--questions", "2", "--tokens",
+        "40", "--threads", "1", "--json", str(out),
+    )  # fmt: skip
+    for only in json.loads(out.read_text())["runs"]:
+        assert len(only["late_tokens"]) == len(only["late_s"]) <= 2
+        assert all(count >= 0 for count in only["late_tokens"])
+        assert all(seconds >= 0 for seconds in only["late_s"])
+
+
+def test_limits_held(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.limits_held", "--questions", "6", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert found["summary"]["questions"] == len(found["runs"]) == 6
+    assert found["summary"]["most_overshoot_tokens"] == 0
+
+
 def test_shared_core(tmp_path: Path) -> None:
     model, out = write_tiny_model(tmp_path), tmp_path / "rows.json"
     run(
