@@ -75,7 +75,7 @@ def with_tools(*tools: Tool) -> Any:
 
 @asynccontextmanager
 async def executor(*tools: Tool, **knobs: Any) -> AsyncIterator[Any]:
-    config = ToolExecutorConfig(drain_grace_s=2.0, **knobs)
+    config = ToolExecutorConfig(drain_grace_s=2.0, python_enabled=False, **knobs)
     async with (
         lifecycle.serving(config, with_tools(*tools) if tools else build) as running,
         open_channel(running.address) as channel,
@@ -334,8 +334,9 @@ async def test_cancelled_calls_leave_nothing_behind() -> None:
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert not any(isinstance(each, Exception) for each in results)
         runtime = running.service.runtime  # type: ignore[attr-defined]
+        slots = runtime._runners[0].slots
         async with asyncio.timeout(5):
-            while runtime._runs or runtime._capacity.num_held or runtime._slots._value != 2:
+            while runtime._runs or runtime._capacity.num_held or slots._value != 2:
                 await asyncio.sleep(0.01)
         assert runtime._ledger.num_running == 0
         assert len(runtime._supervisor) == 1  # the sweep
