@@ -121,6 +121,7 @@ def test_an_interpreter_of_its_own_is_mounted_and_root_becomes_nobody() -> None:
         ),
         (128 + signal.SIGSEGV, "", "The code crashed with SIGSEGV."),
         (128 + 9, "", "The code was killed: for memory, or 10 s of processor time."),
+        (1, "bwrap: Can't find /srv/x", "The sandbox could not be started."),
         (255, "", "The code ended with exit code 255."),
         (-9, "", "The code ended with exit code -9."),
     ],

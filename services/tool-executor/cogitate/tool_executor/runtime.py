@@ -136,8 +136,9 @@ class ToolRuntime:
             self._begin(key, call, grant, owners[call.tool_name])
         async with aclosing(self._output(key, grant)) as events:
             async for event in events:
-                ours = is_first or isinstance(event, str)
-                yield event if ours else replace(event, replayed=True)
+                if isinstance(event, Execution) and not is_first:
+                    event = replace(event, replayed=True)
+                yield event
 
     def _why_not(self, name: str) -> str:
         return next(filter(None, (runner.why_not(name) for runner in self._runners)), "")

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _PROBE_S = 10.0
 _RETRY_S = 5.0
 _READ_BYTES = 65536
+# How long bubblewrap is waited for to say which process it started, before it is given up.
+_LOOKS, _LOOK_S = 1000, 0.01
 _PIPE_BYTES = 65536  # what a pipe holds unless told otherwise
 _CHILD = re.compile(rb'"child-pid": (\d+)')
 _ERROR_BYTES = 4096  # of the end of what the code wrote to its standard error
@@ -67,6 +69,7 @@ class _Sandbox:
     process: asyncio.subprocess.Process
     info_fd: int
     program_fd: int
+    _ending: asyncio.Task[None] | None = None
 
     def begin(self, code: bytes) -> None:
         """Gives it its program. The pipe holds all of it, so nothing waits."""
@@ -74,18 +77,28 @@ class _Sandbox:
         self.program_fd = _closed(self.program_fd)
 
     def kill(self) -> None:
-        """Ends the program, and with it its namespaces. Idempotent.
+        """Ends the program, and with it its namespaces and then bubblewrap. Idempotent.
 
-        Not bubblewrap itself, unless it has nothing in it yet: its orphan would be left for the
-        system's first process to reap, and in a container that may be us.
+        Bubblewrap itself is left alone. Killed while it starts, it would leave a child that waits
+        for it for ever; killed later, one for the system's first process to reap, maybe us.
         """
-        if self.process.returncode is None:
-            _kill_child(self._inner() or self.process.pid, self.process.pid)
+        if self.process.returncode is None and (pid := self._inner()):
+            _kill_child(pid, self.process.pid)
 
     async def end(self) -> None:
-        """Kills it, waits until it is gone, and lets go of it. Idempotent."""
-        self.kill()
+        """Kills it, waits until it is gone, lets go of it. Idempotent; cancelled, it goes on."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        # An interpreter without a program ends by itself, and one with a program is soon known.
         self.program_fd = _closed(self.program_fd)
+        for _ in range(_LOOKS):
+            if self.process.returncode is not None or self._inner():
+                break
+            await asyncio.sleep(_LOOK_S)
+        self.kill()
         assert self.process.stdout is not None and self.process.stderr is not None
         for stream in (self.process.stdout, self.process.stderr):
             while await stream.read(_READ_BYTES):
@@ -167,6 +180,7 @@ class Sandboxes:
         self._filter = b""
         self._warm: deque[_Sandbox] = deque()
         self._alive: set[_Sandbox] = set()
+        self._opening: set[asyncio.Task[_Sandbox]] = set()
         self._wanted = asyncio.Event()
         self._supervisor = Supervisor()
 
@@ -189,6 +203,7 @@ class Sandboxes:
     async def stop(self) -> None:
         """Ends the pool and every sandbox."""
         await self._supervisor.stop()
+        await asyncio.gather(*self._opening, return_exceptions=True)
         await asyncio.gather(*(each.end() for each in self._alive))
         self._alive.clear()
 
@@ -225,8 +240,7 @@ class Sandboxes:
             self._wanted.set()
             if waiting.process.returncode is None:
                 return waiting
-            await waiting.end()
-            self._alive.discard(waiting)
+            await self._discard(waiting)
         return await self._open()
 
     async def _keep_warm(self) -> None:
@@ -241,7 +255,22 @@ class Sandboxes:
             await self._wanted.wait()
 
     async def _open(self) -> _Sandbox:
-        """Starts a sandbox. Raises OSError."""
+        """Starts a sandbox. Cancelled, it ends it as soon as that can be done. Raises OSError."""
+        opening = asyncio.ensure_future(self._start())
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        try:
+            # Not to be broken off half-way: see _Sandbox.kill.
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._on_unwanted)
+            raise
+
+    def _on_unwanted(self, opening: asyncio.Task[_Sandbox]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._supervisor.spawn(self._discard(opening.result()), name="sandbox-end")
+
+    async def _start(self) -> _Sandbox:
         assert self._programs is not None
         info = os.memfd_create("sandbox-info")
         program_read, program_write = os.pipe()
@@ -272,10 +301,13 @@ class Sandboxes:
         self._alive.add(opened)
         return opened
 
+    async def _discard(self, unused: _Sandbox) -> None:
+        await unused.end()
+        self._alive.discard(unused)
+
     async def _end(self, running: _Sandbox) -> None:
         """Ends a sandbox; its slot is free when it is gone, not when its call is over."""
-        await running.end()
-        self._alive.discard(running)
+        await self._discard(running)
         self.slots.release()
 
     async def _find(self) -> str:
@@ -327,8 +359,7 @@ class Sandboxes:
             raise _Unusable(type(error).__name__) from None
         finally:
             if running is not None:
-                await running.end()
-                self._alive.discard(running)
+                await self._discard(running)
         said = capture.cut.text.split()
         if exit_code != 0 or len(said) != 2 or said[1] != "True":
             reason = output.clean(capture.error.decode(errors="replace")).strip()[-200:]
@@ -336,14 +367,14 @@ class Sandboxes:
         return said[0]
 
 
-def _kill_child(pid: int, bwrap_pid: int) -> None:
-    """Kills bubblewrap or its child. Never a process that got the number of one that is gone."""
+def _kill_child(pid: int, parent_pid: int) -> None:
+    """Kills a child of a process. Never one that got the number of a child that is gone."""
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         pid_fd = os.pidfd_open(pid)
         try:
             # The fourth field, after a name in parentheses, is the parent.
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            if parent == (os.getpid() if pid == bwrap_pid else bwrap_pid):
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == parent_pid:
                 signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
         finally:
             os.close(pid_fd)

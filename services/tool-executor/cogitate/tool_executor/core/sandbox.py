@@ -23,6 +23,8 @@ UID = 65534
 _DEVICES = ("null", "zero", "random", "urandom")
 MAX_NOTE_CHARS = 400
 _LINE = re.compile(r'File "<stdin>", line (\d+)')
+# How the programs that make a sandbox begin what they say when they cannot.
+_OURS = ("setpriv: ", "bwrap: ", "prlimit: ")
 _KILLED = 128  # what a shell, and bwrap, add to the number of a signal
 
 
@@ -106,7 +108,10 @@ def ending(exit_code: int, error: str, limits: SandboxLimits) -> str:
         return f"The code was killed: for memory, or {limits.cpu_s} s of processor time."
     if exit_code > _KILLED and (name := _signal_name(exit_code - _KILLED)):
         return f"The code crashed with {name}."
-    if exit_code == 1 and (line := last_error(error)):
+    line = last_error(error)
+    if line.startswith(_OURS):
+        return "The sandbox could not be started."
+    if exit_code == 1 and line:
         return line
     return f"The code ended with exit code {exit_code}."
 
