@@ -81,6 +81,19 @@ class ToolExecutorConfig(ServiceConfig):
         minimum=1,
         maximum=1024 * MIB,
     )
+    mcp_config: str = knob("", "TOML or JSON file that names MCP servers; empty means none")
+    mcp_running_count: int = knob(8, "calls running at once on a server", minimum=1, maximum=256)
+    mcp_connect_s: float = knob(
+        10.0, "time to connect to a server and list its tools", minimum=0.1, maximum=600
+    )
+    mcp_refresh_s: float = knob(
+        30.0, "how often a server's tools are listed again", minimum=0.05, maximum=86_400
+    )
+    mcp_max_message_bytes: int = knob(
+        MIB, "largest message of a server; a larger one ends its connection", minimum=1024,
+        maximum=1024 * MIB,
+    )  # fmt: skip
+
     @property
     def sandbox_limits(self) -> SandboxLimits:
         """The limits of one program, as the core takes them."""

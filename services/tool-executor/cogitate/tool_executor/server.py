@@ -9,6 +9,7 @@ import grpc
 from cogitate.kit.auth import current_tenant
 from cogitate.tool_executor import wire
 from cogitate.tool_executor.config import ToolExecutorConfig
+from cogitate.tool_executor.mcp_servers import mcp_runners
 from cogitate.tool_executor.runners import Runner
 from cogitate.tool_executor.runtime import ToolRuntime
 from cogitate.tool_executor.sandboxes import Sandboxes
@@ -41,8 +42,9 @@ class ToolExecutorServicer(pb_grpc.ToolExecutorServiceServicer):
 
 
 def runners_of(config: ToolExecutorConfig) -> list[Runner]:
-    """Returns what runs the tools that are not built in."""
-    return [Sandboxes(config)] if config.python_enabled else []
+    """Returns what runs the tools that are not built in. Raises InvalidRequest for a bad file."""
+    sandboxes: list[Runner] = [Sandboxes(config)] if config.python_enabled else []
+    return [*sandboxes, *mcp_runners(config)]
 
 
 class ToolExecutorService:
