@@ -65,9 +65,9 @@ def files(tmp_path: Path) -> Files:
 
 @asynccontextmanager
 async def executor(mcp_config: str, **knobs: Any) -> AsyncIterator[Any]:
-    config = ToolExecutorConfig(
-        drain_grace_s=2.0, python_enabled=False, mcp_config=mcp_config, **knobs
-    )
+    # A server of the SDK takes long to start on a busy machine.
+    knobs = {"mcp_connect_s": 50.0, "drain_grace_s": 2.0, **knobs}
+    config = ToolExecutorConfig(python_enabled=False, mcp_config=mcp_config, **knobs)
     async with (
         lifecycle.serving(config, build) as running,
         open_channel(running.address) as channel,
@@ -110,7 +110,7 @@ async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 async def until_listed(stub: Any, name: str, *, is_there: bool = True) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (name in await names(stub)) != is_there:
             await asyncio.sleep(0.05)
 
