@@ -38,6 +38,7 @@ FLAGS = {
     "default-timeout-s": "6", "python-warm-count": str(WARM), "python-memory-bytes": "268435456",
     "python-tmp-bytes": "4194304", "python-threads-count": "8", "python-files-count": "32",
     "python-written-bytes": "262144", "default-output-bytes": "4096", "python-cpu-s": "2",
+    "max-arguments-bytes": "262144",
 }  # fmt: skip
 
 
@@ -78,13 +79,16 @@ class Service:
     listeners: dict[str, socket.socket] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
+    def request(self, code: str) -> pb.ExecuteRequest:
+        """A call of its own that runs a program."""
+        call = common_pb2.ToolCall(
+            call_id=str(next(self.numbers)), name="python", arguments_json=to_json(code)
+        )
+        return pb.ExecuteRequest(contemplation_id="c", allowed_tools=["python"], call=call)
+
     def run(self, code: str, timeout_s: float | None = None) -> common_pb2.ToolResult:
         """Runs a program and returns its result; what came in pieces begins as the result does."""
-        request = pb.ExecuteRequest(
-            contemplation_id="c", allowed_tools=["python"], call=common_pb2.ToolCall(
-                call_id=str(next(self.numbers)), name="python", arguments_json=to_json(code)
-            ),
-        )  # fmt: skip
+        request = self.request(code)
         if timeout_s is not None:
             request.timeout.CopyFrom(
                 Duration(seconds=int(timeout_s), nanos=int(timeout_s % 1 * 1e9))
@@ -117,7 +121,7 @@ class Service:
 
 
 def to_json(code: str) -> str:
-    return json.dumps({"code": code})
+    return json.dumps({"code": code}, ensure_ascii=False)
 
 
 def listening(folder: Path) -> dict[str, socket.socket]:
@@ -624,6 +628,31 @@ def test_what_is_no_program(service: Service) -> None:
     assert service.fails("x" * 15_000)
 
 
+def test_a_caller_that_leaves(service: Service) -> None:
+    request = service.request("print(1)\nwhile True: pass")
+    call = service.stub.Execute(request, timeout=20)
+    assert next(call).output_text.strip() == "1"
+    assert len(children_of(service.process.pid)) >= 2
+    call.cancel()
+    assert until(lambda: len(children_of(service.process.pid)) == 2 * WARM)
+
+
+def test_the_same_call_twice(service: Service) -> None:
+    request = service.request("import random; print(random.random())")
+    answers = []
+    for _ in range(2):
+        *_pieces, last = service.stub.Execute(request, timeout=20)
+        answers.append(last.finished)
+    assert [each.provenance.replayed for each in answers] == [False, True]
+    assert answers[0].result == answers[1].result
+
+
+def test_a_long_program(service: Service) -> None:
+    line = "x = 'é'\n"
+    code = line * ((200_000 - 100) // len(line.encode())) + "print(x)"
+    assert service.says(code) == "é"  # more than a pipe holds unless it is told to
+
+
 # -- the end of the service ------------------------------------------------------------------------
 
 
@@ -632,13 +661,8 @@ def test_nothing_outlives_a_killed_service(tmp_path: Path, service: Service) -> 
     try:
         with grpc.insecure_channel(address) as channel:
             other = Service(process, pb_grpc.ToolExecutorServiceStub(channel), tmp_path)
-            request = pb.ExecuteRequest(
-                contemplation_id="c", allowed_tools=["python"], call=common_pb2.ToolCall(
-                    call_id="1", name="python", arguments_json=to_json("print(1)\nwhile True: pass")
-                ),
-            )  # fmt: skip
-            call = other.stub.Execute(request, timeout=20)
-            assert next(call).output_text == "1"  # it runs, and its output is here already
+            call = other.stub.Execute(other.request("print(1)\nwhile True: pass"), timeout=20)
+            assert next(call).output_text.strip() == "1"  # it runs, and its output is here already
             assert until(lambda: len(children_of(process.pid)) >= 2 * (WARM + 1))
             children = children_of(process.pid)
             process.send_signal(signal.SIGKILL)
