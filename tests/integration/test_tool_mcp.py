@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> Files:
 @asynccontextmanager
 async def executor(mcp_config: str, **knobs: Any) -> AsyncIterator[Any]:
     # A server of the SDK takes long to start on a busy machine.
-    knobs = {"mcp_connect_s": 50.0, "drain_grace_s": 2.0, **knobs}
+    knobs = {"mcp_connect_s": 50.0, "default_timeout_s": 25.0, "drain_grace_s": 2.0, **knobs}
     config = ToolExecutorConfig(python_enabled=False, mcp_config=mcp_config, **knobs)
     async with (
         lifecycle.serving(config, build) as running,
@@ -83,7 +83,7 @@ def request(name: str, arguments: Any, call_id: str = "1", **fields: Any) -> pb.
 
 
 async def execute(stub: Any, asked: pb.ExecuteRequest) -> pb.ExecutionFinished:
-    (only,) = [event async for event in stub.Execute(asked, **outgoing(15))]
+    (only,) = [event async for event in stub.Execute(asked, **outgoing(40))]
     return only.finished
 
 
