@@ -21,8 +21,10 @@ from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
 from cogitate.kit.errors import CogitateError
 from cogitate.kit.trace_store import TraceStore
 from cogitate.tool_executor.config import ToolExecutorConfig
+from cogitate.tool_executor.core.policy import Grant
 from cogitate.tool_executor.core.registry import TOOLS
-from cogitate.tool_executor.core.types import Arguments, Image, Outcome, Tool
+from cogitate.tool_executor.core.types import Arguments, Call, Image, Outcome, Tool
+from cogitate.tool_executor.runners import Emit
 from cogitate.tool_executor.runtime import ToolRuntime
 from cogitate.tool_executor.server import ToolExecutorService, ToolExecutorServicer, build
 from cogitate.v1 import common_pb2
@@ -75,7 +77,7 @@ def with_tools(*tools: Tool) -> Any:
 
 @asynccontextmanager
 async def executor(*tools: Tool, **knobs: Any) -> AsyncIterator[Any]:
-    config = ToolExecutorConfig(drain_grace_s=2.0, **knobs)
+    config = ToolExecutorConfig(drain_grace_s=2.0, python_enabled=False, **knobs)
     async with (
         lifecycle.serving(config, with_tools(*tools) if tools else build) as running,
         open_channel(running.address) as channel,
@@ -105,6 +107,118 @@ async def error_of(stub: Any, asked: pb.ExecuteRequest) -> CogitateError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await execute(stub, asked)
     return from_rpc_error(caught.value)
+
+
+class Talker:
+    """A runner whose one tool says words when it is let to, and notes when it is ended."""
+
+    is_away = False
+
+    def __init__(self) -> None:
+        self.tools = {"talk": Tool(name="talk", version="2", description="", schema={}, origin="x")}
+        self.slots = asyncio.Semaphore(1)
+        self.words: asyncio.Queue[str] = asyncio.Queue()
+        self.num_ended = 0
+
+    def why_not(self, name: str) -> str:
+        return "there is no tool 'mute' here: it cannot talk" if name == "mute" else ""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, call: Call, grant: Grant, ends: float, emit: Emit) -> Outcome:
+        try:
+            said = ""
+            while word := await self.words.get():
+                said += word
+                emit(word)
+            return Outcome(text=said)
+        finally:
+            self.num_ended += 1
+            self.slots.release()
+
+
+@asynccontextmanager
+async def talking() -> AsyncIterator[tuple[Any, Talker]]:
+    talker = Talker()
+
+    async def build_with(
+        config: ToolExecutorConfig, server: grpc.aio.Server
+    ) -> ToolExecutorService:
+        runtime = ToolRuntime(config, runners=[talker])
+        pb_grpc.add_ToolExecutorServiceServicer_to_server(ToolExecutorServicer(runtime), server)
+        return ToolExecutorService(runtime)
+
+    async with (
+        lifecycle.serving(ToolExecutorConfig(drain_grace_s=2.0), build_with) as running,
+        open_channel(running.address) as channel,
+    ):
+        yield pb_grpc.ToolExecutorServiceStub(channel), talker
+
+
+async def test_output_comes_while_a_tool_runs_and_to_all_who_wait() -> None:
+    async with talking() as (stub, talker):
+        first = aiter(stub.Execute(request("talk", {}), **outgoing(10)))
+        talker.words.put_nowait("a")
+        assert (await anext(first)).output_text == "a"
+        # Who comes later gets it from the beginning.
+        second = aiter(stub.Execute(request("talk", {}), **outgoing(10)))
+        assert (await anext(second)).output_text == "a"
+        talker.words.put_nowait("b")
+        assert [(await anext(each)).output_text for each in (first, second)] == ["b", "b"]
+        talker.words.put_nowait("")
+        ends = [[event async for event in each] for each in (first, second)]
+        assert [[e.WhichOneof("event") for e in events] for events in ends] == [["finished"]] * 2
+        (one,), (two,) = ends
+        assert one.finished.result == two.finished.result
+        assert one.finished.result.parts[0].text == "ab"
+        assert one.finished.provenance.origin == "x" and two.finished.provenance.replayed
+        # What is remembered is the result alone.
+        done = await execute(stub, request("talk", {}))
+        assert done.result == one.finished.result and done.provenance.replayed
+        assert talker.num_ended == 1
+
+
+async def test_a_running_tool_ends_with_its_last_caller() -> None:
+    async with talking() as (stub, talker):
+        calls = [stub.Execute(request("talk", {}), **outgoing(10)) for _ in range(2)]
+        talker.words.put_nowait("a")
+        for each in calls:
+            assert (await each.read()).output_text == "a"
+        calls[0].cancel()
+        await asyncio.sleep(0.1)
+        assert talker.num_ended == 0
+        calls[1].cancel()
+        async with asyncio.timeout(5):
+            while not talker.num_ended:
+                await asyncio.sleep(0.005)
+        # Its slot is free, and the call may be made again.
+        talker.words.put_nowait("")
+        done = await execute(stub, request("talk", {}))
+        assert not done.provenance.replayed and talker.num_ended == 2
+        error = await error_of(stub, request("mute", {}))
+        assert (error.code, error.message) == (
+            "NOT_FOUND", "there is no tool 'mute' here: it cannot talk",
+        )  # fmt: skip
+
+
+async def test_without_bubblewrap_there_is_no_python_and_no_way_round(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    async with (
+        lifecycle.serving(ToolExecutorConfig(drain_grace_s=2.0), build) as running,
+        open_channel(running.address) as channel,
+    ):
+        stub = pb_grpc.ToolExecutorServiceStub(channel)
+        listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(5))
+        assert [spec.name for spec in listed.tools] == ["calculator", "prove", "zoom"]
+        for call_id in "ab":
+            error = await error_of(stub, request("python", {"code": "print(1)"}, call_id))
+            assert error.code == "NOT_FOUND" and "bubblewrap makes no sandbox" in error.message
+    said = [each for each in caplog.messages if "python" in each]
+    assert len(said) == 1 and "there is no bwrap" in said[0]
 
 
 async def test_the_built_in_tools_answer() -> None:
@@ -334,8 +448,9 @@ async def test_cancelled_calls_leave_nothing_behind() -> None:
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert not any(isinstance(each, Exception) for each in results)
         runtime = running.service.runtime  # type: ignore[attr-defined]
+        slots = runtime._runners[0].slots
         async with asyncio.timeout(5):
-            while runtime._runs or runtime._capacity.num_held or runtime._slots._value != 2:
+            while runtime._runs or runtime._capacity.num_held or slots._value != 2:
                 await asyncio.sleep(0.01)
         assert runtime._ledger.num_running == 0
         assert len(runtime._supervisor) == 1  # the sweep

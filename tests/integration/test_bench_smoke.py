@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.bench.decode import forms, random_model
 from tests.bench.kv_memory import MINI
+from tests.fakes.sandbox import missing
 from tests.fakes.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
@@ -181,6 +182,15 @@ def test_telemetry_overhead(tmp_path: Path) -> None:
     rows = json.loads(out.read_text())["rows"]
     assert [row["side"] for row in rows] == ["bare", "off", "on"]
     assert all(row["wall_s"] > 0 and row["cpu_ratio"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(bool(missing()), reason=f"no sandbox here: {missing()}")
+def test_python_tool(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.python_tool", "--calls", "2", "--pause-s", "0.05", "--json", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["side"] for row in rows] == ["calculator", "warm", "busy", "cold"]
+    assert all(len(row["runs"]) == 2 and 0 < row["p50_ms"] <= row["p95_ms"] for row in rows)
 
 
 def test_router_place() -> None:

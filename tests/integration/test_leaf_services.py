@@ -16,6 +16,7 @@ from cogitate.v1 import tool_executor_service_pb2_grpc as tools_grpc
 from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
 from cogitate.v1 import vision_encoder_service_pb2_grpc as vision_grpc
 
+from tests.fakes.sandbox import missing
 from tests.fakes.vision_model import write_model
 
 pytestmark = pytest.mark.integration
@@ -49,9 +50,14 @@ def test_the_vision_encoder_runs(tmp_path: Path) -> None:
 
 
 def test_the_tool_executor_runs(tmp_path: Path) -> None:
-    with process("cogitate.tool_executor", tmp_path / "ready") as channel:
-        stub = tools_grpc.ToolExecutorServiceStub(channel)
-        assert len(stub.ListTools(tools_pb.ListToolsRequest(), timeout=5).tools) == 3
+    for flags, names in [
+        (("--python-enabled", "false"), ["calculator", "prove", "zoom"]),
+        ((), ["calculator", "prove", *([] if missing() else ["python"]), "zoom"]),
+    ]:
+        with process("cogitate.tool_executor", tmp_path / "ready", *flags) as channel:
+            stub = tools_grpc.ToolExecutorServiceStub(channel)
+            listed = stub.ListTools(tools_pb.ListToolsRequest(), timeout=5)
+            assert [tool.name for tool in listed.tools] == names
 
 
 def test_a_missing_model_ends_the_process_with_a_sentence(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cogitate.kit.config import MIB, ServiceConfig, knob
 from cogitate.tool_executor.core.policy import Limits
+from cogitate.tool_executor.core.sandbox import SandboxLimits
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,55 @@ class ToolExecutorConfig(ServiceConfig):
     max_epochs_count: int = knob(
         100_000, "contemplations whose newest owner is remembered", minimum=1, maximum=10_000_000
     )
+
+    python_enabled: bool = knob(True, "offer the tool python where bubblewrap makes a sandbox")
+    python_interpreter: str = knob(
+        "", "interpreter of that tool; empty takes this one's, or else /usr/bin/python3"
+    )
+    python_running_count: int = knob(4, "programs running at once", minimum=1, maximum=256)
+    python_warm_count: int = knob(
+        2, "sandboxes that wait for a program, interpreter up", minimum=0, maximum=256
+    )
+    python_memory_bytes: int = knob(
+        512 * MIB, "address space of a program", minimum=64 * MIB, maximum=1024 * 1024 * MIB
+    )
+    python_cpu_s: int = knob(
+        10, "processor time of a program, all its threads", minimum=1, maximum=3600
+    )
+    python_threads_count: int = knob(32, "threads of a program", minimum=1, maximum=4096)
+    python_tmp_bytes: int = knob(
+        16 * MIB, "what fits in a program's /tmp", minimum=65536, maximum=64 * 1024 * MIB
+    )
+    python_files_count: int = knob(64, "open files of a program", minimum=16, maximum=65536)
+    python_written_bytes: int = knob(
+        MIB,
+        "what a program may write, shown or not; more ends it",
+        minimum=1,
+        maximum=1024 * MIB,
+    )
+    mcp_config: str = knob("", "TOML or JSON file that names MCP servers; empty means none")
+    mcp_running_count: int = knob(8, "calls running at once on a server", minimum=1, maximum=256)
+    mcp_connect_s: float = knob(
+        10.0, "time to connect to a server and list its tools", minimum=0.1, maximum=600
+    )
+    mcp_refresh_s: float = knob(
+        30.0, "how often a server's tools are listed again", minimum=0.05, maximum=86_400
+    )
+    mcp_max_message_bytes: int = knob(
+        MIB, "largest message of a server; a larger one ends its connection", minimum=1024,
+        maximum=1024 * MIB,
+    )  # fmt: skip
+
+    @property
+    def sandbox_limits(self) -> SandboxLimits:
+        """The limits of one program, as the core takes them."""
+        return SandboxLimits(
+            memory_bytes=self.python_memory_bytes,
+            cpu_s=self.python_cpu_s,
+            threads_count=self.python_threads_count,
+            tmp_bytes=self.python_tmp_bytes,
+            files_count=self.python_files_count,
+        )
 
     @property
     def limits(self) -> Limits:

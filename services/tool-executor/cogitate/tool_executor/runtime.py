@@ -1,4 +1,4 @@
-"""Runs calls: owns the threads, the clock and what is remembered.
+"""Runs calls: owns the clock, what is remembered, and who waits for what.
 
 A call's run belongs to the service, not to the RPC that asked first: whoever waits for it may leave
 without harm to the others. When the last one leaves a repeatable call, the run is dropped.
@@ -7,10 +7,9 @@ without harm to the others. When the last one leaves a repeatable call, the run 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 
 from cogitate.kit import telemetry
 from cogitate.kit.clock import Clock, SystemClock
@@ -20,41 +19,56 @@ from cogitate.kit.telemetry import Attr, Span
 from cogitate.tool_executor.config import ToolExecutorConfig
 from cogitate.tool_executor.core import arguments, policy
 from cogitate.tool_executor.core.capacity import Capacity
-from cogitate.tool_executor.core.invoke import failure, invoke
 from cogitate.tool_executor.core.ledger import EpochFence, Key, Ledger, Replay, Start
 from cogitate.tool_executor.core.policy import Grant
 from cogitate.tool_executor.core.registry import TOOLS
-from cogitate.tool_executor.core.types import Call, Execution, Outcome, Tool
-from opentelemetry import trace
-
-logger = logging.getLogger(__name__)
+from cogitate.tool_executor.core.types import Call, Execution, Tool
+from cogitate.tool_executor.runners import Runner, Threads, away
 
 _SWEEP_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A call in progress and how many wait for it."""
+    """A call in progress, how many wait for it, and its output so far, in pieces.
 
-    task: asyncio.Task[Execution | Evicted]
+    `news` is set at the next piece or the end, and then replaced.
+    """
+
+    runner: Runner
+    task: asyncio.Task[Execution | Evicted] = field(init=False)
     num_waiters: int = 0
+    pieces: list[str] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def emit(self, piece: str) -> None:
+        """Adds a piece of output."""
+        self.pieces.append(piece)
+        self.tell()
+
+    def tell(self) -> None:
+        """Wakes all who wait."""
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class ToolRuntime:
-    """Executes calls on threads, each once, within the limits of `config`."""
+    """Executes calls, each once, within the limits of `config`.
+
+    `tools` are the built-in ones, `runners` bring the others.
+    """
 
     def __init__(
         self,
         config: ToolExecutorConfig,
         tools: Mapping[str, Tool] = TOOLS,
         clock: Clock | None = None,
+        runners: Sequence[Runner] = (),
     ) -> None:
-        self.tools = tools
         self._config = config
         self._clock = clock or SystemClock()
         self._supervisor = Supervisor()
-        self._threads = ThreadPoolExecutor(config.max_running_count, thread_name_prefix="tool")
-        self._slots = asyncio.Semaphore(config.max_running_count)
+        self._runners: Sequence[Runner] = (Threads(tools, config.max_running_count), *runners)
         self._runs: dict[Key, _Run] = {}
         self._ledger = Ledger(
             max_results=config.max_results_count,
@@ -68,8 +82,19 @@ class ToolRuntime:
         )
         self._is_draining = False
 
+    @property
+    def tools(self) -> Mapping[str, Tool]:
+        """What can be called now, by name."""
+        return {
+            name: tool
+            for runner in self._runners
+            if not runner.is_away
+            for name, tool in runner.tools.items()
+        }
+
     async def start(self) -> None:
-        """Starts forgetting results whose time is over."""
+        """Starts the runners, and forgetting results whose time is over."""
+        await asyncio.gather(*(runner.start() for runner in self._runners))
         self._supervisor.spawn(self._sweep(), name="tool-results-sweep")
 
     async def drain(self) -> None:
@@ -79,18 +104,22 @@ class ToolRuntime:
             await asyncio.wait([run.task for run in self._runs.values()])
 
     async def stop(self) -> None:
-        """Drops what still runs. A thread that does not end is left behind."""
+        """Drops what still runs."""
         await self._supervisor.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(runner.stop() for runner in self._runners))
 
-    async def execute(self, call: Call, tenant: str) -> Execution:
-        """Returns the result of a call, of this run, of one in progress or of an earlier one.
+    async def execute(self, call: Call, tenant: str) -> AsyncGenerator[str | Execution, None]:
+        """Yields the output of a call as it comes and then its result, exactly one, last.
 
-        Cancelled, it leaves the run to whoever else waits for it. Raises what `policy.admit`,
-        `Ledger.begin` and `EpochFence.check` raise, InvalidRequest for arguments over a limit,
-        Rejected if there is no room, Evicted if no thread came free in the call's time.
+        The result may be of this run, of one in progress or of an earlier one; only a result that
+        is remembered comes without the pieces. Cancelled or closed, it leaves the run to whoever
+        else waits for it. Raises what `policy.admit`, `Ledger.begin` and `EpochFence.check` raise,
+        InvalidRequest for arguments over a limit, Rejected if there is no room, NoEndpoint if the
+        tool's server is away, Evicted if no slot came free in the call's time.
         """
-        grant = policy.admit(call, self.tools, self._config.limits)
+        owners = {name: runner for runner in self._runners for name in runner.tools}
+        known = {name: runner.tools[name] for name, runner in owners.items()}
+        grant = policy.admit(call, known, self._config.limits, why_not=self._why_not)
         arguments.check_limits(
             call.arguments_json,
             max_bytes=self._config.max_arguments_bytes,
@@ -100,30 +129,46 @@ class ToolRuntime:
         key = Key(tenant, call.contemplation_id, call.call_id)
         decision = self._ledger.begin(key, policy.fingerprint(call), self._clock.monotonic())
         if isinstance(decision, Replay):
-            return decision.execution
-        if isinstance(decision, Start):
-            self._begin(key, call, grant)
-            return await self._wait(key, grant)
-        return replace(await self._wait(key, grant), replayed=True)
+            yield decision.execution
+            return
+        is_first = isinstance(decision, Start)
+        if is_first:
+            self._begin(key, call, grant, owners[call.tool_name])
+        async with aclosing(self._output(key, grant)) as events:
+            async for event in events:
+                if isinstance(event, Execution) and not is_first:
+                    event = replace(event, replayed=True)
+                yield event
 
-    def _begin(self, key: Key, call: Call, grant: Grant) -> None:
+    def _why_not(self, name: str) -> str:
+        return next(filter(None, (runner.why_not(name) for runner in self._runners)), "")
+
+    def _begin(self, key: Key, call: Call, grant: Grant, runner: Runner) -> None:
         try:
             if self._is_draining:
                 raise NoEndpoint("the tool-executor is stopping", reason="UNAVAILABLE")
+            if runner.is_away:
+                raise away(grant.tool.origin)
             self._capacity.admit(key.tenant)
         except BaseException:
             self._ledger.abandon(key)
             raise
-        task = self._supervisor.spawn(self._run(key, call, grant), name="tool-call")
-        self._runs[key] = run = _Run(task)
+        self._runs[key] = run = _Run(runner)
+        run.task = self._supervisor.spawn(self._run(key, run, call, grant), name="tool-call")
         # Not in the task's own `finally`: one cancelled before its first step never gets there.
-        task.add_done_callback(lambda _: self._on_run_done(key, run))
+        run.task.add_done_callback(lambda _: self._on_run_done(key, run))
 
-    async def _wait(self, key: Key, grant: Grant) -> Execution:
+    async def _output(self, key: Key, grant: Grant) -> AsyncGenerator[str | Execution, None]:
         run = self._runs[key]
         run.num_waiters += 1
         try:
-            await asyncio.wait([run.task])
+            num_seen = 0
+            while not run.task.done() or num_seen < len(run.pieces):
+                if num_seen < len(run.pieces):
+                    yield run.pieces[num_seen]
+                    num_seen += 1
+                else:
+                    await run.news.wait()
         finally:
             run.num_waiters -= 1
             if not run.num_waiters and not run.task.done() and grant.tool.repeatable:
@@ -133,7 +178,7 @@ class ToolRuntime:
         result = run.task.result()
         if isinstance(result, Evicted):
             raise result
-        return result
+        yield result
 
     def _drop(self, key: Key, run: _Run) -> None:
         # At once, not when the task has noticed: the same call may come again before that.
@@ -143,6 +188,7 @@ class ToolRuntime:
     def _on_run_done(self, key: Key, run: _Run) -> None:
         self._capacity.release(key.tenant)
         self._forget(key, run)
+        run.tell()
 
     def _forget(self, key: Key, run: _Run) -> None:
         # The key may be another run's by now, or have its result.
@@ -150,8 +196,7 @@ class ToolRuntime:
             del self._runs[key]
             self._ledger.abandon(key)
 
-    async def _run(self, key: Key, call: Call, grant: Grant) -> Execution | Evicted:
-        run = self._runs[key]
+    async def _run(self, key: Key, run: _Run, call: Call, grant: Grant) -> Execution | Evicted:
         ends = asyncio.get_running_loop().time() + grant.timeout_s
         attributes: dict[Attr, str] = {
             Attr.OPERATION: "execute_tool",
@@ -162,11 +207,11 @@ class ToolRuntime:
         with telemetry.span(Span.TOOL, attributes):
             try:
                 async with asyncio.timeout_at(ends):
-                    await self._slots.acquire()
+                    await run.runner.slots.acquire()
             except TimeoutError:
-                return Evicted("no thread came free in the call's time", retry_after_s=0.5)
+                return Evicted("no slot came free in the call's time", retry_after_s=0.5)
             began = self._clock.monotonic()
-            outcome = await self._perform(call, grant, ends)
+            outcome = await run.runner.run(call, grant, ends, run.emit)
             now = self._clock.monotonic()
         execution = Execution(
             call_id=call.call_id,
@@ -181,38 +226,6 @@ class ToolRuntime:
             del self._runs[key]
             self._ledger.finish(key, execution, now)
         return execution
-
-    async def _perform(self, call: Call, grant: Grant, ends: float) -> Outcome:
-        """Runs the tool on a thread, whose slot is free again only when the thread is."""
-
-        def work() -> Outcome:
-            return invoke(
-                grant.tool,
-                call.arguments_json,
-                call.images,
-                max_output_bytes=grant.max_output_bytes,
-            )
-
-        working = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        working.add_done_callback(self._on_thread_free)
-        try:
-            async with asyncio.timeout_at(ends) as limit:
-                return await asyncio.shield(working)
-        except Exception as error:
-            if limit.expired():
-                self._mark("TOOL_TIMED_OUT")
-                return failure(f"The tool took longer than {grant.timeout_s:g} s.")
-            self._mark("TOOL_CRASHED")
-            logger.error("tool %s crashed: %s", grant.tool.name, telemetry.stack_of(error))
-            return failure("The tool crashed.")
-
-    def _mark(self, reason: str) -> None:
-        trace.get_current_span().set_attribute(Attr.REASON, reason)
-
-    def _on_thread_free(self, working: asyncio.Future[Outcome]) -> None:
-        self._slots.release()
-        if not working.cancelled():
-            working.exception()  # seen, also when nobody waits for it any more
 
     async def _sweep(self) -> None:
         while True:

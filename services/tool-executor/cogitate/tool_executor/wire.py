@@ -55,6 +55,13 @@ def _to_image(image: common_pb2.ImagePart, field: str) -> Image:
     return Image(image.digest, box, image.width_px, image.height_px)
 
 
+def from_event(event: str | Execution) -> pb.ExecuteResponse:
+    """Writes a piece of output, or the end of a call."""
+    if isinstance(event, str):
+        return pb.ExecuteResponse(output_text=event)
+    return from_execution(event)
+
+
 def from_execution(execution: Execution) -> pb.ExecuteResponse:
     """Writes the end of a call."""
     return pb.ExecuteResponse(

@@ -12,6 +12,8 @@ def invoke(
     tool: Tool, arguments_json: str, images: Sequence[Image], *, max_output_bytes: int
 ) -> Outcome:
     """Returns what the tool gave, or its objection as an error; raises what it crashed with."""
+    if tool.run is None:
+        raise ValueError("the tool is not a function")
     try:
         outcome = tool.run(arguments.read(arguments_json), images)
     except ToolError as objection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cogitate.kit.errors import InvalidRequest, NotFound, ToolDenied
@@ -40,11 +40,17 @@ class Grant:
     max_output_bytes: int
 
 
-def admit(call: Call, tools: Mapping[str, Tool], limits: Limits) -> Grant:
+def admit(
+    call: Call,
+    tools: Mapping[str, Tool],
+    limits: Limits,
+    *,
+    why_not: Callable[[str], str] = lambda name: "",
+) -> Grant:
     """Returns the grant of a call. Limits asked for beyond the maximum are lowered to it.
 
     Raises InvalidRequest, ToolDenied if the tool is not in the request's list, and NotFound if it
-    is but there is no such tool.
+    is but there is no such tool, for the reason that `why_not` knows.
     """
     _check(call)
     if call.tool_name not in call.allowed_tools:
@@ -56,7 +62,8 @@ def admit(call: Call, tools: Mapping[str, Tool], limits: Limits) -> Grant:
     tool = tools.get(call.tool_name)
     if tool is None:
         raise NotFound(
-            f"there is no tool {call.tool_name!r}; there is: {', '.join(sorted(tools))}",
+            why_not(call.tool_name)
+            or f"there is no tool {call.tool_name!r}; there is: {', '.join(sorted(tools))}",
             metadata={"tool": call.tool_name},
             field="call.name",
         )

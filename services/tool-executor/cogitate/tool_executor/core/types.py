@@ -64,16 +64,16 @@ Run = Callable[[Arguments, Sequence[Image]], Outcome]
 class Tool:
     """A tool as the registry names it.
 
-    `origin` says what runs it: "builtin" tools are Python functions here; "sandbox" and MCP servers
-    would be further origins with runners of their own. A `repeatable` tool has no effects outside
-    its result, so a call nobody waits for any more is dropped and may run again.
+    `origin` says what runs it: "builtin" tools are the function `run`; "sandbox" is code of the
+    model's own, any other the MCP server of that name; those have no `run`. A `repeatable` tool has
+    no effects outside its result, so a call nobody waits for any more is dropped and may run again.
     """
 
     name: str
     version: str
     description: str
     schema: Mapping[str, Json]
-    run: Run
+    run: Run | None = None
     origin: str = "builtin"
     repeatable: bool = True
 
