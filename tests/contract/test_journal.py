@@ -154,7 +154,7 @@ async def test_nothing_follows_an_ending(store: Open) -> None:
     async with opened(store) as [journal]:
         await journal.accept(record())
         await journal.append([row(end_ns=5)])
-        assert await journal.append([row(number=3)]) == {"c1"}
+        assert await journal.append([row(number=3)]) == {("c1", 1)}
         assert len(await journal.events("c1", 0, 10)) == 2
 
 
@@ -191,7 +191,7 @@ async def test_what_the_dead_leave_is_claimed_by_one(store: Open) -> None:
         loser = second if winner is first else first
         await abandoned(first)
         await abandoned(second)
-        assert await loser.append([row("c1", 3, epoch=2)]) == {"c1"}
+        assert await loser.append([row("c1", 3, epoch=2)]) == {("c1", 2)}
         assert await winner.append([row("c1", 3, epoch=2)]) == frozenset()
         assert await winner.entries("c1") == [b"input 1", b"input 2"]
         assert await winner.claim("c2", 1) is None
@@ -207,11 +207,25 @@ async def test_who_was_taken_for_dead_writes_nothing_more(store: Open) -> None:
         await abandoned(other, ("c1", 1), ("c2", 1))  # it has not beaten for long enough
         claimed = await other.claim("c1", 1)
         assert claimed is not None
-        assert await frozen.append([row("c1", 3), row("c2", 2)]) == {"c1"}
+        assert await frozen.append([row("c1", 3), row("c2", 2)]) == {("c1", 1)}
         assert len(await other.events("c1", 0, 10)) == 2
         assert len(await other.events("c2", 0, 10)) == 2
         assert await other.append([row("c1", 3, epoch=2, end_ns=4)]) == frozenset()
-        assert await frozen.append([row("c1", 4)]) == {"c1"}
+        assert await frozen.append([row("c1", 4)]) == {("c1", 1)}
+
+
+async def test_who_gets_back_what_it_lost_does_not_mix_the_two_up(store: Open) -> None:
+    async with opened(store) as [first]:
+        await first.accept(record())
+        async with opened(store) as [second]:
+            assert await second.claim("c1", 1) is not None
+            await second.append([row("c1", 2, epoch=2)])
+        claimed = await first.claim("c1", 2)
+        assert claimed is not None
+        assert (claimed.epoch, claimed.last_event) == (3, 2)
+        rows = [row("c1", 2), row("c1", 3, epoch=3)]
+        assert await first.append(rows) == {("c1", 1)}
+        assert await first.entries("c1") == [b"input 1", b"input 2"]
 
 
 async def test_an_owner_that_closes_leaves_what_it_had_at_once(store: Open) -> None:

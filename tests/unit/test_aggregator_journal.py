@@ -12,7 +12,7 @@ import pytest
 from cogitate.aggregator import event_log
 from cogitate.aggregator.coalesce import MAX_TEXT_BYTES, coalesce
 from cogitate.aggregator.event_log import EventLog, JournalWriter
-from cogitate.aggregator.journal import JournalError, Record, Row
+from cogitate.aggregator.journal import JournalError, Ownership, Record, Row
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.wire import Damaged
 from cogitate.kit.errors import NotOwner
@@ -175,7 +175,7 @@ async def test_the_writer_commits_in_groups_and_publishes_after(journal: SqliteJ
     log, commits = await started(journal), []
     append = journal.append
 
-    async def counted(rows: Sequence[Row]) -> frozenset[str]:
+    async def counted(rows: Sequence[Row]) -> frozenset[Ownership]:
         commits.append(len(rows))
         return await append(rows)
 
@@ -219,7 +219,7 @@ async def test_stop_writes_what_is_queued(journal: SqliteJournal) -> None:
     assert len(await journal.events("c1", 0, 10)) == 2
 
 
-async def full(rows: object) -> frozenset[str]:
+async def full(rows: object) -> frozenset[Ownership]:
     raise JournalError("database or disk is full")
 
 
@@ -271,7 +271,7 @@ async def test_a_hanging_journal_holds_nobody_up(
     log, writer, works = await started(journal), JournalWriter(journal, 0.05), journal.append
     disk = asyncio.Event()
 
-    async def hangs(rows: Sequence[Row]) -> frozenset[str]:
+    async def hangs(rows: Sequence[Row]) -> frozenset[Ownership]:
         await disk.wait()
         return await works(rows)
 
@@ -302,7 +302,7 @@ async def test_a_fenced_contemplation_sends_its_readers_away(
     put(log, writer, "verdict")
     with pytest.raises(NotOwner):
         await reading
-    assert gone == ["c1"]
+    assert gone == [("c1", 1)]
     assert len(await other.events("c1", 0, 10)) == 1
     writer.stop()
     await running

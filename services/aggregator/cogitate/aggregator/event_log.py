@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cogitate.aggregator import wire
 from cogitate.aggregator.coalesce import coalesce
-from cogitate.aggregator.journal import Journal, Row
+from cogitate.aggregator.journal import Journal, Ownership, Row
 from cogitate.kit.errors import NotOwner
 from cogitate.kit.telemetry import stack_of
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -140,11 +140,11 @@ class _Pending:
     """What is to be written, in order, and up to where each log may be read then."""
 
     rows: list[Row] = field(default_factory=list)
-    logs: dict[str, tuple[EventLog, int]] = field(default_factory=dict)
+    logs: dict[Ownership, tuple[EventLog, int]] = field(default_factory=dict)
 
     def add(self, log: EventLog, row: Row) -> None:
         self.rows.append(row)
-        self.logs[row.id] = (log, log.last)
+        self.logs[row.ownership] = (log, log.last)
 
 
 class JournalWriter:
@@ -160,14 +160,14 @@ class JournalWriter:
         self,
         journal: Journal,
         timeout_s: float,
-        on_fenced: Callable[[str], None] = lambda _: None,
+        on_fenced: Callable[[Ownership], None] = lambda _: None,
     ) -> None:
-        """``on_fenced`` is told the ids of contemplations that another aggregator has taken."""
+        """``on_fenced`` is told what this aggregator does not own any more."""
         self._journal, self._timeout_s, self._on_fenced = journal, timeout_s, on_fenced
         self.failing = False
         self._pending = _Pending()
         self._unwritten = _Pending()
-        self._commit_task: asyncio.Task[frozenset[str]] | None = None
+        self._commit_task: asyncio.Task[frozenset[Ownership]] | None = None
         self._num_committing = 0
         self._wake = asyncio.Event()
         self._stopping = False
@@ -226,23 +226,23 @@ class JournalWriter:
             self.failing = False
             logger.warning("the journal is written again")
 
-    async def _append(self, rows: list[Row]) -> frozenset[str]:
+    async def _append(self, rows: list[Row]) -> frozenset[Ownership]:
         return await self._journal.append(rows)
 
-    def _written(self, fenced: frozenset[str]) -> None:
+    def _written(self, fenced: frozenset[Ownership]) -> None:
         rows = self._unwritten.rows[: self._num_committing]
         del self._unwritten.rows[: self._num_committing]
-        numbers = {row.id: row.events[-1][0] for row in rows if row.events}
-        left = {row.id for row in self._unwritten.rows}
-        for id_ in {row.id for row in rows}:
-            log, _ = self._unwritten.logs[id_]
-            if id_ in fenced:
+        numbers = {row.ownership: row.events[-1][0] for row in rows if row.events}
+        left = {row.ownership for row in self._unwritten.rows}
+        for mine in {row.ownership for row in rows}:
+            log, _ = self._unwritten.logs[mine]
+            if mine in fenced:
                 log.fence()
-                self._on_fenced(id_)
-            elif id_ in numbers:
-                log.publish(numbers[id_])
-            if id_ not in left:
-                del self._unwritten.logs[id_]
+                self._on_fenced(mine)
+            elif mine in numbers:
+                log.publish(numbers[mine])
+            if mine not in left:
+                del self._unwritten.logs[mine]
 
     def _fail(self, why: str) -> None:
         if not self.failing:
