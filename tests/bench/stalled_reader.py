@@ -113,6 +113,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> list[Run]:
                 sys.executable, "-m", "cogitate.aggregator", "--listen", "127.0.0.1:0",
                 "--journal", str(folder / "journal.sqlite"), "--ready-file", str(ready),
                 "--router-address", router.address, "--tool-executor-address", tools.address,
+                # Longer than it lasts, so that it is the log that has to cope and not an eviction.
+                "--write-stall-s", str(args.seconds * 3 + 30),
                 "--max-duration-s", str(args.seconds * 3 + 30),
             ],
             env=os.environ,
