@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -194,6 +195,36 @@ async def test_the_writer_commits_in_groups_and_publishes_after(journal: SqliteJ
     assert ended is not None
     assert ended.ending == log.held[-1].SerializeToString()
     assert len(await journal.entries("c1")) == 6
+
+
+async def test_commits_keep_their_distance_and_endings_do_not_wait(
+    journal: SqliteJournal,
+) -> None:
+    log, began = await started(journal), []
+    append = journal.append
+
+    async def timed(rows: Sequence[Row]) -> frozenset[Ownership]:
+        began.append((time.monotonic(), len(rows)))
+        return await append(rows)
+
+    journal.append = timed  # type: ignore[method-assign]
+    writer = JournalWriter(journal, 5.0, interval_s=0.2)
+    running = asyncio.create_task(writer.run())
+    for _ in range(20):
+        put(log, writer)
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(5):
+        while log.published < log.last:
+            await asyncio.sleep(0.005)
+    assert began[0][1] == 1, "the first does not wait"
+    assert began[1][0] - began[0][0] >= 0.19
+    writer._interval_s = 60.0
+    put(log, writer)
+    put(log, writer, "verdict")
+    async with asyncio.timeout(5):
+        assert (await read(log))[-1] == log.last
+    writer.stop()
+    await running
 
 
 async def test_inputs_without_events_wait_for_the_next_commit(journal: SqliteJournal) -> None:

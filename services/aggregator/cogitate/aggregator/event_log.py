@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -148,7 +150,10 @@ class _Pending:
 
 
 class JournalWriter:
-    """Journals what gathered while the last commit ran, then publishes it (group commit).
+    """Journals what gathered since the last commit, then publishes it (group commit).
+
+    After a pause the next event is written at once, an ending always is; else commits begin
+    ``interval_s`` apart, because they cost more than what is in them.
 
     While the journal fails or hangs, contemplations that run go on from memory, and what they say
     is kept until it can be written: nothing is missing afterwards. New ones are refused meanwhile
@@ -161,9 +166,12 @@ class JournalWriter:
         journal: Journal,
         timeout_s: float,
         on_fenced: Callable[[Ownership], None] = lambda _: None,
+        interval_s: float = 0.0,
     ) -> None:
         """``on_fenced`` is told what this aggregator does not own any more."""
         self._journal, self._timeout_s, self._on_fenced = journal, timeout_s, on_fenced
+        self._interval_s, self._began_s = interval_s, -math.inf
+        self._hurry = asyncio.Event()
         self.failing = False
         self._pending = _Pending()
         self._unwritten = _Pending()
@@ -179,11 +187,14 @@ class JournalWriter:
         self._pending.add(log, row)
         if events:
             self._wake.set()
+        if log.has_ending:
+            self._hurry.set()
 
     def stop(self) -> None:
         """Lets ``run`` return once everything was tried to be written."""
         self._stopping = True
         self._wake.set()
+        self._hurry.set()
 
     async def run(self) -> None:
         """Writes until stopped. Not to be cancelled: a commit cannot be taken back."""
@@ -193,7 +204,9 @@ class JournalWriter:
                     await self._wake.wait()
             except TimeoutError:
                 pass
+            await self._pause()
             self._wake.clear()
+            self._hurry.clear()
             batch, self._pending = self._pending, _Pending()
             self._unwritten.rows += batch.rows
             self._unwritten.logs |= batch.logs
@@ -204,6 +217,17 @@ class JournalWriter:
                     log.publish(number, written=False)
             if self._stopping and not self._pending.rows:
                 return
+
+    async def _pause(self) -> None:
+        """Until the next commit may begin."""
+        left_s = self._began_s + self._interval_s - time.monotonic()
+        if left_s > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+        self._began_s = time.monotonic()
 
     async def _commit(self) -> None:
         """Writes what is unwritten, or at least tries; waits for no longer than the timeout."""

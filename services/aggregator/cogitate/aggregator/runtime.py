@@ -68,7 +68,9 @@ class Runtime:
             watch_interval_s=config.takeover_interval_s,
             beat_interval_s=config.heartbeat_interval_s,
         )
-        self._writer = JournalWriter(self.journal, config.journal_timeout_s, self._fenced)
+        self._writer = JournalWriter(
+            self.journal, config.journal_timeout_s, self._fenced, config.journal_interval_s
+        )
         self._neighbours = Neighbours(
             config,
             self._writer,

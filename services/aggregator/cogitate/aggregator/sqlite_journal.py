@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import sqlite3
 import threading
 import time
@@ -310,8 +311,10 @@ class SqliteJournal:
 
     def _others(self) -> set[str]:
         """Owners beside this one that have a file, dead or alive."""
-        found = Path(self._path).parent.glob(f"{Path(self._path).name}.owner.*")
-        return {path.suffix[1:] for path in found} - {self.owner_id}
+        folder, name = os.path.split(os.path.abspath(self._path))
+        prefix = f"{name}.owner."
+        found = {entry[len(prefix) :] for entry in os.listdir(folder) if entry.startswith(prefix)}
+        return found - {self.owner_id}
 
 
 def _locked(path: Path) -> TextIO:
