@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from cogitate.aggregator.journal import Journal, Known, Record, Row
+from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 
 from tests.fakes.nats_server import nats_server
@@ -238,3 +238,30 @@ async def test_an_owner_that_closes_leaves_what_it_had_at_once(store: Open) -> N
         async with asyncio.timeout(2):
             while await other.abandoned() != [("c1", 1)]:
                 await asyncio.sleep(0.02)
+
+
+async def test_a_nats_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.3)
+    with pytest.raises(OSError, match="cannot be used"):
+        await module.NatsJournal("nats://127.0.0.1:1").open("here:1")
+
+
+async def test_what_does_not_fit_one_message_of_nats_goes_in_several(tmp_path: Path) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    big = b"x" * 300_000
+    with nats_server(tmp_path) as url:
+        async with opened(lambda: module.NatsJournal(url)) as [journal]:
+            await journal.accept(record())
+            rows = [
+                Row("c1", 1, n, big, [(n + 1, big)], 9 if n == 5 else None) for n in range(1, 6)
+            ]
+            assert await journal.append(rows) == frozenset()
+            assert await journal.entries("c1") == [big] * 5
+            assert await journal.events("c1", 1, 10) == [big] * 5
+            ended = await journal.get("c1")
+            assert ended is not None
+            assert (ended.last_event, ended.end_ns) == (6, 9)
+            with pytest.raises(JournalError):  # more than the server takes at once
+                await journal.accept(record("c2"))
+                await journal.append([Row("c2", 1, 1, b"x" * 2_000_000, [(2, b"e")])])

@@ -36,6 +36,7 @@ SUBJECT: Final = "cogitate.journal."
 BUCKETS: Final = ("owners", "running", "requests", "list")
 WRONG_LAST_SEQUENCE: Final = 10071
 TIMEOUT_S: Final = 2.0
+CONNECT_TIMEOUT_S: Final = 10.0
 # Rows of one message; the server's limit is 1 MB unless it is told otherwise.
 MESSAGE_BYTES: Final = 512 * 1024
 
@@ -82,10 +83,12 @@ class NatsJournal:
     async def open(self, address: str) -> None:
         self._address = address
         try:
-            self._nats = await nats.connect(
-                self._url, connect_timeout=5, max_reconnect_attempts=-1, reconnect_time_wait=0.2,
-                allow_reconnect=True, error_cb=_on_error,
-            )  # fmt: skip
+            # Left to itself it would try for ever, at the start too.
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._nats = await nats.connect(
+                    self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.2,
+                    error_cb=_on_error,
+                )  # fmt: skip
             self._js = self._nats.jetstream(timeout=TIMEOUT_S)
             await self._js.add_stream(
                 name=STREAM, subjects=[f"{SUBJECT}*"], num_replicas=self._replicas,
@@ -99,7 +102,8 @@ class NatsJournal:
             await self._follow("running", self._running_changed)
         except (nats.errors.Error, OSError, JournalError) as error:
             await self._disconnect()
-            raise OSError(f"the journal {self._url} cannot be used: {error}") from None
+            why = str(error) or type(error).__name__
+            raise OSError(f"the journal {self._url} cannot be used: {why}") from None
 
     async def close(self) -> None:
         try:
