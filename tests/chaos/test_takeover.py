@@ -14,6 +14,8 @@ import random
 import signal
 import sqlite3
 import statistics
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,8 +26,8 @@ from typing import Any
 
 import grpc
 import pytest
-from cogitate.cli.mesh.plan import Options, members, port_count
-from cogitate.cli.mesh.processes import Processes, free_ports, is_serving
+from cogitate.cli.mesh.plan import Options, log_file, members, port_count, ready_file
+from cogitate.cli.mesh.processes import Processes, free_ports
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
@@ -49,6 +51,7 @@ class Mesh:
     processes: Processes
     folder: Path
     address: str
+    revived: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def owner_of(self, id_: str) -> str:
         """The name of the aggregator that has a contemplation, by the journal."""
@@ -59,20 +62,40 @@ class Mesh:
 
     def kill(self, name: str) -> float:
         """Kills without a word; returns when."""
-        [pid] = [m.process.pid for m in self.processes.noted() if m.name == name]
-        os.kill(pid, signal.SIGKILL)
-        return time.monotonic()
+        at = time.monotonic()
+        if name in self.revived:
+            self.revived[name].kill()
+            self.revived[name].wait()
+        else:
+            [pid] = [m.process.pid for m in self.processes.noted() if m.name == name]
+            os.kill(pid, signal.SIGKILL)
+        return at
 
     def revive(self, name: str) -> None:
         """Starts it again and waits until it serves."""
-        while name not in dict(self.processes.died()):
-            time.sleep(0.01)
-        self.processes.respawn(name)
-        [address] = [m.address for m in self.processes.members if m.name == name]
+        [member] = [m for m in self.processes.members if m.name == name]
+        ready_file(self.folder, name).unlink(missing_ok=True)
+        # Without a preexec_fn: a plain fork of a process with gRPC in it may hang.
+        with log_file(self.folder, name).open("ab") as log:
+            self.revived[name] = subprocess.Popen(
+                [sys.executable, "-m", member.module, *member.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **member.environment},
+            )
         ends = time.monotonic() + 60
-        while not is_serving(address):
+        while not ready_file(self.folder, name).exists():
             assert time.monotonic() < ends, f"{name} does not come back"
-            time.sleep(0.05)
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends everything."""
+        self.processes.stop()
+        for process in self.revived.values():
+            process.terminate()
+        for process in self.revived.values():
+            process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +103,12 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     options = Options(decoders=2, aggregators=2)
     planned = members(options, free_ports(port_count(options)), folder, folder / "traces.sqlite")
-    processes = Processes(planned, folder)
+    made = Mesh(Processes(planned, folder), folder, planned[0].address)
     try:
-        processes.start()
-        yield Mesh(processes, folder, planned[0].address)
+        made.processes.start()
+        yield made
     finally:
-        processes.stop()
+        made.stop()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from cogitate.aggregator.journal import Journal, Known, Record, Row
+from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 
 from tests.fakes.nats_server import nats_server
@@ -17,18 +17,20 @@ pytestmark = pytest.mark.contract
 
 Open = Callable[[], Journal]
 FIRST = (2**63 - 1, "")
+# Long beside what a busy machine may take between two beats.
+HUNG_S = 1.5
 
 
 @contextmanager
 def sqlite(folder: Path) -> Iterator[Open]:
-    yield lambda: SqliteJournal(str(folder / "state" / "journal.db"), hung_s=0.3)
+    yield lambda: SqliteJournal(str(folder / "state" / "journal.db"), hung_s=HUNG_S)
 
 
 @contextmanager
 def jetstream(folder: Path) -> Iterator[Open]:
     module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
     with nats_server(folder) as url:
-        yield lambda: module.NatsJournal(url, hung_s=0.3)
+        yield lambda: module.NatsJournal(url, hung_s=HUNG_S)
 
 
 @pytest.fixture(params=[sqlite, jetstream], ids=lambda make: make.__name__)
@@ -154,7 +156,7 @@ async def test_nothing_follows_an_ending(store: Open) -> None:
     async with opened(store) as [journal]:
         await journal.accept(record())
         await journal.append([row(end_ns=5)])
-        assert await journal.append([row(number=3)]) == {"c1"}
+        assert await journal.append([row(number=3)]) == {("c1", 1)}
         assert len(await journal.events("c1", 0, 10)) == 2
 
 
@@ -191,7 +193,7 @@ async def test_what_the_dead_leave_is_claimed_by_one(store: Open) -> None:
         loser = second if winner is first else first
         await abandoned(first)
         await abandoned(second)
-        assert await loser.append([row("c1", 3, epoch=2)]) == {"c1"}
+        assert await loser.append([row("c1", 3, epoch=2)]) == {("c1", 2)}
         assert await winner.append([row("c1", 3, epoch=2)]) == frozenset()
         assert await winner.entries("c1") == [b"input 1", b"input 2"]
         assert await winner.claim("c2", 1) is None
@@ -207,11 +209,25 @@ async def test_who_was_taken_for_dead_writes_nothing_more(store: Open) -> None:
         await abandoned(other, ("c1", 1), ("c2", 1))  # it has not beaten for long enough
         claimed = await other.claim("c1", 1)
         assert claimed is not None
-        assert await frozen.append([row("c1", 3), row("c2", 2)]) == {"c1"}
+        assert await frozen.append([row("c1", 3), row("c2", 2)]) == {("c1", 1)}
         assert len(await other.events("c1", 0, 10)) == 2
         assert len(await other.events("c2", 0, 10)) == 2
         assert await other.append([row("c1", 3, epoch=2, end_ns=4)]) == frozenset()
-        assert await frozen.append([row("c1", 4)]) == {"c1"}
+        assert await frozen.append([row("c1", 4)]) == {("c1", 1)}
+
+
+async def test_who_gets_back_what_it_lost_does_not_mix_the_two_up(store: Open) -> None:
+    async with opened(store) as [first]:
+        await first.accept(record())
+        async with opened(store) as [second]:
+            assert await second.claim("c1", 1) is not None
+            await second.append([row("c1", 2, epoch=2)])
+        claimed = await first.claim("c1", 2)
+        assert claimed is not None
+        assert (claimed.epoch, claimed.last_event) == (3, 2)
+        rows = [row("c1", 2), row("c1", 3, epoch=3)]
+        assert await first.append(rows) == {("c1", 1)}
+        assert await first.entries("c1") == [b"input 1", b"input 2"]
 
 
 async def test_an_owner_that_closes_leaves_what_it_had_at_once(store: Open) -> None:
@@ -222,3 +238,30 @@ async def test_an_owner_that_closes_leaves_what_it_had_at_once(store: Open) -> N
         async with asyncio.timeout(2):
             while await other.abandoned() != [("c1", 1)]:
                 await asyncio.sleep(0.02)
+
+
+async def test_a_nats_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.3)
+    with pytest.raises(OSError, match="cannot be used"):
+        await module.NatsJournal("nats://127.0.0.1:1").open("here:1")
+
+
+async def test_what_does_not_fit_one_message_of_nats_goes_in_several(tmp_path: Path) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    big = b"x" * 300_000
+    with nats_server(tmp_path) as url:
+        async with opened(lambda: module.NatsJournal(url)) as [journal]:
+            await journal.accept(record())
+            rows = [
+                Row("c1", 1, n, big, [(n + 1, big)], 9 if n == 5 else None) for n in range(1, 6)
+            ]
+            assert await journal.append(rows) == frozenset()
+            assert await journal.entries("c1") == [big] * 5
+            assert await journal.events("c1", 1, 10) == [big] * 5
+            ended = await journal.get("c1")
+            assert ended is not None
+            assert (ended.last_event, ended.end_ns) == (6, 9)
+            with pytest.raises(JournalError):  # more than the server takes at once
+                await journal.accept(record("c2"))
+                await journal.append([Row("c2", 1, 1, b"x" * 2_000_000, [(2, b"e")])])

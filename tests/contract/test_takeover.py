@@ -45,7 +45,7 @@ from tests.fakes.nats_server import nats_server
 
 pytestmark = pytest.mark.contract
 
-QUICK = {"takeover_interval_s": 0.01, "owner_timeout_s": 0.5, "heartbeat_interval_s": 0.05}
+QUICK = {"takeover_interval_s": 0.01, "owner_timeout_s": 1.0, "heartbeat_interval_s": 0.05}
 
 
 @dataclass

@@ -173,6 +173,23 @@ def test_gang_latency(tmp_path: Path) -> None:
     assert [row["agents"] for row in json.loads(out.read_text())["rows"]] == [1, 2]
 
 
+def test_journal_cost(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.journal_cost", "--rounds", "1", "--agents", "2", "--json", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["journal"] for row in rows] == ["none", "memory", "sqlite", "fsync"]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    assert [row["bytes_per_token"] > 0 for row in rows] == [False, False, True, True]
+
+
+def test_stalled_reader(tmp_path: Path) -> None:
+    out = tmp_path / "runs.json"
+    run("tests.bench.stalled_reader", "--seconds", "2", "--agents", "2", "--json", str(out))
+    runs = json.loads(out.read_text())["runs"]
+    assert [one["stalled"] for one in runs] == [0, 1]
+    assert all(one["tokens_per_s"] > 0 for one in runs)
+
+
 def test_telemetry_overhead(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     run(

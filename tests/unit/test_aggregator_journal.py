@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from cogitate.aggregator import event_log
 from cogitate.aggregator.coalesce import MAX_TEXT_BYTES, coalesce
 from cogitate.aggregator.event_log import EventLog, JournalWriter
-from cogitate.aggregator.journal import JournalError, Record, Row
+from cogitate.aggregator.journal import JournalError, Ownership, Record, Row
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.wire import Damaged
 from cogitate.kit.errors import NotOwner
@@ -175,7 +176,7 @@ async def test_the_writer_commits_in_groups_and_publishes_after(journal: SqliteJ
     log, commits = await started(journal), []
     append = journal.append
 
-    async def counted(rows: Sequence[Row]) -> frozenset[str]:
+    async def counted(rows: Sequence[Row]) -> frozenset[Ownership]:
         commits.append(len(rows))
         return await append(rows)
 
@@ -194,6 +195,36 @@ async def test_the_writer_commits_in_groups_and_publishes_after(journal: SqliteJ
     assert ended is not None
     assert ended.ending == log.held[-1].SerializeToString()
     assert len(await journal.entries("c1")) == 6
+
+
+async def test_commits_keep_their_distance_and_endings_do_not_wait(
+    journal: SqliteJournal,
+) -> None:
+    log, began = await started(journal), []
+    append = journal.append
+
+    async def timed(rows: Sequence[Row]) -> frozenset[Ownership]:
+        began.append((time.monotonic(), len(rows)))
+        return await append(rows)
+
+    journal.append = timed  # type: ignore[method-assign]
+    writer = JournalWriter(journal, 5.0, interval_s=0.2)
+    running = asyncio.create_task(writer.run())
+    for _ in range(20):
+        put(log, writer)
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(5):
+        while log.published < log.last:
+            await asyncio.sleep(0.005)
+    assert began[0][1] == 1, "the first does not wait"
+    assert began[1][0] - began[0][0] >= 0.19
+    writer._interval_s = 60.0
+    put(log, writer)
+    put(log, writer, "verdict")
+    async with asyncio.timeout(5):
+        assert (await read(log))[-1] == log.last
+    writer.stop()
+    await running
 
 
 async def test_inputs_without_events_wait_for_the_next_commit(journal: SqliteJournal) -> None:
@@ -219,7 +250,7 @@ async def test_stop_writes_what_is_queued(journal: SqliteJournal) -> None:
     assert len(await journal.events("c1", 0, 10)) == 2
 
 
-async def full(rows: object) -> frozenset[str]:
+async def full(rows: object) -> frozenset[Ownership]:
     raise JournalError("database or disk is full")
 
 
@@ -271,7 +302,7 @@ async def test_a_hanging_journal_holds_nobody_up(
     log, writer, works = await started(journal), JournalWriter(journal, 0.05), journal.append
     disk = asyncio.Event()
 
-    async def hangs(rows: Sequence[Row]) -> frozenset[str]:
+    async def hangs(rows: Sequence[Row]) -> frozenset[Ownership]:
         await disk.wait()
         return await works(rows)
 
@@ -302,7 +333,7 @@ async def test_a_fenced_contemplation_sends_its_readers_away(
     put(log, writer, "verdict")
     with pytest.raises(NotOwner):
         await reading
-    assert gone == ["c1"]
+    assert gone == [("c1", 1)]
     assert len(await other.events("c1", 0, 10)) == 1
     writer.stop()
     await running

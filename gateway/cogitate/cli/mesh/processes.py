@@ -89,12 +89,6 @@ class Processes:
                 found.append((name, code))
         return found
 
-    def respawn(self, name: str) -> None:
-        """Starts a child that ended again; does not wait for it."""
-        [member] = [member for member in self.members if member.name == name]
-        self._children[name] = self._spawn(member)
-        self._reported.discard(name)
-
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Drains and ends every child; who does not end in time is killed. Idempotent."""
         stopped: set[str] = set()

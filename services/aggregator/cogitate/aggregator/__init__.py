@@ -11,7 +11,11 @@ Map of the package, in the order a contemplation meets it:
 * ``gang_client``    one Decode stream for each gang
 * ``tool_client``    tool calls, whose failures are results too
 * ``endings``        verdict and certificate, failure, cancellation
+* ``course``         the state machine with its numbered events, live and in replay
+* ``recording``      inputs as the journal keeps them, and back
 * ``event_log``      numbered events, readable from any number, and their way into the journal
-* ``journal``        events on disk before they are sent
+* ``coalesce``       fewer, longer events for a reader that fell behind
+* ``journal``        what a journal promises; ``sqlite_journal`` and ``nats_journal`` keep it
+* ``ownership``      the claim of what aggregators that died left
 * ``wire``           messages to domain values and back
 """

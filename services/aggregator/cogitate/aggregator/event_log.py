@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cogitate.aggregator import wire
 from cogitate.aggregator.coalesce import coalesce
-from cogitate.aggregator.journal import Journal, Row
+from cogitate.aggregator.journal import Journal, Ownership, Row
 from cogitate.kit.errors import NotOwner
 from cogitate.kit.telemetry import stack_of
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -140,15 +142,18 @@ class _Pending:
     """What is to be written, in order, and up to where each log may be read then."""
 
     rows: list[Row] = field(default_factory=list)
-    logs: dict[str, tuple[EventLog, int]] = field(default_factory=dict)
+    logs: dict[Ownership, tuple[EventLog, int]] = field(default_factory=dict)
 
     def add(self, log: EventLog, row: Row) -> None:
         self.rows.append(row)
-        self.logs[row.id] = (log, log.last)
+        self.logs[row.ownership] = (log, log.last)
 
 
 class JournalWriter:
-    """Journals what gathered while the last commit ran, then publishes it (group commit).
+    """Journals what gathered since the last commit, then publishes it (group commit).
+
+    After a pause the next event is written at once, an ending always is; else commits begin
+    ``interval_s`` apart, because they cost more than what is in them.
 
     While the journal fails or hangs, contemplations that run go on from memory, and what they say
     is kept until it can be written: nothing is missing afterwards. New ones are refused meanwhile
@@ -160,14 +165,17 @@ class JournalWriter:
         self,
         journal: Journal,
         timeout_s: float,
-        on_fenced: Callable[[str], None] = lambda _: None,
+        on_fenced: Callable[[Ownership], None] = lambda _: None,
+        interval_s: float = 0.0,
     ) -> None:
-        """``on_fenced`` is told the ids of contemplations that another aggregator has taken."""
+        """``on_fenced`` is told what this aggregator does not own any more."""
         self._journal, self._timeout_s, self._on_fenced = journal, timeout_s, on_fenced
+        self._interval_s, self._began_s = interval_s, -math.inf
+        self._hurry = asyncio.Event()
         self.failing = False
         self._pending = _Pending()
         self._unwritten = _Pending()
-        self._commit_task: asyncio.Task[frozenset[str]] | None = None
+        self._commit_task: asyncio.Task[frozenset[Ownership]] | None = None
         self._num_committing = 0
         self._wake = asyncio.Event()
         self._stopping = False
@@ -179,11 +187,14 @@ class JournalWriter:
         self._pending.add(log, row)
         if events:
             self._wake.set()
+        if log.has_ending:
+            self._hurry.set()
 
     def stop(self) -> None:
         """Lets ``run`` return once everything was tried to be written."""
         self._stopping = True
         self._wake.set()
+        self._hurry.set()
 
     async def run(self) -> None:
         """Writes until stopped. Not to be cancelled: a commit cannot be taken back."""
@@ -193,7 +204,9 @@ class JournalWriter:
                     await self._wake.wait()
             except TimeoutError:
                 pass
+            await self._pause()
             self._wake.clear()
+            self._hurry.clear()
             batch, self._pending = self._pending, _Pending()
             self._unwritten.rows += batch.rows
             self._unwritten.logs |= batch.logs
@@ -204,6 +217,17 @@ class JournalWriter:
                     log.publish(number, written=False)
             if self._stopping and not self._pending.rows:
                 return
+
+    async def _pause(self) -> None:
+        """Until the next commit may begin."""
+        left_s = self._began_s + self._interval_s - time.monotonic()
+        if left_s > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+        self._began_s = time.monotonic()
 
     async def _commit(self) -> None:
         """Writes what is unwritten, or at least tries; waits for no longer than the timeout."""
@@ -226,23 +250,23 @@ class JournalWriter:
             self.failing = False
             logger.warning("the journal is written again")
 
-    async def _append(self, rows: list[Row]) -> frozenset[str]:
+    async def _append(self, rows: list[Row]) -> frozenset[Ownership]:
         return await self._journal.append(rows)
 
-    def _written(self, fenced: frozenset[str]) -> None:
+    def _written(self, fenced: frozenset[Ownership]) -> None:
         rows = self._unwritten.rows[: self._num_committing]
         del self._unwritten.rows[: self._num_committing]
-        numbers = {row.id: row.events[-1][0] for row in rows if row.events}
-        left = {row.id for row in self._unwritten.rows}
-        for id_ in {row.id for row in rows}:
-            log, _ = self._unwritten.logs[id_]
-            if id_ in fenced:
+        numbers = {row.ownership: row.events[-1][0] for row in rows if row.events}
+        left = {row.ownership for row in self._unwritten.rows}
+        for mine in {row.ownership for row in rows}:
+            log, _ = self._unwritten.logs[mine]
+            if mine in fenced:
                 log.fence()
-                self._on_fenced(id_)
-            elif id_ in numbers:
-                log.publish(numbers[id_])
-            if id_ not in left:
-                del self._unwritten.logs[id_]
+                self._on_fenced(mine)
+            elif mine in numbers:
+                log.publish(numbers[mine])
+            if mine not in left:
+                del self._unwritten.logs[mine]
 
     def _fail(self, why: str) -> None:
         if not self.failing:

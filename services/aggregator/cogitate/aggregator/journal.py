@@ -41,6 +41,10 @@ class Record:
     ending: bytes | None = None
 
 
+# A contemplation and the epoch in which somebody owned it.
+Ownership = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One input and the events it emitted, written together or not at all.
@@ -54,6 +58,11 @@ class Row:
     entry: bytes  # JournalInput; empty for an ending that nothing caused
     events: Sequence[tuple[int, bytes]] = ()
     end_ns: int | None = None  # set if the last event is an ending
+
+    @property
+    def ownership(self) -> Ownership:
+        """Under which it is written."""
+        return self.id, self.epoch
 
 
 class Journal(Protocol):
@@ -78,8 +87,8 @@ class Journal(Protocol):
         """Journals a contemplation of this owner with its first event. Raises Known."""
         ...
 
-    async def append(self, rows: Sequence[Row]) -> frozenset[str]:
-        """Journals rows in order; returns whose rows were refused: another owner has them."""
+    async def append(self, rows: Sequence[Row]) -> frozenset[Ownership]:
+        """Journals rows in order; returns whose rows were refused: there is a newer owner."""
         ...
 
     async def delete(self, ids: Iterable[str]) -> None:
@@ -92,8 +101,8 @@ class Journal(Protocol):
         """Says that this owner lives; without it others take its contemplations."""
         ...
 
-    async def abandoned(self) -> list[tuple[str, int]]:
-        """Unfinished contemplations whose owner is dead, with the epoch in which it died."""
+    async def abandoned(self) -> list[Ownership]:
+        """Unfinished contemplations whose owner is dead, and the epoch in which it died."""
         ...
 
     async def claim(self, id_: str, epoch: int) -> Record | None:

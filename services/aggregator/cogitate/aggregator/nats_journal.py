@@ -19,11 +19,10 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Final
 
 import nats
-from cogitate.aggregator.journal import JournalError, Known, Record, Row
+from cogitate.aggregator.journal import JournalError, Known, Ownership, Record, Row
 from cogitate.kit.tasks import Supervisor
 from cogitate.v1 import journal_pb2 as pb
 from google.protobuf.message import DecodeError
@@ -37,6 +36,7 @@ SUBJECT: Final = "cogitate.journal."
 BUCKETS: Final = ("owners", "running", "requests", "list")
 WRONG_LAST_SEQUENCE: Final = 10071
 TIMEOUT_S: Final = 2.0
+CONNECT_TIMEOUT_S: Final = 10.0
 # Rows of one message; the server's limit is 1 MB unless it is told otherwise.
 MESSAGE_BYTES: Final = 512 * 1024
 
@@ -45,6 +45,7 @@ MESSAGE_BYTES: Final = 512 * 1024
 class _Head:
     """The end of a subject as this owner wrote it."""
 
+    epoch: int
     stream_sequence: int
     input_offset: int
     last_event: int
@@ -82,10 +83,12 @@ class NatsJournal:
     async def open(self, address: str) -> None:
         self._address = address
         try:
-            self._nats = await nats.connect(
-                self._url, connect_timeout=5, max_reconnect_attempts=-1, reconnect_time_wait=0.2,
-                allow_reconnect=True, error_cb=_on_error,
-            )  # fmt: skip
+            # Left to itself it would try for ever, at the start too.
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._nats = await nats.connect(
+                    self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.2,
+                    error_cb=_on_error,
+                )  # fmt: skip
             self._js = self._nats.jetstream(timeout=TIMEOUT_S)
             await self._js.add_stream(
                 name=STREAM, subjects=[f"{SUBJECT}*"], num_replicas=self._replicas,
@@ -99,7 +102,8 @@ class NatsJournal:
             await self._follow("running", self._running_changed)
         except (nats.errors.Error, OSError, JournalError) as error:
             await self._disconnect()
-            raise OSError(f"the journal {self._url} cannot be used: {error}") from None
+            why = str(error) or type(error).__name__
+            raise OSError(f"the journal {self._url} cannot be used: {why}") from None
 
     async def close(self) -> None:
         try:
@@ -160,7 +164,7 @@ class NatsJournal:
         with _failing():
             await self._kv["owners"].put(self.owner_id, self._address.encode())
 
-    async def abandoned(self) -> list[tuple[str, int]]:
+    async def abandoned(self) -> list[Ownership]:
         dead = {owner for owner, _ in self._running.values() if self._is_dead(owner)}
         return [(id_, epoch) for id_, (owner, epoch) in self._running.items() if owner in dead]
 
@@ -182,7 +186,7 @@ class NatsJournal:
             written = await self._publish(id_, claim, sequence)
             if written is None:
                 return None
-            self._heads[id_] = _Head(written, 0, last.last_event_number)
+            self._heads[id_] = _Head(epoch + 1, written, 0, last.last_event_number)
             await self._note_running(id_, self.owner_id, epoch + 1)
             return await self.get(id_)
 
@@ -216,7 +220,7 @@ class NatsJournal:
             sequence = await self._publish(record.id, batch, 0)
             if sequence is None:
                 raise Known(record.id)
-            self._heads[record.id] = _Head(sequence, 0, 1)
+            self._heads[record.id] = _Head(record.epoch, sequence, 0, 1)
             await self._kv["list"].put(_list_key(record), b"")
 
     async def _take_request(self, record: Record) -> None:
@@ -231,20 +235,21 @@ class NatsJournal:
             # Whoever took it died before it had accepted anything.
             await requests.update(key, record.id.encode(), last=entry.revision)
 
-    async def append(self, rows: Sequence[Row]) -> frozenset[str]:
-        by_id = sorted(rows, key=lambda row: row.id)
-        groups = [(id_, list(of)) for id_, of in groupby(by_id, key=lambda row: row.id)]
+    async def append(self, rows: Sequence[Row]) -> frozenset[Ownership]:
+        groups: dict[Ownership, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.ownership, []).append(row)
         with _failing():
-            fenced = await asyncio.gather(*(self._append(id_, of) for id_, of in groups))
-        return frozenset(id_ for (id_, _), refused in zip(groups, fenced, strict=True) if refused)
+            fenced = await asyncio.gather(*(self._append(*key, of) for key, of in groups.items()))
+        return frozenset(key for key, refused in zip(groups, fenced, strict=True) if refused)
 
-    async def _append(self, id_: str, rows: list[Row]) -> bool:
+    async def _append(self, id_: str, epoch: int, rows: list[Row]) -> bool:
         """Writes what is not written yet; says whether it was refused."""
         head = self._heads.get(id_)
-        if head is None:
+        if head is None or head.epoch != epoch:
             return True
         for part in _parts([row for row in rows if not _is_written(row, head)]):
-            batch = pb.JournalBatch(owner=self.owner_id, epoch=part[0].epoch)
+            batch = pb.JournalBatch(owner=self.owner_id, epoch=epoch)
             for row in part:
                 batch.rows.add(
                     input_offset=row.sequence,

@@ -17,7 +17,7 @@ from cogitate.kit.telemetry import stack_of
 logger = logging.getLogger(__name__)
 
 
-class Ownership:
+class Watch:
     """Beats and watches. ``adopt`` is given every record that this aggregator came to own.
 
     It is given a record again if it raises JournalError.

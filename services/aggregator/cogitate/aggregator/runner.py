@@ -74,7 +74,7 @@ class Runner:
         """An epoch above 1 goes on with what others began: ``course`` is a replay then."""
         self._n, self._course, self.events, self.span = neighbours, course, events, span
         self._request, self.spec, self.machine = course.request, course.spec, course.machine
-        self._epoch, self._is_fenced = epoch, False
+        self.epoch, self._is_fenced = epoch, False
         self._spans = AgentSpans(span, course.spec)
         self._inputs: asyncio.Queue[tuple[m.Input, recording.Source]] = asyncio.Queue()
         self._gangs: dict[str, GangClient] = {}
@@ -164,11 +164,11 @@ class Runner:
             await self._end_gangs()
 
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
-        if self._epoch == 1:
+        if self.epoch == 1:
             started = journal_pb2.JournalInput(started=journal_pb2.JournalStarted())
             self._handle(started, None, tasks)
             return
-        self.put(m.OwnerChanged(self._epoch))
+        self.put(m.OwnerChanged(self.epoch))
         self._start(tasks, self._timers, self._await_client())
 
     async def _await_client(self) -> None:
@@ -236,7 +236,7 @@ class Runner:
         ended = bool(turn.events) and is_ending(turn.events[-1])
         row = Row(
             id=self.spec.contemplation_id,
-            epoch=self._epoch,
+            epoch=self.epoch,
             sequence=turn.sequence,
             entry=turn.entry.SerializeToString(),
             events=[(event.event_number, event.SerializeToString()) for event in turn.events],
@@ -349,7 +349,7 @@ class Runner:
         declare = router_pb.DeclareGangs(
             contemplation_id=self.spec.contemplation_id,
             attempt=effect.attempt,
-            owner_epoch=self._epoch,
+            owner_epoch=self.epoch,
             tenant=current_tenant(),
             gangs=[gang],
             budget=self._request.budget,
@@ -381,7 +381,7 @@ class Runner:
             contemplation_id=self.spec.contemplation_id,
             gang_id=effect.gang.gang_id,
             attempt=effect.attempt,
-            owner_epoch=self._epoch,
+            owner_epoch=self.epoch,
             tenant=current_tenant(),
             model=self.spec.model,
             conversation=[*self._request.conversation, *wire.to_messages(effect.turns)],
@@ -423,7 +423,7 @@ class Runner:
                 wire.to_call(effect.call),
                 self._allowed,
                 self._images,
-                self._epoch,
+                self.epoch,
             )
         self.tool_returned(effect.call.call_id, result, time.monotonic() - began, ran)
 

@@ -19,9 +19,9 @@ from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.event_log import EventLog, JournalWriter
 from cogitate.aggregator.gang_client import Channels
-from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
+from cogitate.aggregator.journal import Journal, JournalError, Known, Ownership, Record, Row
 from cogitate.aggregator.lease_client import LeaseClient
-from cogitate.aggregator.ownership import Ownership
+from cogitate.aggregator.ownership import Watch
 from cogitate.aggregator.runner import CLOSE_S, Neighbours, Runner
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.tool_client import ToolClient
@@ -62,13 +62,15 @@ class Runtime:
         self.config = config
         self.draining = False
         self.journal = _journal(config)
-        self._ownership = Ownership(
+        self._ownership = Watch(
             self.journal,
             self._adopt,
             watch_interval_s=config.takeover_interval_s,
             beat_interval_s=config.heartbeat_interval_s,
         )
-        self._writer = JournalWriter(self.journal, config.journal_timeout_s, self._fenced)
+        self._writer = JournalWriter(
+            self.journal, config.journal_timeout_s, self._fenced, config.journal_interval_s
+        )
         self._neighbours = Neighbours(
             config,
             self._writer,
@@ -315,11 +317,13 @@ class Runtime:
         events = [(event.event_number, event.SerializeToString())]
         await self.journal.append([Row(record.id, record.epoch, 0, b"", events, now_ns)])
 
-    def _fenced(self, contemplation_id: str) -> None:
+    def _fenced(self, lost: Ownership) -> None:
         """Another aggregator took it over: whoever asks here is sent there."""
-        self._logs.pop(contemplation_id, None)
-        if runner := self._runners.get(contemplation_id):
+        contemplation_id, epoch = lost
+        runner = self._runners.get(contemplation_id)
+        if runner is not None and runner.epoch == epoch:
             logger.warning("contemplation %s was taken over by another", contemplation_id)
+            self._logs.pop(contemplation_id, None)
             runner.fence()
 
     # -- reading -----------------------------------------------------------------------------
@@ -328,7 +332,7 @@ class Runtime:
         """The log, from memory or from the journal. Raises NotFound, also for another tenant."""
         tenant = current_tenant()
         held = self._logs.get(contemplation_id)
-        if held is not None and held[0] == tenant:
+        if held is not None and held[0] == tenant and not held[1].fenced:
             return held[1]
         record = await self.record_of(contemplation_id)
         if record.ending is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import sqlite3
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from cogitate.aggregator.journal import JournalError, Known, Record, Row
+from cogitate.aggregator.journal import JournalError, Known, Ownership, Record, Row
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS contemplations (
@@ -144,23 +145,23 @@ class SqliteJournal:
 
         await self._do(write)
 
-    async def append(self, rows: Sequence[Row]) -> frozenset[str]:
+    async def append(self, rows: Sequence[Row]) -> frozenset[Ownership]:
         return await self._do(lambda: self._append(rows))
 
-    def _append(self, rows: Sequence[Row]) -> frozenset[str]:
-        last = {row.id: row for row in rows}
-        numbers = {row.id: row.events[-1][0] for row in rows if row.events}
+    def _append(self, rows: Sequence[Row]) -> frozenset[Ownership]:
+        numbers = dict.fromkeys((row.ownership for row in rows), 0)
+        numbers |= {row.ownership: row.events[-1][0] for row in rows if row.events}
         fenced = set()
-        for row in last.values():
+        for (id_, epoch), number in numbers.items():
             # Takes the write lock, and checks who owns it under the lock.
             changed = self._db.execute(
                 "UPDATE contemplations SET last_event=max(last_event, ?) "
                 "WHERE id=? AND epoch=? AND owner=? AND ending IS NULL",
-                (numbers.get(row.id, 0), row.id, row.epoch, self.owner_id),
+                (number, id_, epoch, self.owner_id),
             ).rowcount
             if not changed:
-                fenced.add(row.id)
-        mine = [row for row in rows if row.id not in fenced]
+                fenced.add((id_, epoch))
+        mine = [row for row in rows if row.ownership not in fenced]
         self._db.executemany(
             "INSERT INTO inputs VALUES (?,?,?)",
             [(row.id, row.sequence, row.entry) for row in mine if row.entry],
@@ -194,12 +195,12 @@ class SqliteJournal:
         if self._path:
             await self._do(write)
 
-    async def abandoned(self) -> list[tuple[str, int]]:
+    async def abandoned(self) -> list[Ownership]:
         if not self._path:
             return []
         return await asyncio.to_thread(self._abandoned)
 
-    def _abandoned(self) -> list[tuple[str, int]]:
+    def _abandoned(self) -> list[Ownership]:
         """Looks at lock files, which costs next to nothing, and at the tables now and then."""
         others = self._others()
         dead = {owner for owner in others if _is_free(self._lock_path(owner))}
@@ -216,7 +217,7 @@ class SqliteJournal:
                 beats = dict(self._db.execute("SELECT id, beat FROM owners"))
                 # Looked for after the query: an owner has its file before it has anything else.
                 unowned = set(owners) - self._others() - {self.owner_id}
-                found: list[tuple[str, int]] = [
+                found: list[Ownership] = [
                     row
                     for owner in dead | unowned | self._hung(beats, now)
                     for row in self._db.execute(
@@ -310,8 +311,10 @@ class SqliteJournal:
 
     def _others(self) -> set[str]:
         """Owners beside this one that have a file, dead or alive."""
-        found = Path(self._path).parent.glob(f"{Path(self._path).name}.owner.*")
-        return {path.suffix[1:] for path in found} - {self.owner_id}
+        folder, name = os.path.split(os.path.abspath(self._path))
+        prefix = f"{name}.owner."
+        found = {entry[len(prefix) :] for entry in os.listdir(folder) if entry.startswith(prefix)}
+        return found - {self.owner_id}
 
 
 def _locked(path: Path) -> TextIO:
