@@ -65,7 +65,7 @@ def row_lines(rows: Rows) -> list[tuple[str, ...]]:
 
 def comparison_lines(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """Returns the cells of the table of comparisons."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for one in comparisons:
         what = one.difference
         lines.append(

@@ -125,8 +125,14 @@ def grid(
     def one(count: int, kind: str, strategy: str, quorum: str) -> Setting:
         wide = kind != JUDGE and base.initial_agents < count
         initial = base.initial_agents if wide else 0
-        changed = {"kind": kind, "strategy": strategy, "quorum": quorum, "initial_agents": initial}
-        return replace(base, agents=count, **changed)
+        return replace(
+            base,
+            agents=count,
+            kind=kind,
+            strategy=strategy,
+            quorum=quorum,
+            initial_agents=initial,
+        )
 
     def made() -> Iterator[Setting]:
         for count, strategy, quorum in product(agents, strategies, quorums):
