@@ -31,6 +31,17 @@ def test_a_grid_is_every_combination_and_one_agent_once_a_strategy() -> None:
     assert next(one for one in made if one.kind == RETRY).gang() in made
 
 
+def test_settings_that_differ_do_not_share_a_name() -> None:
+    base = Setting(8, strategy="vote", quorum="all")
+    told = {"effort": "thinking", "temperature": 0.5, "max_tokens": 40, "initial_agents": 2}
+    others = [Setting(8, strategy="vote", quorum="all", **{k: v}) for k, v in told.items()]
+    assert (
+        len({one.name for one in (base, *others)})
+        == 5
+        == len({one.series for one in (base, *others)})
+    )
+
+
 def test_widening_starts_only_what_is_wider() -> None:
     made = grid(Setting(1, initial_agents=4), (1, 4, 8), ("vote",), ("all",))
     assert [(one.agents, one.initial_agents) for one in made] == [(1, 0), (4, 0), (8, 4)]
