@@ -118,6 +118,8 @@ def test_a_table_says_what_failed_was_refused_and_was_left_out() -> None:
     outcome = Outcome(False, 1.0, 3, error="NO_ENDPOINT", left_out=("ROUNDS",))
     rows = compare.rows(compare.measured([Record(unit, setting, outcome, 4)]))
     said = report.remarks(rows, [4], {Setting(8, quorum="x"): "unknown quorum 'x'"})
+    judge = compare.rows(compare.measured([Record(unit, Setting(8, kind=JUDGE), outcome)]))
+    assert "temperature 0.8, gangs at the model's own" in report.remarks(judge, [1], {})[0]
     text = report.markdown(rows, [], said)
     for words in ("1 of 1 runs failed: 1 × NO_ENDPOINT", "ROUNDS", "unknown quorum 'x'", "4 quest"):
         assert words in text
