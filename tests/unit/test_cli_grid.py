@@ -31,6 +31,17 @@ def test_a_grid_is_every_combination_and_one_agent_once_a_strategy() -> None:
     assert next(one for one in made if one.kind == RETRY).gang() in made
 
 
+def test_settings_that_differ_do_not_share_a_name() -> None:
+    base = Setting(8, strategy="vote", quorum="all")
+    told = {"effort": "thinking", "temperature": 0.5, "max_tokens": 40, "initial_agents": 2}
+    others = [Setting(8, strategy="vote", quorum="all", **{k: v}) for k, v in told.items()]
+    assert (
+        len({one.name for one in (base, *others)})
+        == 5
+        == len({one.series for one in (base, *others)})
+    )
+
+
 def test_widening_starts_only_what_is_wider() -> None:
     made = grid(Setting(1, initial_agents=4), (1, 4, 8), ("vote",), ("all",))
     assert [(one.agents, one.initial_agents) for one in made] == [(1, 0), (4, 0), (8, 4)]
@@ -107,6 +118,8 @@ def test_a_table_says_what_failed_was_refused_and_was_left_out() -> None:
     outcome = Outcome(False, 1.0, 3, error="NO_ENDPOINT", left_out=("ROUNDS",))
     rows = compare.rows(compare.measured([Record(unit, setting, outcome, 4)]))
     said = report.remarks(rows, [4], {Setting(8, quorum="x"): "unknown quorum 'x'"})
+    judge = compare.rows(compare.measured([Record(unit, Setting(8, kind=JUDGE), outcome)]))
+    assert "temperature 0.8, gangs at the model's own" in report.remarks(judge, [1], {})[0]
     text = report.markdown(rows, [], said)
     for words in ("1 of 1 runs failed: 1 × NO_ENDPOINT", "ROUNDS", "unknown quorum 'x'", "4 quest"):
         assert words in text

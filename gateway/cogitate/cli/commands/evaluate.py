@@ -56,8 +56,9 @@ each question before the next one begins. One agent alone is greedy and `thinkin
 `contemplating`, unless told otherwise. Latency is honest with --concurrency 1 only, the default.
 
 Baselines, for every number of agents N above 1: `judge` makes N single calls that differ by seed,
-at temperature 0.8, waits for all, and makes one more that is shown their answers; `retry`, for
-countdown only, has one agent try until it has spent what N agents spent or proved its answer.
+waits for all, and makes one more that is shown their answers; `retry`, for countdown only, has one
+agent try until it has spent what N agents spent or proved its answer. Single calls sample at 0.8,
+gangs at the model's own temperature; --temperature gives all of them one.
 """
 
 

@@ -60,11 +60,14 @@ async def ask(
         outcome = await _judge(client, question, setting, seed)
     else:
         outcome = await _retry(client, question, setting, seed, budget_tokens)
-    right = not outcome.error and question.check(outcome.answer)
-    times = {"latency_s": round(outcome.latency_s, 6)}
-    if outcome.first_answer_s is not None:
-        times["first_answer_s"] = round(outcome.first_answer_s, 6)
-    return replace(outcome, right=right, **times)
+    first_s = outcome.first_answer_s
+    return replace(
+        outcome,
+        right=not outcome.error and question.check(outcome.answer),
+        # To the microsecond, so that a file holds exactly what is counted.
+        latency_s=round(outcome.latency_s, 6),
+        first_answer_s=None if first_s is None else round(first_s, 6),
+    )
 
 
 async def _judge(client: AsyncClient, question: Question, setting: Setting, seed: int) -> Outcome:

@@ -43,8 +43,9 @@ class Bars:
             self._note(record)
         for one in settings:
             # Begun with what is kept: it must not look like speed.
-            begun = {"completed": self._count[one], "said": self._said(one)}
-            self._tasks[one] = self._progress.add_task(one.name, total=total, **begun)
+            self._tasks[one] = self._progress.add_task(
+                one.name, total=total, completed=self._count[one], said=self._said(one)
+            )
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -92,5 +92,5 @@ def _question(unit: Unit) -> tuple[str, str, str]:
     return unit.dataset, unit.question, unit.digest
 
 
-def _order(dataset: str, setting: Setting) -> Sequence[Any]:
+def _order(dataset: str, setting: Setting) -> tuple[Any, ...]:
     return dataset, setting.kind != GANG, setting.series, setting.agents, setting.name

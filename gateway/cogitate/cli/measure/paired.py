@@ -107,7 +107,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Returns the exact two-sided p of "both are right equally often"; 1 if they never differ."""
     count = only_first + only_second
     tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return min(1.0, 2 * tail / (1 << count))
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> Estimate | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cogitate.cli.measure.compare import Comparison
 from cogitate.cli.measure.paired import Estimate
-from cogitate.cli.measure.setting import Setting
+from cogitate.cli.measure.setting import JUDGE, SAMPLING_TEMPERATURE, Setting
 from cogitate.cli.measure.statistics import Row
 from rich import box
 from rich.table import Table
@@ -65,7 +65,7 @@ def row_lines(rows: Rows) -> list[tuple[str, ...]]:
 
 def comparison_lines(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """Returns the cells of the table of comparisons."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for one in comparisons:
         what = one.difference
         lines.append(
@@ -125,6 +125,11 @@ def plain(
 def remarks(rows: Rows, concurrencies: Sequence[int], refusals: Mapping[Setting, str]) -> list[str]:
     """Returns what a reader of the numbers has to know beside them."""
     said = [f"Refused by the mesh: {one.name}: {why}" for one, why in refusals.items()]
+    if any(one.kind == JUDGE and one.temperature is None for _, one in rows):
+        said.append(
+            f"The judge's single calls sampled at temperature {SAMPLING_TEMPERATURE}, gangs at the "
+            "model's own: --temperature gives both the same."
+        )
     most = max(concurrencies, default=1)
     if most > 1:
         said.append(f"Up to {most} questions were asked at once: latency holds under that load.")

@@ -45,20 +45,27 @@ class Setting:
     def name(self) -> str:
         """What people read: "8 × vote · unbeatable"."""
         if self.kind == JUDGE:
-            return f"judge of {self.agents}"
+            return " · ".join([f"judge of {self.agents}", *self._told()])
         if self.kind == RETRY:
-            return f"retry, tokens of {self.agents}"
+            return " · ".join([f"retry, tokens of {self.agents}", *self._told()])
         return f"{self.agents} × {self.series}"
 
     @property
     def series(self) -> str:
         """What a curve over the number of agents is called."""
         if self.kind != GANG:
-            return {JUDGE: "single calls and a judge", RETRY: "one agent, retrying"}[self.kind]
+            named = {JUDGE: "single calls and a judge", RETRY: "one agent, retrying"}[self.kind]
+            return " · ".join([named, *self._told()])
         parts = [self.strategy or "default strategy"]
         parts += [self.quorum or "default quorum"] if self.agents > 1 else []
         parts += [f"from {self.initial_agents}"] if self.initial_agents else []
-        return " · ".join(parts)
+        return " · ".join([*parts, *self._told()])
+
+    def _told(self) -> list[str]:
+        """What of the rest was told: grids that differ in it may share a folder."""
+        parts = [self.effort] if self.effort else []
+        parts += [f"T {self.temperature:g}"] if self.temperature is not None else []
+        return parts + ([f"at most {self.max_tokens}"] if self.max_tokens is not None else [])
 
     def gang(self) -> Setting:
         """Returns the gang whose tokens a retry may spend."""
@@ -125,8 +132,14 @@ def grid(
     def one(count: int, kind: str, strategy: str, quorum: str) -> Setting:
         wide = kind != JUDGE and base.initial_agents < count
         initial = base.initial_agents if wide else 0
-        changed = {"kind": kind, "strategy": strategy, "quorum": quorum, "initial_agents": initial}
-        return replace(base, agents=count, **changed)
+        return replace(
+            base,
+            agents=count,
+            kind=kind,
+            strategy=strategy,
+            quorum=quorum,
+            initial_agents=initial,
+        )
 
     def made() -> Iterator[Setting]:
         for count, strategy, quorum in product(agents, strategies, quorums):
