@@ -43,7 +43,7 @@ def test_the_same_text_in_other_pieces_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "same"),
     [
-        ([wrote(0, 0, "abc")], [wrote(0, 0, "abd")], False),
+        ([wrote(0, 0, "abc")], [wrote(0, 0, "abx")], False),
         ([wrote(0, 0, "abc")], [wrote(0, 0, "ab")], False),  # shorter, and not stopped
         ([wrote(0, 0, "abc"), killed(0)], [wrote(0, 0, "ab")], True),
         ([wrote(0, 0, "abc"), killed(0)], [wrote(0, 0, "xb")], False),
