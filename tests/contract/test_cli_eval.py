@@ -118,7 +118,8 @@ async def test_a_gang_is_asked_and_everything_about_it_noted() -> None:
     assert (found.right, found.answer, found.error) == (True, "2", "")
     assert (found.tokens, found.used_tokens, found.killed_tokens) == (42, 12, 30)
     assert found.first_answer_s is not None
-    assert 0.1 <= found.first_answer_s < 0.2 <= found.latency_s
+    # Loose towards late: the machine may be busy.
+    assert 0.1 <= found.first_answer_s <= found.latency_s - 0.05
     assert found.agreement == pytest.approx(2 / 3)
     assert found.left_out == ("INITIAL_AGENT_COUNT",)
 
@@ -164,7 +165,7 @@ async def test_the_judge_is_shown_what_independent_calls_answered() -> None:
             return (Event(accepted=pb2.Accepted()), said(0, 0, "3", answer=True), verdict("3", 7))
         seed = request.spec.sampling_params.seed
         answer = "3" if seed % 2 else "4"
-        return (Event(accepted=pb2.Accepted()), Wait(0.1), verdict(answer, 10))
+        return (Event(accepted=pb2.Accepted()), Wait(0.8), verdict(answer, 10))
 
     async with mesh(script) as (address, fake), AsyncClient(address) as client:
         found = await ask(client, question(3), Setting(4, kind=JUDGE), 0)
@@ -183,8 +184,8 @@ async def test_the_judge_is_shown_what_independent_calls_answered() -> None:
     assert (found.right, found.tokens) == (True, 47)
     assert found.agreement == answers.count("3") / 4
     assert found.first_answer_s is not None
-    assert found.first_answer_s >= 0.1, "the judge begins when all have answered"
-    assert found.latency_s < 0.3, "the calls run at the same time"
+    assert found.first_answer_s >= 0.8, "the judge begins when all have answered"
+    assert found.latency_s < 4 * 0.8, "the calls run at the same time"
 
 
 async def test_the_retry_baseline_stops_at_a_proof_or_at_its_budget() -> None:
