@@ -34,9 +34,13 @@ class GatewayConfig(ServiceConfig):
         10.0, "longest a short call inside the mesh may take", minimum=0.01, maximum=600
     )
     default_model: str = knob("mini", "model of a question that names none")
-    strategies: tuple[str, ...] = knob(("vote",), "strategies told to clients, comma separated")
+    strategies: tuple[str, ...] = knob(
+        ("vote", "confidence", "refine", "best_of", "synthesis"),
+        "strategies told to clients, comma separated",
+    )
     quorums: tuple[str, ...] = knob(
-        ("all", "unbeatable", "verified"), "quorum rules told to clients, comma separated"
+        ("all", "unbeatable", "unanimous", "posterior", "first", "verified"),
+        "quorum rules told to clients, comma separated",
     )
     max_agent_count: int = knob(64, "most agents of one question", minimum=1, maximum=4096)
     max_image_count: int = knob(8, "most images of one question", minimum=0, maximum=256)

@@ -43,7 +43,8 @@ EQUIVALENCES: Final = ("", "auto", "number", "choice", "text", "json")
 EVENTS: Final = frozenset(
     "accepted placed prefilled round_started agent_started deltas tool_call_started"
     " tool_call_finished awaiting_client ballot_cast decided agent_killed agent_lost"
-    " text_retracted feature_degraded steered verdict_delta verdict failed cancelled".split()
+    " text_retracted feature_degraded steered widened verdict_delta verdict failed"
+    " cancelled".split()
 )
 
 MAX_NAMES: Final = 64
