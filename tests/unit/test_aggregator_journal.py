@@ -227,6 +227,23 @@ async def test_commits_keep_their_distance_and_endings_do_not_wait(
     await running
 
 
+async def test_the_first_text_does_not_wait_and_the_next_does(journal: SqliteJournal) -> None:
+    log = await started(journal)
+    writer = JournalWriter(journal, 5.0, interval_s=60.0)
+    running = asyncio.create_task(writer.run())
+    for kind in ("placed", "prefilled", "deltas"):
+        put(log, writer, kind)
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        while log.published < log.last:
+            await asyncio.sleep(0.005)
+    put(log, writer)
+    await asyncio.sleep(0.05)
+    assert log.published == log.last - 1
+    writer.stop()
+    await running
+
+
 async def test_inputs_without_events_wait_for_the_next_commit(journal: SqliteJournal) -> None:
     log = await started(journal)
     writer = JournalWriter(journal, 1.0)

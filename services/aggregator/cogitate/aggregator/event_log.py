@@ -46,7 +46,7 @@ class EventLog:
         """Begins after the events the journal has already."""
         self.contemplation_id, self._fetch = contemplation_id, fetch
         self.published = self.written = self.last = last
-        self.fenced = False
+        self.fenced = self.has_text = False
         self._held: deque[pb.ContemplationEvent] = deque()
         self._ending: int | None = None
         self._news = asyncio.Event()
@@ -77,6 +77,7 @@ class EventLog:
         """Appends the next event; it can be read once it is published."""
         self.last = event.event_number
         self._held.append(event)
+        self.has_text = self.has_text or event.HasField("deltas")
         if is_ending(event):
             self._ending = self.last
 
@@ -152,8 +153,8 @@ class _Pending:
 class JournalWriter:
     """Journals what gathered since the last commit, then publishes it (group commit).
 
-    After a pause the next event is written at once, an ending always is; else commits begin
-    ``interval_s`` apart, because they cost more than what is in them.
+    After a pause the next event is written at once, the first text and an ending always are; else
+    commits begin ``interval_s`` apart, because they cost more than what is in them.
 
     While the journal fails or hangs, contemplations that run go on from memory, and what they say
     is kept until it can be written: nothing is missing afterwards. New ones are refused meanwhile
@@ -182,12 +183,13 @@ class JournalWriter:
 
     def write(self, log: EventLog, row: Row, events: Sequence[pb.ContemplationEvent]) -> None:
         """Queues an input and its events. Inputs without events wait for the next commit."""
+        had_text = log.has_text
         for event in events:
             log.add(event)
         self._pending.add(log, row)
         if events:
             self._wake.set()
-        if log.has_ending:
+        if log.has_ending or log.has_text > had_text:
             self._hurry.set()
 
     def stop(self) -> None:
