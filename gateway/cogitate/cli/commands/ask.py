@@ -63,6 +63,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how a question is worked on."""
     group = parser.add_argument_group("how it is worked on")
     group.add_argument("--agents", type=int, metavar="N", help="how many agents")
+    group.add_argument(
+        "--initial-agents",
+        type=int,
+        default=0,
+        metavar="N",
+        help="begin with these, or as many as the quorum needs, and widen while there is dissent",
+    )
     group.add_argument("--effort", choices=("instant", "thinking", "contemplating"))
     group.add_argument(
         "--strategy", default="", metavar="NAME",
@@ -107,6 +114,7 @@ def options(args: argparse.Namespace) -> AskOptions:
     tools = args.tool
     return AskOptions(
         agents=args.agents,
+        initial_agents=args.initial_agents,
         effort=args.effort,
         strategy=args.strategy,
         quorum=args.quorum,
