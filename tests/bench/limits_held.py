@@ -104,7 +104,7 @@ def summary(runs: list[dict[str, Any]], needed: Needs) -> dict[str, Any]:
         "questions": len(runs),
         "outcomes": dict(Counter(r["outcome"] for r in runs)),
         "budgets_with_an_answer": len(over),
-        "most_overshoot_tokens": max(over, default=0),
+        "most_overshoot_tokens": max(0, *over) if over else 0,
         "deadlines": len(timed),
         "heard_of_late": len(late),
         "latest_ms": round(max((1000 * (r["took_s"] - r["deadline_s"]) for r in late), default=0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -30,6 +31,13 @@ from tests.fakes.scenarios import said
 pytestmark = pytest.mark.contract
 
 Event = pb2.ContemplationEvent
+# The command, Ctrl-C heard even where the tests run in a background that ignores it.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from cogitate.cli.main import main
+sys.exit(main())
+"""
 
 
 @asynccontextmanager
@@ -295,9 +303,11 @@ async def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     out = tmp_path / "out"
     file = questions_file(tmp_path, 500)
     async with mesh(slow) as (address, fake):
-        command = ("-m", "cogitate.cli", "eval", file, "--out", str(out), "--address", address)
+        command = ("eval", file, "--out", str(out), "--address", address)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-c",
+            INTERRUPTIBLE,
             *command,
             stdout=asyncio.subprocess.PIPE,
             stdin=asyncio.subprocess.DEVNULL,
@@ -305,8 +315,12 @@ async def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
         while len(fake.requests) < 4:
             await asyncio.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(60):
-            shown, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(60):
+                shown, _ = await process.communicate()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
     assert process.returncode == 130
     assert "the same command goes on from here" in shown.decode()
     done = read(out)
