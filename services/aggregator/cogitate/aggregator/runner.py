@@ -198,8 +198,10 @@ class Runner:
 
     def _watch_money(self) -> None:
         limit = self._request.budget.max_cost_micro_usd
+        if not limit or self._is_spent:
+            return
         seconds = (time.time_ns() - self._course.accept_ns) / 1e9
-        if limit and not self._is_spent and endings.cost(self.machine, seconds) >= limit:
+        if endings.cost(self.machine, seconds) >= limit:
             self._is_spent = True
             self.put(m.MoneySpent())
 

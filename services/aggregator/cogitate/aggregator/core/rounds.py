@@ -36,6 +36,9 @@ class Rounds:
         self.agents: dict[int, AgentState] = {}  # of all rounds, in the order of their start
         self.strategy = strategy(spec.strategy)
         self.threshold: float | None = None
+        # Where the rule was last asked, and what it said was: undecided, and nobody more is needed.
+        self._undecided: tuple[int, ...] = ()
+        self._enough: tuple[int, ...] = ()
         self._spec = spec
         self._most_rounds = min(self.strategy.num_rounds, spec.max_rounds or 2**31)
         self._plan = self.strategy.plan(spec.num_agents, spec.temperature)
@@ -67,13 +70,23 @@ class Rounds:
 
     def widen(self, num_running: int) -> list[AgentState]:
         """The agents to start now, beside those that run and did not vote yet."""
-        if not self._reserve:
+        seen = (*self._state(num_running), self.budget.pool)
+        if not self._reserve or seen == self._enough:
             return []
+        self._enough = seen
         return self._start(self._num_needed(num_running) - num_running, num_running)
 
     def judge(self, num_running: int) -> Decision | None:
         """What the rule says."""
+        # Asked after every message of every gang: most bring text and no ballot.
+        if (seen := self._state(num_running)) == self._undecided:
+            return None
+        self._undecided = seen
         return self._rule(self.ballots, num_running + len(self._reserve))
+
+    def _state(self, num_running: int) -> tuple[int, ...]:
+        """All that rules look at: ballots are only ever added."""
+        return (self.number, len(self.ballots), num_running, len(self._reserve))
 
     def cast(self, ballot: Ballot) -> None:
         """Counts a ballot; the warm-up may be over with it."""
