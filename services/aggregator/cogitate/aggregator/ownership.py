@@ -16,6 +16,9 @@ from cogitate.kit.telemetry import stack_of
 
 logger = logging.getLogger(__name__)
 
+# How often an aggregator that is alone looks whether it still is, unless it is told to look less.
+ALONE_S = 0.25
+
 
 class Watch:
     """Beats and watches. ``adopt`` is given every record that this aggregator came to own.
@@ -52,7 +55,8 @@ class Watch:
         """Looks again and again."""
         while not self.stopped:
             await self._tried(self.look())
-            await asyncio.sleep(self._watch_interval_s)
+            alone = not self._journal.shared
+            await asyncio.sleep(max(self._watch_interval_s, ALONE_S if alone else 0.0))
 
     async def beat(self) -> None:
         """Says again and again that this aggregator lives."""

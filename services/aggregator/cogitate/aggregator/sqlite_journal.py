@@ -196,12 +196,9 @@ class SqliteJournal:
             await self._do(write)
 
     async def abandoned(self) -> list[Ownership]:
+        """Looks at lock files, which costs less than a thread, and at the tables now and then."""
         if not self._path:
             return []
-        return await asyncio.to_thread(self._abandoned)
-
-    def _abandoned(self) -> list[Ownership]:
-        """Looks at lock files, which costs next to nothing, and at the tables now and then."""
         others = self._others()
         dead = {owner for owner in others if _is_free(self._lock_path(owner))}
         self.shared = bool(others - dead)
@@ -209,6 +206,10 @@ class SqliteJournal:
         if not dead and now - self._looked < THOROUGH_S:
             return []
         self._looked = now
+        return await asyncio.to_thread(self._abandoned, dead, now)
+
+    def _abandoned(self, dead: set[str], now: float) -> list[Ownership]:
+        """What the dead, those without a file and those that hang have left."""
         with self._mutex:
             try:
                 owners = [row[0] for row in self._db.execute(

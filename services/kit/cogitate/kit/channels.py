@@ -58,10 +58,11 @@ CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.enable_retries", 0),  # retries live at one layer, the router
     ("grpc.enable_http_proxy", 0),  # the mesh is never reached through http_proxy
     ("grpc.service_config_disable_resolution", 1),
-    # The defaults wait 20 s for a handshake and up to 2 min between attempts.
+    # The defaults wait 20 s for a handshake and up to 2 min between attempts. Until the next attempt
+    # every call fails at once, so the longest pause is what a service that is back stays unused.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 250),
 )
 
 # The reader decides how far the writer may run ahead. A small fixed window stops a writer of 40 B
