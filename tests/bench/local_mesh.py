@@ -20,6 +20,7 @@ class LocalMesh:
 
     address: str
     pids: dict[str, int]
+    folder: Path  # of its journal, logs and traces
 
     @property
     def decoder(self) -> int:
@@ -41,7 +42,7 @@ def local_mesh(options: Options, console: Console) -> Iterator[LocalMesh]:
             with starting.shown():
                 processes.start(starting.changed)
             pids = {member.name: member.process.pid for member in processes.noted()}
-            yield LocalMesh(planned[0].address, pids)
+            yield LocalMesh(planned[0].address, pids, folder)
         finally:
             processes.stop()
 

@@ -210,5 +210,14 @@ def test_python_tool(tmp_path: Path) -> None:
     assert all(len(row["runs"]) == 2 and 0 < row["p50_ms"] <= row["p95_ms"] for row in rows)
 
 
+@pytest.mark.skipif(bool(missing()), reason=f"no sandbox here: {missing()}")
+def test_tool_release(tmp_path: Path) -> None:
+    out = tmp_path / "runs.json"
+    run("tests.bench.tool_release", "--questions", "1", "--agents", "3", "--json", str(out))
+    [one] = json.loads(out.read_text())["runs"]
+    assert one["processes"] >= 2
+    assert one["gone_ms"] > 0
+
+
 def test_router_place() -> None:
     assert "1000 endpoints" in run("tests.bench.router_place")

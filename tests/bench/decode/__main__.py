@@ -48,7 +48,7 @@ def main() -> None:
 
     def rows(timings: Timings) -> list[tables.Row]:
         made = tables.rows(timings, model, args.tokens, found["peaks"])
-        if args.json:  # after every round: what was measured stays, whatever comes
+        if args.json:  # after every turn: what was measured stays, whatever comes
             args.json.write_text(json.dumps({**settings, **found, "rows": made}, indent=2) + "\n")
         return made
 
@@ -142,7 +142,7 @@ class Measurement:
             except peers.EngineGone as error:
                 self.console.print(f"[red]left out: {error}[/red]")
 
-    def run(self, shapes: list[Shape], after_round: Any) -> None:
+    def run(self, shapes: list[Shape], after_turn: Any) -> None:
         """All rounds; the first warms up, with short prompts and few tokens, and is not counted."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=self.console) as progress:
@@ -155,8 +155,8 @@ class Measurement:
                         progress.update(task, description=f"{worker.engine.label} {shape}")
                         self._turn(worker, shape, number)
                         progress.advance(task)
-                if number:
-                    after_round(self.timings)
+                        if number:
+                            after_turn(self.timings)
             progress.update(task, description="measured")
 
     def close(self) -> None:
