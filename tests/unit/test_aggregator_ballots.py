@@ -152,7 +152,10 @@ def test_the_probability_that_the_leader_leads(
         ("first:3", "-", 7, 2),  # two that agree: the third cannot change it
         ("posterior:0.95", "", 16, 4),
         ("posterior:0.95", "ab", 14, 5),
-        ("verified", "--", 6, 1),
+        ("verified", "", 8, 1),
+        ("verified", "-a", 6, 2),  # as many as were cast in vain
+        ("verified", "----", 3, 3),
+        ("verified", "-p", 6, 2),  # nothing proved it
         ("posterior:0.95", "", 2, 2),
     ],
 )
