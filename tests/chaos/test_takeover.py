@@ -2,7 +2,8 @@
 
     COGITATE_CHAOS_KILLS=200 COGITATE_CHAOS_CUTS=10000 pytest -s tests/chaos/test_takeover.py
 
-With COGITATE_CHAOS_JSON=FILE the gaps are written there. A gap is the time from the kill to the
+COGITATE_CHAOS_JOURNAL is one of sqlite, fsync and nats. With COGITATE_CHAOS_JSON=FILE the gaps are
+written there. A gap is the time from the kill to the
 first event, and to the first new token, that the client got of the heir.
 """
 
@@ -12,31 +13,34 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cogitate.cli.mesh.plan import Options, log_file, members, port_count, ready_file
+from cogitate.cli.mesh.plan import Member, Options, log_file, members, port_count, ready_file
 from cogitate.cli.mesh.processes import Processes, free_ports
+from cogitate.kit.errors import NotOwner
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
+
+from tests.fakes.nats_server import nats_server
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 
 KILLS = int(os.environ.get("COGITATE_CHAOS_KILLS", "6"))
 CUTS = int(os.environ.get("COGITATE_CHAOS_CUTS", "100"))
 SEED = int(os.environ.get("COGITATE_CHAOS_SEED", "1"))
+JOURNAL = os.environ.get("COGITATE_CHAOS_JOURNAL", "sqlite")
 BOARD = Path(__file__).parents[2] / "examples" / "board.png"
 QUESTION = "What is the sum of the red cards?"
 AGENTS = 8
@@ -54,11 +58,23 @@ class Mesh:
     revived: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def owner_of(self, id_: str) -> str:
-        """The name of the aggregator that has a contemplation, by the journal."""
-        query = "SELECT address FROM owners WHERE id=(SELECT owner FROM contemplations WHERE id=?)"
-        with closing(sqlite3.connect(self.folder / "journal.sqlite", timeout=5)) as db:
-            [address] = db.execute(query, (id_,)).fetchone()
-        return next(m.name for m in self.processes.members if m.address == address)
+        """The name of the aggregator that has a contemplation: the one that lets us attach."""
+        for member in self.processes.members:
+            if "aggregator" in member.module:
+                with grpc.insecure_channel(member.address) as channel:
+                    request = pb.AttachRequest(contemplation_id=id_)
+                    call = ContemplationServiceStub(channel).Attach(request, timeout=5)
+                    try:
+                        next(call)
+                        return member.name
+                    except grpc.RpcError as error:
+                        assert (
+                            NotOwner.reason.encode()
+                            in dict(error.trailing_metadata())["grpc-status-details-bin"]
+                        )
+                    finally:
+                        call.cancel()
+        raise AssertionError("nobody has it")
 
     def kill(self, name: str) -> float:
         """Kills without a word; returns when."""
@@ -103,12 +119,23 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     options = Options(decoders=2, aggregators=2)
     planned = members(options, free_ports(port_count(options)), folder, folder / "traces.sqlite")
-    made = Mesh(Processes(planned, folder), folder, planned[0].address)
-    try:
+    with ExitStack() as stack:
+        url = stack.enter_context(nats_server(folder)) if JOURNAL == "nats" else ""
+        planned = tuple(journalling(member, url) for member in planned)
+        made = Mesh(Processes(planned, folder), folder, planned[0].address)
+        stack.callback(made.stop)
         made.processes.start()
         yield made
-    finally:
-        made.stop()
+
+
+def journalling(member: Member, url: str) -> Member:
+    """With the journal that is asked for."""
+    arguments = list(member.arguments)
+    if "--journal" in arguments and url:
+        arguments[arguments.index("--journal") + 1] = url
+    elif "--journal" in arguments and JOURNAL == "fsync":
+        arguments += ["--journal-fsync", "true"]
+    return replace(member, arguments=tuple(arguments))
 
 
 @dataclass
@@ -250,7 +277,7 @@ def test_a_client_cut_off_at_any_moment_gets_exactly_the_rest(
 
 def report(what: str, count: int, gaps_s: dict[str, list[float]]) -> None:
     """Prints the gaps, and writes them if they were asked for."""
-    found: dict[str, Any] = {what: count}
+    found: dict[str, Any] = {"journal": JOURNAL, what: count}
     for name, values in gaps_s.items():
         if values:
             ordered = sorted(values)

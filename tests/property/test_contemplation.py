@@ -17,6 +17,7 @@ pytestmark = pytest.mark.property
 
 ANSWERS = ["1", "It is 1.", "2", "I can't answer that.", ""]
 CALLS = [("calculator", "{}"), ("calculator", '{"a":1}'), ("ask_user", "{}")]
+PRICE = 1_500_000  # of a million tokens, in micro-USD
 ENDINGS = {"verdict", "failed", "cancelled"}
 
 
@@ -64,6 +65,13 @@ class Fleet:
         self.num_sampled = 0  # by all engines, as their own counters have it
         self.perform(self.machine.start())
 
+    @property
+    def limit(self) -> int:
+        """Tokens that may be sampled in all, by either budget; 0: no limit."""
+        paid = self.spec.budget_micro_usd * 1_000_000 // PRICE
+        limits = [limit for limit in (self.spec.budget_tokens, paid) if limit]
+        return min(limits, default=0)
+
     # -- what the machine wants -------------------------------------------------------------
 
     def put(self, event: m.Input) -> None:
@@ -90,7 +98,7 @@ class Fleet:
         for order in effect.agents:
             ids = [token for segment in order.segments for token in segment.token_ids]
             assert ids == list(range(order.num_sampled)), "resumed with the very tokens"
-            if self.spec.budget_tokens:
+            if self.limit:
                 assert order.granted > order.num_sampled
             gang.agents[order.agent_id] = SimAgent(
                 order.agent_id, order.attempt, order.num_sampled, order.granted,
@@ -180,6 +188,7 @@ class Fleet:
                     "r",
                     tuple(agent_ids),
                     "why",
+                    price_per_million=PRICE,
                 )
             )
         granted = m.Granted(ask.attempt, tuple(gangs), "fake")
@@ -209,7 +218,7 @@ class Fleet:
 
     def lose(self, gang: SimGang) -> None:
         for agent in gang.agents.values():
-            if agent.may_sample and not self.spec.budget_tokens:
+            if agent.may_sample and not self.limit:
                 self.stale.append(self.delta(gang, agent, agent.sampled))
         del self.gangs[gang.id]
         self.put(m.GangLost(gang.id, "UNAVAILABLE", "lost"))
@@ -283,8 +292,9 @@ class Fleet:
         voters = [ballot.agent_id for ballot in machine.ballots]
         assert len(set(voters)) == len(voters)
         assert len(set(self.ran)) == len(self.ran), "identical calls run once"
-        if limit := self.spec.budget_tokens:
+        if limit := self.limit:
             assert self.num_sampled <= limit
+        if limit := machine.budget.limit:  # prices are known with the first places
             grants = sum(agent.granted for agent in machine.agents.values())
             assert 0 <= machine.budget.pool
             assert machine.budget.pool + grants <= limit
@@ -320,15 +330,16 @@ class Fleet:
     st.sampled_from(["all", "unbeatable", "verified", "unanimous:2", "first:2", "posterior:0.8"]),
     st.integers(0, 4),
     st.sampled_from([0, 0, 12, 40]),
+    st.sampled_from([0, 0, 30]),
 )
 def test_whatever_happens_it_ends_once_and_its_books_are_right(
-    seed: int, num_agents: int, strategy: str, quorum: str, initial: int, budget: int
+    seed: int, num_agents: int, strategy: str, quorum: str, initial: int, budget: int, money: int
 ) -> None:
     spec = m.Spec(
         contemplation_id="c", model="mini", effort="CONTEMPLATING", num_agents=num_agents,
         strategy=strategy, quorum=quorum, equivalence="auto", seed=1, temperature=None,
         budget_tokens=budget, max_tokens=0, initial_agents=min(initial, num_agents),
-        client_tools=frozenset({"ask_user"}), patience_s=1.0,
+        client_tools=frozenset({"ask_user"}), patience_s=1.0, budget_micro_usd=money,
     )  # fmt: skip
     fleet = Fleet(spec, Random(seed))
     for _ in range(300):

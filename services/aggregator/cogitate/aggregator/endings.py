@@ -79,13 +79,14 @@ def ledger(machine: Contemplation, seconds: float, num_executions: int) -> commo
 
 
 def cost(machine: Contemplation, seconds: float) -> int:
-    """Time on endpoints priced by the hour, shared by nobody: an upper estimate."""
+    """What it cost so far, an upper estimate: hours are shared by nobody, tokens cost the most."""
     endpoints = {gang.endpoint_id: gang.payload for gang in machine.places.gangs.values()}
     hourly: int = sum(placed.price_per_hour_micro_usd for placed in endpoints.values())
     per_million: int = max(
         (placed.price_per_million_tokens_micro_usd for placed in endpoints.values()), default=0
     )
-    tokens = machine.accounts.generated * per_million / 1_000_000
+    running = sum(agent.num_sampled for agent in machine.agents.values() if agent.open)
+    tokens = (machine.accounts.generated + running) * per_million / 1_000_000
     return round(hourly * seconds * 1_000_000 / MICROSECONDS_PER_HOUR + tokens)
 
 

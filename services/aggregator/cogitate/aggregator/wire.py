@@ -132,6 +132,7 @@ def to_granted(granted: router_pb.LeaseGranted) -> m.Granted:
             agent_ids=tuple(gang.agent_ids),
             reason=gang.reason,
             payload=gang,
+            price_per_million=gang.price_per_million_tokens_micro_usd,
         )
         for gang in granted.gangs
     )

@@ -58,8 +58,8 @@ CHANNEL_OPTIONS: Final[tuple[Option, ...]] = (
     ("grpc.enable_retries", 0),  # retries live at one layer, the router
     ("grpc.enable_http_proxy", 0),  # the mesh is never reached through http_proxy
     ("grpc.service_config_disable_resolution", 1),
-    # The defaults wait 20 s for a handshake and up to 2 min between attempts. Until the next attempt
-    # every call fails at once, so the longest pause is what a service that is back stays unused.
+    # The defaults wait 20 s for a handshake and up to 2 min between attempts. Until the next one
+    # every call fails at once: a service that is back stays unused for so long.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 250),

@@ -1,5 +1,8 @@
 """The token budget of a contemplation, handed out as grants.
 
+Where tokens have a price, a budget of money is one of tokens at the highest price: no more of them
+are granted than it pays for.
+
 No more agents begin than the budget carries to their end, by what agents of this contemplation
 took so far, else by a guess; each begins with an even share, at most twice what it is expected to
 need while others may still come. What an agent leaves goes back into the pool, from which agents
@@ -24,8 +27,10 @@ TOKENS_PER_AGENT = 160
 class Budget:
     """Owns the pool and raises agents' grants. A limit of 0 is none: then nothing is refused."""
 
-    def __init__(self, limit: int, max_tokens: int = 0) -> None:
+    def __init__(self, limit: int, max_tokens: int = 0, micro_usd: int = 0) -> None:
         self.limit = self.pool = limit
+        self.name = "token budget"
+        self._micro_usd = micro_usd
         self._num_ended = self._num_taken = 0
         self._guess = min(max_tokens or TOKENS_PER_AGENT, TOKENS_PER_AGENT)
 
@@ -33,6 +38,20 @@ class Budget:
     def expected(self) -> int:
         """Tokens an agent takes to its end."""
         return self._num_taken // self._num_ended if self._num_ended else self._guess
+
+    def price(self, per_million: int, *, is_first: bool) -> bool:
+        """A million tokens cost so many micro-USD; says if money is the narrower limit by that.
+
+        What runs already keeps its grants; without any it is not bound.
+        """
+        limit = self._micro_usd * 1_000_000 // per_million if per_million else 0
+        narrower = bool(self._micro_usd and per_million) and not 0 < self.limit <= limit
+        if not narrower or not (is_first or self.limit):
+            return False
+        self.name = "money budget"
+        self.pool = limit if is_first else max(0, self.pool - (self.limit - limit))
+        self.limit = max(1, limit)
+        return True
 
     def learn(self, num_sampled: int) -> None:
         """An agent came to its end by itself."""

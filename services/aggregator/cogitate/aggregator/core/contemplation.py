@@ -298,7 +298,7 @@ class Contemplation:
             else:
                 self._widen(num_running)
                 if self.budget.limit and self.places.regrant():
-                    self._budget_ended("token budget")
+                    self._budget_ended(self.budget.name)
         if self.decision is not None and not self._open_agents():
             following = [] if self._is_over else self.rounds.follow()
             if following:

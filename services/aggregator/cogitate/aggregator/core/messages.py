@@ -29,6 +29,7 @@ class Spec:
     initial_agents: int = 0  # begin with so many and widen; 0: all at once
     max_rounds: int = 0  # 0: as many as the strategy has
     patience_s: float = 0.0  # how long an agent may wait for a place
+    budget_micro_usd: int = 0  # 0: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class PlacedGang:
     agent_ids: tuple[int, ...]
     reason: str
     payload: Any = None
+    price_per_million: int = 0  # sampled tokens, in millionths of a US dollar; 0: not by the token
 
 
 # -- inputs ----------------------------------------------------------------------------------

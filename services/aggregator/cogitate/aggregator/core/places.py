@@ -85,6 +85,8 @@ class Places:
         if asked is None:
             return
         self._out.emit("placed", gangs=event.gangs, policy=event.policy, payload=event.payload)
+        highest = max((gang.price_per_million for gang in event.gangs), default=0)
+        self._rounds.price(highest, is_first=not self.gangs)
         for gang in event.gangs:
             if gang.gang_id in self.gangs:
                 continue  # ids are unique; whoever is named under a known one gets no place

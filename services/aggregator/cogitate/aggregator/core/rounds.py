@@ -44,7 +44,7 @@ class Rounds:
         self._plan = self.strategy.plan(spec.num_agents, spec.temperature)
         self._rule = quorum(spec.quorum)
         self._reserve = [AgentState(plan) for plan in self._plan.agents]
-        self.budget = Budget(spec.budget_tokens, spec.max_tokens)
+        self.budget = Budget(spec.budget_tokens, spec.max_tokens, spec.budget_micro_usd)
 
     @property
     def plan(self) -> RoundPlan:
@@ -114,6 +114,19 @@ class Rounds:
         self.threshold = None
         self._reserve = [AgentState(each) for each in plan.agents]
         return self._start(len(self._reserve))
+
+    def price(self, per_million: int, *, is_first: bool) -> None:
+        """A million tokens cost so much. With the first places nobody has begun yet.
+
+        Agents whom money does not carry wait for what the others leave.
+        """
+        if self.budget.price(per_million, is_first=is_first) and is_first:
+            agents = list(self.agents.values())
+            for agent in agents:
+                agent.granted = 0
+            carried = agents[: self.budget.affordable(len(agents))]
+            later = len(self._reserve) if carried == agents else 0
+            self.budget.join(carried, later, self._most_rounds - self.number + 1)
 
     def conclude(self, decision: Decision) -> tuple[Sequence[Ballot], Decision]:
         """The ballots the outcome is of, and the outcome."""
