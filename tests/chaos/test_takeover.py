@@ -91,7 +91,6 @@ class Mesh:
         """Starts it again and waits until it serves."""
         [member] = [m for m in self.processes.members if m.name == name]
         ready_file(self.folder, name).unlink(missing_ok=True)
-        # Without a preexec_fn: a plain fork of a process with gRPC in it may hang.
         with log_file(self.folder, name).open("ab") as log:
             self.revived[name] = subprocess.Popen(
                 [sys.executable, "-m", member.module, *member.arguments],

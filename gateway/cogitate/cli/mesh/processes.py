@@ -7,7 +7,6 @@ in order; they get SIGTERM from the kernel if the owner dies.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -21,16 +20,14 @@ from typing import Final
 import grpc
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.plan import STOP_ORDER, Member, log_file, ready_file
+from cogitate.kit.lifecycle import OWNER
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 # A busy machine may take a minute to import torch twice.
 START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 15.0
 _POLL_S: Final = 0.05
-_PR_SET_PDEATHSIG: Final = 1
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class MeshError(Exception):
@@ -112,16 +109,14 @@ class Processes:
 
     def _spawn(self, member: Member) -> subprocess.Popen[bytes]:
         ready_file(self._folder, member.name).unlink(missing_ok=True)
-        owner = os.getpid()
         with open(log_file(self._folder, member.name), "wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", member.module, *member.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **member.environment},
+                env={**os.environ, **member.environment, OWNER: str(os.getpid())},
                 process_group=0,
-                preexec_fn=None if _libc is None else lambda: _die_with(owner),
             )
 
     def _wait_until_serving(self, on_change: Callable[[str, str], None], ends: float) -> None:
@@ -181,11 +176,3 @@ def busy_ports(host: str, ports: Sequence[int]) -> list[int]:
             except OSError:
                 busy.append(port)
     return busy
-
-
-def _die_with(owner: int) -> None:
-    # Runs in the child between fork and exec: no allocation of note, no locks.
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != owner:
-        os._exit(1)

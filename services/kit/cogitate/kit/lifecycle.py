@@ -8,6 +8,7 @@ Health says SERVING only between the two; a second signal skips what is left of 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -29,6 +30,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
+
+OWNER = "COGITATE_OWNER_PID"  # names the process that this one is to end with (Linux)
 
 
 class Service(Protocol):
@@ -69,12 +72,21 @@ class Running:
 
 def main(name: str, config_class: type[C], build: Build[C]) -> int:
     """Loads the configuration from the environment and the flags, then runs; for `__main__`."""
+    follow_owner()
     try:
         config = configuration.load(config_class, name)
     except ConfigError as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 2
     return run(name, config, build)
+
+
+def follow_owner() -> None:
+    """Gets SIGTERM once the owner dies. Asked for here: between fork and exec gRPC may hang it."""
+    if (owner := os.environ.pop(OWNER, "")) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(owner):
+            sys.exit(1)
 
 
 def run(name: str, config: C, build: Build[C]) -> int:
