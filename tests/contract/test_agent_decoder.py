@@ -952,6 +952,11 @@ async def test_description_and_load(models: Path) -> None:
         assert (load.running_sequence_count, load.paused_sequence_count) == (2, 1)
         assert 0 < load.free_block_count < 1024
         assert load.step_duration.ToNanoseconds() > 0
+        assert load.decode_duration.ToNanoseconds() > 0
+        assert load.prefill_duration.ToNanoseconds() > 0
+        # Up to three agents a step, each of which reads the prompt that they share and its own.
+        assert load.decode_step_count < load.decode_sequence_count <= 3 * load.decode_step_count
+        assert load.decode_position_count > load.decode_sequence_count
         assert load.sampled_token_count >= 10
         assert (load.running_gang_count, load.waiting_gang_count) == (1, 0)
         assert 0 < load.kv_cache_utilization < 1 and 0 < load.mem_utilization < 1

@@ -313,12 +313,14 @@ async def test_every_field_of_a_load_is_shown_as_it_was_reported() -> None:
         if field.message_type is None and field.name != "draining":
             # A share is no more than 1; a batch no larger than what runs.
             setattr(told, field.name, number if "count" in field.name else number / 64)
-    told.step_duration.FromMilliseconds(7)
+    for duration in (told.step_duration, told.decode_duration, told.prefill_duration):
+        duration.FromMilliseconds(7)
     async with router() as address, FakeEndpoint("a", address, total_block_count=100) as endpoint:
         endpoint.load = told
         await endpoint.send(load=told)
         fleet = await until_fleet(address, lambda f: f.endpoints[0].load.lost_token_count > 0)
         assert fleet.endpoints[0].load == told
+        assert fleet.endpoints[0].speed.per_prompt_position_s > 0
 
 
 async def test_the_report_interval_is_told() -> None:

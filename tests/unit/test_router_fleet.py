@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from cogitate.router.core.fleet import EndpointChanged, Fleet, absurdity
+from cogitate.router.core.learning import Work
 from cogitate.router.core.types import Change, Description, Load, State
 
 pytestmark = pytest.mark.unit
@@ -110,3 +111,26 @@ def test_room_for_endpoints_is_bounded(fleet: Fleet) -> None:
     fleet.max_endpoints = 1
     assert fleet.can_describe("a")
     assert not fleet.can_describe("b")
+
+
+def test_speed_is_learned_from_what_reports_add_and_outlives_a_reconnection(fleet: Fleet) -> None:
+    assert fleet.entries["a"].learner is None
+    for n in range(1, 30):
+        work = Work(10 * n, 0.5 * n, 40 * n, 4000 * n, 1000 * n, 0.25 * n)
+        fleet.report(1, "a", Load(work=work), float(n))
+    learner = fleet.entries["a"].learner
+    assert learner is not None
+    assert learner.speed.step_s(4, 400) == pytest.approx(0.05, rel=0.02)
+    assert learner.speed.per_prompt_position_s == pytest.approx(0.00025)
+    fleet.describe(2, WHAT, 30.0)
+    assert fleet.entries["a"].learner is learner
+    fleet.report(2, "a", Load(work=Work(1, 0.05, 4, 400)), 31.0)  # another process: from zero
+    assert learner.observations == 30
+    fleet.describe(3, replace(WHAT, hardware="other"), 32.0)
+    assert fleet.entries["a"].learner is None
+
+
+def test_nothing_is_learned_from_an_absurd_load(fleet: Fleet) -> None:
+    fleet.report(1, "a", Load(work=Work(steps=-1)), 1.0)
+    fleet.report(1, "a", Load(work=Work(10, 0.5, 40, 4000), running=-1), 2.0)
+    assert fleet.entries["a"].learner is None

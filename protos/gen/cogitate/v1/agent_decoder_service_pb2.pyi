@@ -1415,6 +1415,11 @@ class EndpointLoad(_message.Message):
     LOST_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     FLOPS_PER_S_FIELD_NUMBER: _builtins.int
     TRAFFIC_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    DECODE_STEP_COUNT_FIELD_NUMBER: _builtins.int
+    DECODE_DURATION_FIELD_NUMBER: _builtins.int
+    DECODE_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    DECODE_POSITION_COUNT_FIELD_NUMBER: _builtins.int
+    PREFILL_DURATION_FIELD_NUMBER: _builtins.int
     running_sequence_count: _builtins.int
     """Sequences decoding."""
     waiting_sequence_count: _builtins.int
@@ -1463,9 +1468,23 @@ class EndpointLoad(_message.Message):
     """Floating point operations a second that steps needed, lately."""
     traffic_bytes_per_s: _builtins.float
     """Bytes a second that steps had to move at least, lately."""
+    decode_step_count: _builtins.int
+    """Steps without prompts, since start."""
+    decode_sequence_count: _builtins.int
+    """Sequences of those steps, summed."""
+    decode_position_count: _builtins.int
+    """KV positions that those steps read, summed; a prefix that sequences share counts once."""
     @_builtins.property
     def step_duration(self) -> _duration_pb2.Duration:
         """Time of a decode step lately."""
+
+    @_builtins.property
+    def decode_duration(self) -> _duration_pb2.Duration:
+        """Time in those steps."""
+
+    @_builtins.property
+    def prefill_duration(self) -> _duration_pb2.Duration:
+        """Time in steps with prompts, since start; their positions are computed_prompt_token_count."""
 
     def __init__(
         self,
@@ -1495,10 +1514,15 @@ class EndpointLoad(_message.Message):
         lost_token_count: _builtins.int = ...,
         flops_per_s: _builtins.float = ...,
         traffic_bytes_per_s: _builtins.float = ...,
+        decode_step_count: _builtins.int = ...,
+        decode_duration: _duration_pb2.Duration | None = ...,
+        decode_sequence_count: _builtins.int = ...,
+        decode_position_count: _builtins.int = ...,
+        prefill_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["step_duration", b"step_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode_duration", b"decode_duration", "prefill_duration", b"prefill_duration", "step_duration", b"step_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["application_utilization", b"application_utilization", "cached_prompt_token_count", b"cached_prompt_token_count", "computed_prompt_token_count", b"computed_prompt_token_count", "cpu_utilization", b"cpu_utilization", "draining", b"draining", "failures_per_s", b"failures_per_s", "flops_per_s", b"flops_per_s", "free_block_count", b"free_block_count", "gangs_per_s", b"gangs_per_s", "killed_token_count", b"killed_token_count", "kv_cache_utilization", b"kv_cache_utilization", "lost_token_count", b"lost_token_count", "mem_utilization", b"mem_utilization", "paused_sequence_count", b"paused_sequence_count", "preemption_count", b"preemption_count", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_gang_count", b"running_gang_count", "running_sequence_count", b"running_sequence_count", "sampled_token_count", b"sampled_token_count", "step_batch_size", b"step_batch_size", "step_duration", b"step_duration", "traffic_bytes_per_s", b"traffic_bytes_per_s", "used_token_count", b"used_token_count", "waiting_gang_count", b"waiting_gang_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application_utilization", b"application_utilization", "cached_prompt_token_count", b"cached_prompt_token_count", "computed_prompt_token_count", b"computed_prompt_token_count", "cpu_utilization", b"cpu_utilization", "decode_duration", b"decode_duration", "decode_position_count", b"decode_position_count", "decode_sequence_count", b"decode_sequence_count", "decode_step_count", b"decode_step_count", "draining", b"draining", "failures_per_s", b"failures_per_s", "flops_per_s", b"flops_per_s", "free_block_count", b"free_block_count", "gangs_per_s", b"gangs_per_s", "killed_token_count", b"killed_token_count", "kv_cache_utilization", b"kv_cache_utilization", "lost_token_count", b"lost_token_count", "mem_utilization", b"mem_utilization", "paused_sequence_count", b"paused_sequence_count", "preemption_count", b"preemption_count", "prefill_duration", b"prefill_duration", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_gang_count", b"running_gang_count", "running_sequence_count", b"running_sequence_count", "sampled_token_count", b"sampled_token_count", "step_batch_size", b"step_batch_size", "step_duration", b"step_duration", "traffic_bytes_per_s", b"traffic_bytes_per_s", "used_token_count", b"used_token_count", "waiting_gang_count", b"waiting_gang_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

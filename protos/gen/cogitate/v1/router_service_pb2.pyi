@@ -737,6 +737,7 @@ class FleetEndpoint(_message.Message):
     REPORT_AGE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     BOOKED_AGENT_COUNT_FIELD_NUMBER: _builtins.int
+    SPEED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """READY, STALE, DRAINING or EJECTED."""
     booked_agent_count: _builtins.int
@@ -753,6 +754,10 @@ class FleetEndpoint(_message.Message):
     def report_age(self) -> _duration_pb2.Duration:
         """Age of that report."""
 
+    @_builtins.property
+    def speed(self) -> Global___EndpointSpeed:
+        """How fast it is, as this router learned it; absent until it was seen to work."""
+
     def __init__(
         self,
         *,
@@ -761,14 +766,55 @@ class FleetEndpoint(_message.Message):
         report_age: _duration_pb2.Duration | None = ...,
         state: _builtins.str = ...,
         booked_agent_count: _builtins.int = ...,
+        speed: Global___EndpointSpeed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "load", b"load", "report_age", b"report_age"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "load", b"load", "report_age", b"report_age", "speed", b"speed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_agent_count", b"booked_agent_count", "description", b"description", "load", b"load", "report_age", b"report_age", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_agent_count", b"booked_agent_count", "description", b"description", "load", b"load", "report_age", b"report_age", "speed", b"speed", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FleetEndpoint: _TypeAlias = FleetEndpoint  # noqa: Y015
+
+@_typing.final
+class EndpointSpeed(_message.Message):
+    """EndpointSpeed is what a router learned of an endpoint from its reports. A step of a batch takes the first three
+    together.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_S_FIELD_NUMBER: _builtins.int
+    PER_SEQUENCE_S_FIELD_NUMBER: _builtins.int
+    PER_POSITION_S_FIELD_NUMBER: _builtins.int
+    PER_PROMPT_POSITION_S_FIELD_NUMBER: _builtins.int
+    PREDICTION_ERROR_FIELD_NUMBER: _builtins.int
+    base_s: _builtins.float
+    """Seconds of a step, whatever is in it."""
+    per_sequence_s: _builtins.float
+    """Seconds more for each sequence."""
+    per_position_s: _builtins.float
+    """Seconds more for each KV position that is read; one that sequences share counts once."""
+    per_prompt_position_s: _builtins.float
+    """Seconds of a prompt for each position that is computed."""
+    prediction_error: _builtins.float
+    """Lately, the mean error of predicted step times, relative to the reported ones."""
+    def __init__(
+        self,
+        *,
+        base_s: _builtins.float = ...,
+        per_sequence_s: _builtins.float = ...,
+        per_position_s: _builtins.float = ...,
+        per_prompt_position_s: _builtins.float = ...,
+        prediction_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_s", b"base_s", "per_position_s", b"per_position_s", "per_prompt_position_s", b"per_prompt_position_s", "per_sequence_s", b"per_sequence_s", "prediction_error", b"prediction_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndpointSpeed: _TypeAlias = EndpointSpeed  # noqa: Y015
 
 @_typing.final
 class GetFleetResponse(_message.Message):

@@ -393,7 +393,8 @@ class Engine:
         num_shared = sum(gang.root.num_computed for gang in gangs)
         self.counters.book_step(shapes, num_shared, elapsed_s)
         num_prefix = sum(c.length for c in chunks if owners[id(c.sequence)][1] is None)
-        self.stats.book_step(len(chunks), num_prefix, elapsed_s)
+        num_read = num_shared + sum(done - shared for _, done, shared in shapes)
+        self.stats.book_step(len(chunks), num_prefix, num_read, elapsed_s)
 
     def _flush(self, *, everything: bool) -> None:
         """Hands out the events that are due, or all, and lets go of gangs that are done."""

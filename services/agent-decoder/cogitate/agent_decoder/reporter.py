@@ -53,7 +53,12 @@ def load_of(runtime: Runtime) -> decoder_pb.EndpointLoad:
         lost_token_count=counters.num_lost,
         flops_per_s=now.operations_per_s,
         traffic_bytes_per_s=now.traffic_per_s,
+        decode_step_count=stats.num_steps,
+        decode_sequence_count=stats.num_sequences,
+        decode_position_count=stats.num_positions,
     )
+    load.decode_duration.FromNanoseconds(int(stats.steps_s * 1e9))
+    load.prefill_duration.FromNanoseconds(int(stats.prefill_s * 1e9))
     load.step_duration.FromNanoseconds(int(stats.step_s * 1e9))
     return load
 

@@ -206,7 +206,13 @@ def make_desk(config: RouterConfig) -> Desk:
         growth_share=config.growth_share,
     )
     return Desk(
-        fleet=Fleet(config.report_expiry_s, config.max_endpoint_count),
+        fleet=Fleet(
+            config.report_expiry_s,
+            config.max_endpoint_count,
+            config.prior_step_s,
+            config.batch_slope,
+            config.prior_prefill_tokens_per_s,
+        ),
         leases=Leases(config.booking_settle_s),
         policy=PlacementPolicy(config.policy, model),
         max_leases=config.max_lease_count,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from cogitate.kit.errors import InvalidRequest
+from cogitate.router.core.learning import Work
 from cogitate.router.core.leases import News
 from cogitate.router.core.types import (
     Confirm,
@@ -98,6 +99,14 @@ def load(message: decoder_pb2.EndpointLoad) -> Load:
         lost_tokens=message.lost_token_count,
         flops_per_s=message.flops_per_s,
         traffic_bytes_per_s=message.traffic_bytes_per_s,
+        work=Work(
+            steps=message.decode_step_count,
+            step_s=seconds(message.decode_duration),
+            sequences=message.decode_sequence_count,
+            positions=message.decode_position_count,
+            prompt_positions=message.computed_prompt_token_count,
+            prompt_s=seconds(message.prefill_duration),
+        ),
     )
 
 
@@ -203,6 +212,7 @@ def fleet_endpoint(snapshot: EndpointSnapshot, now: float) -> router_pb2.FleetEn
         report_age=duration(max(0.0, now - snapshot.reported_at_s)),
         state=snapshot.state,
         booked_agent_count=snapshot.booked_agents,
+        speed=_speed(snapshot),
     )
 
 
@@ -291,6 +301,23 @@ def _load(load: Load) -> decoder_pb2.EndpointLoad:
         lost_token_count=load.lost_tokens,
         flops_per_s=load.flops_per_s,
         traffic_bytes_per_s=load.traffic_bytes_per_s,
+        decode_step_count=load.work.steps,
+        decode_duration=duration(load.work.step_s),
+        decode_sequence_count=load.work.sequences,
+        decode_position_count=load.work.positions,
+        prefill_duration=duration(load.work.prompt_s),
+    )
+
+
+def _speed(snapshot: EndpointSnapshot) -> router_pb2.EndpointSpeed | None:
+    if snapshot.speed is None:
+        return None
+    return router_pb2.EndpointSpeed(
+        base_s=snapshot.speed.base_s,
+        per_sequence_s=snapshot.speed.per_sequence_s,
+        per_position_s=snapshot.speed.per_position_s,
+        per_prompt_position_s=snapshot.speed.per_prompt_position_s,
+        prediction_error=snapshot.speed_error or 0.0,
     )
 
 

@@ -38,14 +38,27 @@ class EngineStats:
     num_sampled: int = 0
     num_prompt: int = 0  # positions of prefixes computed
     num_cached: int = 0  # positions of prefixes found computed
+    # Since start, of steps without prefixes; sequences and positions they read are summed.
+    num_steps: int = 0
+    steps_s: float = 0.0
+    num_sequences: int = 0
+    num_positions: int = 0
+    prefill_s: float = 0.0  # of steps with prefixes
 
-    def book_step(self, num_sequences: int, num_prefix: int, elapsed_s: float) -> None:
+    def book_step(
+        self, num_sequences: int, num_prefix: int, num_positions: int, elapsed_s: float
+    ) -> None:
         """Takes one step in: a step with prefixes tells the prefill's speed, any other its own."""
         self.num_prompt += num_prefix
         if num_prefix:
+            self.prefill_s += elapsed_s
             rate = num_prefix / max(elapsed_s, 1e-9)
             self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, rate)
         elif num_sequences:
+            self.num_steps += 1
+            self.steps_s += elapsed_s
+            self.num_sequences += num_sequences
+            self.num_positions += num_positions
             self.step_s = _smooth(self.step_s, elapsed_s)
             self.step_batch = _smooth(self.step_batch, float(num_sequences))
 

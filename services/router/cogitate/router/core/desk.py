@@ -68,6 +68,8 @@ class Desk:
                     booked_blocks=booked.blocks,
                     pending_agents=booked.pending_agents,
                     pending_blocks=booked.pending_blocks,
+                    speed=entry.learner.speed if entry.learner else None,
+                    speed_error=entry.learner.error if entry.learner else None,
                 )
             )
         return tuple(snapshots)

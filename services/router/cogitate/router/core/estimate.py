@@ -1,12 +1,13 @@
 """How long a share of a gang takes and what it costs: one simple, declared model.
 
     duration(k) = prefix / prefill rate + steps * step(sequences there + k)
-    step(b)     = c * (1 + batch_slope * b)
+    step(b)     = base + per_sequence * b + per_position * (positions there + prefix + new ones)
 
-`c` comes from the endpoint's own last report (a step duration at a batch size) and from a prior
-while it has none. Agents of an endpoint decode in one batch, so they end together; the share of an
-hourly price that a gang pays is its share of that batch. `effective` adds money to time at a fixed
-exchange rate, so that policies compare one number.
+as learned from the endpoint's steps (``learning``). Of an endpoint that does not tell them it is
+c * (1 + batch_slope * b), where `c` comes from its own last report (a step duration at a batch
+size) and from a prior while it has none. Agents of an endpoint decode in one batch, so they end
+together; the share of an hourly price that a gang pays is its share of that batch. `effective` adds
+money to time at a fixed exchange rate, so that policies compare one number.
 """
 
 from __future__ import annotations
@@ -47,12 +48,18 @@ class Estimate:
     @property
     def prefill_s(self) -> float:
         """Time of the one prefill all agents there share."""
+        speed = self.snapshot.speed
+        if speed is not None and speed.per_prompt_position_s:
+            return self.need.prefix_tokens * speed.per_prompt_position_s
         load = self.snapshot.load
         reported = load.prefill_tokens_per_s if load else 0.0
         return self.need.prefix_tokens / (reported or self.model.prior_prefill_tokens_per_s)
 
     def step_s(self, k: int) -> float:
-        """Time of a step with `k` more agents in the batch."""
+        """Time of a step with `k` more agents in the batch, when they have half of their tokens."""
+        if (speed := self.snapshot.speed) is not None:
+            added = self.need.prefix_tokens + k * self.steps / 2
+            return speed.step_s(self.snapshot.sequences + k, self._positions + added)
         slope = self.model.batch_slope
         load = self.snapshot.load
         if load and load.step_s > 0:
@@ -60,6 +67,13 @@ class Estimate:
         else:
             base = self.model.prior_step_s / (1 + slope)
         return base * (1 + slope * (self.snapshot.sequences + k))
+
+    @property
+    def _positions(self) -> int:
+        """KV positions that are held there now."""
+        what, load = self.snapshot.description, self.snapshot.load
+        free = self.snapshot.free_blocks if load is None else load.free_blocks
+        return (what.total_blocks - free) * what.block_size
 
     def duration_s(self, k: int) -> float:
         """Time until `k` agents there are done."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from cogitate.router.core.learning import Learner, Speed, Work, prior_of
 from cogitate.router.core.types import Change, Description, Load, State
 
 _MAX_MODELS_SEEN = 10_000
@@ -48,6 +49,8 @@ class Entry:
     noticed: bool = False
     remaining_s: float | None = None
     drains: bool = False
+    work: Work = field(default_factory=Work)  # as last reported
+    learner: Learner | None = None  # None until it reports steps
 
     @property
     def draining(self) -> bool:
@@ -61,6 +64,9 @@ class Fleet:
 
     expiry_s: float
     max_endpoints: int = 1000
+    prior_step_s: float = 0.02
+    prior_slope: float = 0.125
+    prior_prefill_tokens_per_s: float = 2000.0
     entries: dict[str, Entry] = field(default_factory=dict)
     models_seen: set[str] = field(default_factory=set)
     _incarnations: int = 0
@@ -77,6 +83,8 @@ class Fleet:
             return self._heard(known, now)
         self._incarnations += 1
         entry = Entry(stream, description, self._incarnations, now)
+        if known is not None and _same_machine(known.description, description):
+            entry.learner = known.learner
         self.entries[description.endpoint_id] = entry
         gone = EndpointChanged(description.endpoint_id, Change.GONE)
         back = EndpointChanged(description.endpoint_id, Change.BACK)
@@ -92,6 +100,8 @@ class Fleet:
             return ()
         entry.unknown_because = absurdity(load, entry.description)
         entry.load, entry.load_at_s = (None, None) if entry.unknown_because else (load, now)
+        if not entry.unknown_because:
+            self._learn(entry, load.work)
         changes = self._heard(entry, now)
         was, entry.drains = entry.draining, load.draining
         if entry.draining == was:
@@ -145,6 +155,20 @@ class Fleet:
             return State.STALE
         return State.DRAINING if entry.draining else State.READY
 
+    def _learn(self, entry: Entry, work: Work) -> None:
+        """Takes in what was done since the last report, if endpoints of this kind tell it."""
+        more, entry.work = work.since(entry.work), work
+        if more is None or not (more.steps or more.prompt_positions):
+            return
+        if entry.learner is None:
+            entry.learner = Learner(self._prior(entry.description))
+        entry.learner.observe(more)
+
+    def _prior(self, what: Description) -> Speed:
+        return prior_of(
+            what.hardware, self.prior_step_s, self.prior_slope, self.prior_prefill_tokens_per_s
+        )
+
     def _owned(self, stream: int, endpoint_id: str) -> Entry | None:
         entry = self.entries.get(endpoint_id)
         return entry if entry is not None and entry.stream == stream else None
@@ -155,6 +179,13 @@ class Fleet:
             return ()
         entry.expired = False
         return (EndpointChanged(entry.description.endpoint_id, Change.BACK),)
+
+
+def _same_machine(one: Description, other: Description) -> bool:
+    """Whether what was learned of one holds for the other."""
+    return (one.hardware, one.engine, one.models, one.build_digest) == (
+        other.hardware, other.engine, other.models, other.build_digest
+    )  # fmt: skip
 
 
 def absurdity(load: Load, description: Description) -> str:
@@ -173,6 +204,10 @@ def absurdity(load: Load, description: Description) -> str:
         load.used_tokens,
         load.killed_tokens,
         load.lost_tokens,
+        load.work.steps,
+        load.work.sequences,
+        load.work.positions,
+        load.work.prompt_positions,
     )
     speeds = (
         load.prefill_tokens_per_s,
@@ -186,6 +221,8 @@ def absurdity(load: Load, description: Description) -> str:
         load.failures_per_s,
         load.flops_per_s,
         load.traffic_bytes_per_s,
+        load.work.step_s,
+        load.work.prompt_s,
     )
     if min(counts) < 0:
         return "it reported a negative count"

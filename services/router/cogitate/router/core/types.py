@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cogitate.router.core.learning import Speed, Work
+
 
 class State(StrEnum):
     """What the router thinks of an endpoint."""
@@ -80,6 +82,7 @@ class Load:
     lost_tokens: int = 0
     flops_per_s: float = 0.0
     traffic_bytes_per_s: float = 0.0
+    work: Work = field(default_factory=Work)
 
     @property
     def sequences(self) -> int:
@@ -106,6 +109,8 @@ class EndpointSnapshot:
     booked_blocks: int = 0
     pending_agents: int = 0
     pending_blocks: int = 0
+    speed: Speed | None = None  # None until its steps were seen
+    speed_error: float | None = None  # running relative error of what was predicted by it
 
     @property
     def endpoint_id(self) -> str:
