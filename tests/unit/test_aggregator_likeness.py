@@ -62,6 +62,20 @@ def test_an_answer_without_another_is_not_embedded() -> None:
     assert s.events == ["ballot_cast", "decided", "verdict"]
 
 
+def test_a_text_is_embedded_once_where_its_vector_is_there() -> None:
+    s = script(num_agents=4)
+    s.end(0, "red")
+    s.end(1, "Red.")  # at the same time: its vector is not there yet
+    assert s.all(m.Embed) == [m.Embed(1, "Red.")]
+    embedded(s, 0, RED)
+    s.end(2, "RED!")
+    assert s.events == ["ballot_cast"] and s.all(m.Embed) == []
+    embedded(s, 1, RED)
+    s.end(3, "crimson")
+    embedded(s, 3, CRIMSON)
+    assert s.event("verdict")["outcome"].decision == "all ballots are in: 4 of 4 agree"
+
+
 def test_verifiers_scores_are_not_embedded() -> None:
     s = script(num_agents=2, strategy="best_of")
     s.end(0, "red")

@@ -35,7 +35,7 @@ class AggregatorConfig(ServiceConfig):
         "`embedding`; empty means there is none",
     )
     embedding_timeout_s: float = knob(
-        2.0, "how long an answer's embedding may take", minimum=0.01, maximum=60
+        5.0, "how long an answer may wait for its embedding", minimum=0.01, maximum=60
     )
     embedding_max_waiting_count: int = knob(
         256,

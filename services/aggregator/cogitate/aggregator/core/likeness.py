@@ -10,7 +10,8 @@
 The key of a ballot is that of the first ballot of its round that has the same text key, or whose
 vector is at a cosine of at least c; else its own text key. So who votes first matters, and the
 order is that of the journal. Vectors are inputs: replay needs no model. An answer that abstains, a
-score and the only answer of a round have nothing to be compared with and do not wait.
+score and the only answer of a round have nothing to be compared with and do not wait, nor does one
+whose text has a vector already.
 
 Invariants (``tests/property/test_likeness.py``):
 
@@ -68,7 +69,8 @@ class Likeness:
         alone = len(self._rounds.plan.agents) == 1
         if self._least is None or alone or agent.plan.about:
             return False
-        if not key_of(event.answer, self._equivalence):
+        own = key_of(event.answer, self._equivalence)
+        if not own or any(cast.own == own and cast.vector for cast in self._seen_here()):
             return False
         self.waiting[agent.agent_id] = event
         self._out.add(m.Embed(agent.agent_id, event.answer))
@@ -88,12 +90,9 @@ class Likeness:
         """The key of a ballot that is cast now, of its own text key. Remembers it."""
         if self._least is None or not own or agent.plan.about:
             return own
-        if self._round_number != self._rounds.number:
-            self._round_number, self._seen = self._rounds.number, []
-        vector = self._vectors.pop(agent.agent_id, ())
-        same = (c.key for c in self._seen if c.own == own or self._alike(c.vector, vector))
-        key = next(same, own)
-        self._seen.append(_Cast(own, key, vector))
+        vector, seen = self._vectors.pop(agent.agent_id, ()), self._seen_here()
+        key = next((c.key for c in seen if c.own == own or self._alike(c.vector, vector)), own)
+        seen.append(_Cast(own, key, vector))
         return key
 
     def ask_again(self) -> None:
@@ -112,6 +111,12 @@ class Likeness:
         dropped = [self._rounds.agents[agent_id] for agent_id in self.waiting]
         self.waiting.clear()
         return dropped
+
+    def _seen_here(self) -> list[_Cast]:
+        """The ballots of the round that runs."""
+        if self._round_number != self._rounds.number:
+            self._round_number, self._seen = self._rounds.number, []
+        return self._seen
 
     def _vote(self, agent_id: int) -> None:
         event = self.waiting.pop(agent_id)
