@@ -97,6 +97,7 @@ def test_a_text_without_a_vector_is_a_failure(folder: Path) -> None:
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json"),
         (lambda f: (f / "model.onnx").write_bytes(b"no model"), "cannot be loaded"),
         (lambda f: write_embedding_model(f, {"b": (1.0,)}), "cannot embed"),
+        (lambda f: write_embedding_model(f, WORDS, input_name="pixels"), "an input 'pixels'"),
         (lambda f: write_embedding_model(f, WORDS, positions=8), "cannot embed a text of 16"),
     ],
 )

@@ -23,6 +23,7 @@ def write_embedding_model(
     pooled: bool = False,
     has_types: bool = True,
     positions: int = 0,
+    input_name: str = "input_ids",
 ) -> Path:
     """Writes the model. A text's vector is the mean of its words', those unknown being zero.
 
@@ -37,9 +38,9 @@ def write_embedding_model(
     tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
     tokenizer.enable_padding(length=512)  # as exports have it
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
+    names = [input_name, "attention_mask", *(["token_type_ids"] if has_types else [])]
     output = "sentence_embedding" if pooled else "last_hidden_state"
-    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["tokens"])]
+    nodes = [helper.make_node("Gather", ["table", input_name], ["tokens"])]
     constants = [numpy_helper.from_array(table, "table")]
     last = "tokens"
     if positions:
@@ -52,7 +53,7 @@ def write_embedding_model(
             numpy_helper.from_array(np.array(1, dtype=np.int64), "axis"),
         ]
         nodes += [
-            helper.make_node("Shape", ["input_ids"], ["shape"]),
+            helper.make_node("Shape", [input_name], ["shape"]),
             helper.make_node("Gather", ["shape", "axis"], ["length"]),
             helper.make_node("Range", ["zero", "length", "unit"], ["at"]),
             helper.make_node("Gather", ["places", "at"], ["placed"]),

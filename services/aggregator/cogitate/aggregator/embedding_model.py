@@ -57,15 +57,15 @@ class EmbeddingModel:
 
     def embed(self, text: str) -> tuple[float, ...]:
         """The text's vector; what is longer than allowed is cut. Raises EngineFailure."""
-        encoded = self._tokenizer.encode(text)
-        rows = (encoded.ids, encoded.attention_mask, encoded.type_ids)
-        given = {
-            name: np.array([row], dtype=np.int64) for name, row in zip(_INPUTS, rows, strict=True)
-        }
         try:
-            [output] = self._session.run(
-                [self._output], {name: given[name] for name in self._inputs}
-            )
+            encoded = self._tokenizer.encode(text)
+            rows = (encoded.ids, encoded.attention_mask, encoded.type_ids)
+            given = {
+                name: np.array([row], dtype=np.int64)
+                for name, row in zip(_INPUTS, rows, strict=True)
+            }
+            needed = {name: given[name] for name in self._inputs}
+            [output] = self._session.run([self._output], needed)
         except Exception:
             raise EngineFailure("the model failed") from None
         return _unit(_pooled(output, given["attention_mask"]))

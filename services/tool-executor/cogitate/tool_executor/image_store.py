@@ -25,8 +25,8 @@ class ImageStore:
         """Returns the image under its digest, for the tenant of the call, upright and whole.
 
         Raises what the vision-encoder says: InvalidRequest, reason BAD_IMAGE, for a file that is no
-        image or passes its limits of bytes, pixels, sides and frames; what the call failed of, if it
-        is not there or too slow.
+        image or passes its limits of bytes, pixels, sides and frames; what the call failed of,
+        if it is not there or too slow.
         """
         if self._channel is None:
             self._channel = open_channel(self._address, bulk=True)
