@@ -173,9 +173,7 @@ class RecordedFleet(Fleet):
         ]
         agents = self.machine.agents.values()
         self.num_sampled = self.machine.accounts.generated + sum(
-            agent.num_sampled
-            for agent in agents
-            if agent.open or agent.agent_id in self.machine.likeness.waiting
+            agent.num_sampled for agent in agents if agent.open
         )
         if not self.machine.ended:
             self.put(m.OwnerChanged(2))

@@ -174,6 +174,7 @@ class Contemplation:
             return
         agent.open = False
         self.budget.settle(agent)
+        self.accounts.used += agent.num_sampled
         self.budget.learn(agent.num_sampled)
         if self.decision is None and self.likeness.holds(agent, event):
             return  # its ballot waits for the answer's vector
@@ -193,7 +194,6 @@ class Contemplation:
         key = self.likeness.key(agent, own)
         ballot = agent.ballot(answer, key, self.rounds.number, event, proved=proved)
         agent.voted = True
-        self.accounts.used += agent.num_sampled if event else 0
         weight = min(1.0, max(0.0, self.rounds.strategy.weigh(ballot)))
         had_threshold = self.rounds.threshold is not None
         self.rounds.cast(replace(ballot, weight=weight))
@@ -335,6 +335,7 @@ class Contemplation:
         by_gang: dict[str, list[int]] = {}
         for agent in self.likeness.drop():
             agent.killing = kill_reason
+            self.accounts.used -= agent.num_sampled
             self._book_kill(agent)
         for agent in self._open_agents():
             if agent.killing:
