@@ -2,16 +2,14 @@
 
 `python -m tests.bench.embedding_pairs DIRECTORY` takes 24 pairs written for it, half of them the
 same in other words and half of them different in little, and says for some cosines how many of
-each would count as the same; and how long a text takes.
+each would count as the same.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from pathlib import Path
-
 from cogitate.aggregator.embedding_model import EmbeddingModel
+
+from tests.bench import report
 
 SAME = (
     ("The capital of France is Paris.", "Paris is France's capital city."),
@@ -54,34 +52,36 @@ DIFFERENT = (
     ("The meeting starts at 3 pm.", "The meeting starts at 5 pm."),
 )
 COSINES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-WORDS = (10, 50, 200)
 
 
 def main() -> None:
-    """Prints one line a cosine and one a length."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    model = EmbeddingModel(parser.parse_args().directory, 256)
+    """Prints a line a cosine, writes."""
+    parser = report.parser(__doc__)
+    parser.add_argument("directory", type=report.resolved, help="model.onnx and tokenizer.json")
+    args = parser.parse_args()
+    model = EmbeddingModel(args.directory, 256)
+    pairs = [
+        {"same": is_same, "one": one, "other": other, "cosine": round(cosine(model, one, other), 4)}
+        for is_same, group in ((True, SAME), (False, DIFFERENT))
+        for one, other in group
+    ]
 
-    def cosines(pairs: tuple[tuple[str, str], ...]) -> list[float]:
-        vectors = [(model.embed(one), model.embed(other)) for one, other in pairs]
-        return [sum(a * b for a, b in zip(*pair, strict=True)) for pair in vectors]
+    def counted(least: float, *, same: bool) -> int:
+        return sum(pair["cosine"] >= least for pair in pairs if pair["same"] == same)
 
-    same, different = cosines(SAME), cosines(DIFFERENT)
-    for least in COSINES:
-        found = sum(cosine >= least for cosine in same)
-        wrong = sum(cosine >= least for cosine in different)
-        print(
-            f"{least:4}: {found} of {len(same)} that mean the same count as the same, and "
-            f"{wrong} of {len(different)} that do not"
+    report.console().print(
+        report.table(
+            "Pairs that would count as the same",
+            ("cosine", f"of {len(SAME)} that are", f"of {len(DIFFERENT)} that are not"),
+            ((c, counted(c, same=True), counted(c, same=False)) for c in COSINES),
         )
-    for number in WORDS:
-        times = []
-        for _ in range(11):
-            began = time.perf_counter()
-            model.embed("word " * number)
-            times.append(time.perf_counter() - began)
-        print(f"{number} words: {sorted(times)[5] * 1000:.1f} ms")
+    )
+    report.write(args, pairs=pairs)
+
+
+def cosine(model: EmbeddingModel, one: str, other: str) -> float:
+    """Of two texts."""
+    return sum(a * b for a, b in zip(model.embed(one), model.embed(other), strict=True))
 
 
 if __name__ == "__main__":
