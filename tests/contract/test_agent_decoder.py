@@ -16,6 +16,7 @@ import grpc
 import pytest
 from cogitate.agent_decoder import runtime as runtime_module
 from cogitate.agent_decoder.config import AgentDecoderConfig
+from cogitate.agent_decoder.rendering import BLIND, UNREAD
 from cogitate.agent_decoder.server import build
 from cogitate.kit import config as configuration
 from cogitate.kit import lifecycle, metrics
@@ -32,6 +33,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.fakes.chat_model import QWEN25, chat_tokenizer, write_tokenizer_files
 from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint
 from tests.fakes.tiny_model import CONTROL, HIDDEN, write_tiny_model
+from tests.fakes.tiny_model import tokenizer as tiny_tokenizer
 from tests.fakes.vision import FakeVision
 
 pytestmark = pytest.mark.contract
@@ -87,6 +89,10 @@ class FakeRouter(router_grpc.RouterServiceServicer):
         yield interval
         async for request in request_iterator:
             self.reports.append(request)
+
+
+def positions_of(text: str) -> int:
+    return len(tiny_tokenizer().encode(text).ids)
 
 
 def tensor_of(*shape: int, value: float = 0.25) -> common.Tensor:
@@ -776,6 +782,54 @@ async def test_a_crop_that_cannot_be_had_becomes_a_sentence(models: Path) -> Non
             inject=pb.InjectAgent(agent_id=0, call_id=call.call.call_id, tool_result=result)
         )
         assert (await stream.until("injected")).injected_token_count > 20
+
+
+async def test_what_comes_with_an_image_is_there_without_it(models: Path) -> None:
+    """Two callers get the same result; the image of the second cannot be had."""
+    result = common.ToolResult(parts=[common.Part(text="seven"), picture()])
+    async with seeing(models) as (made, vision):
+        counts = []
+        for number in range(2):
+            stream = await made.opened(caller(), gang_id=str(number))
+            call = (await stream.until("tool_call")).call
+            inject = pb.InjectAgent(agent_id=0, call_id=call.call_id, tool_result=result)
+            await stream.send(inject=inject)
+            counts.append((await stream.until("injected")).injected_token_count)
+            vision.wrong = tensor_of(1, 1)
+            result.parts[1].image.digest = "sha256:" + "0" * 64
+        assert counts == [2 + len("seven") + 4, 2 + len("seven") + positions_of(UNREAD)]
+
+
+async def test_a_model_without_sight_is_told_that_an_image_came(tmp_path: Path) -> None:
+    config = config_of("qwen2", max_position_embeddings=1024)
+    write_tokenizer_files(
+        write_checkpoint(tmp_path / "chat", config, random_weights(config)), QWEN25
+    )
+    tokenizer = chat_tokenizer()
+    begun = tokenizer.encode(
+        '<tool_call>\n{"name":"draw","arguments":{}}\n</tool_call', add_special_tokens=False
+    ).ids
+    state = pb.ResumeState(
+        segments=[pb.Segment(sampled=pb.TokenIds(token_ids=begun))],
+        sampled_token_count=len(begun),
+    )
+    agent = spec(
+        bias={tokenizer.token_to_id(">"): 90.0},
+        resume_state=state,
+        sampling={"max_tokens": len(begun) + 2},
+    )
+    tool = common.ToolSpec(name="draw", parameters_json_schema='{"type":"object"}')
+    async with decoder(tmp_path, model="chat") as made:
+        stream = await made.opened(agent, model="chat", tools=[tool])
+        call = (await stream.until("tool_call")).call
+        result = common.ToolResult(parts=[common.Part(text="2"), picture()])
+        await stream.send(
+            inject=pb.InjectAgent(agent_id=0, call_id=call.call_id, tool_result=result)
+        )
+        turn = f"<|im_end|>\n<|im_start|>user\n<tool_response>\n2\n{BLIND}\n</tool_response>"
+        turn += "<|im_end|>\n<|im_start|>assistant\n"
+        injected = (await stream.until("injected")).injected_token_count
+        assert injected == len(tokenizer.encode(turn, add_special_tokens=False).ids)
 
 
 async def test_a_kill_does_not_wait_for_a_slow_vision_encoder(models: Path) -> None:

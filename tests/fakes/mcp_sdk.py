@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import anyio
 from mcp.server import MCPServer
-from mcp.server.mcpserver import Context
+from mcp.server.mcpserver import Context, Image
 from mcp_types import ToolAnnotations
+from PIL import Image as Pictures
 
 server = MCPServer("sums", version="1.2")
 
@@ -29,6 +31,15 @@ async def sleep(seconds: float) -> str:
 def broken() -> str:
     """Fails."""
     raise ValueError("it broke")
+
+
+@server.tool()
+def draw(width: int, height: int, cut: int = 0) -> list[str | Image]:
+    """Draws a red picture, and cuts bytes off its file."""
+    file = io.BytesIO()
+    Pictures.new("RGB", (width, height), (200, 0, 0)).save(file, "PNG")
+    data = file.getvalue()
+    return ["a picture", Image(data=data[: len(data) - cut], format="png")]
 
 
 @server.tool()

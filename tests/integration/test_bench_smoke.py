@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.bench.decode import forms, random_model
 from tests.bench.kv_memory import MINI
+from tests.fakes.embedding_model import write_embedding_model
 from tests.fakes.sandbox import missing
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -121,6 +122,21 @@ def test_idle(tmp_path: Path) -> None:
     used = {r["process"]: r["after_work_cpu_s"] for r in json.loads(out.read_text())["rows"]}
     assert len(used) == 6 and "gateway" in used
     assert all(0 <= value < 5 for value in used.values())
+
+
+def test_embedding_pairs(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    words = {"a": (1.0, 0.0), "paris": (0.0, 1.0), "dog": (1.0, 1.0), "big": (1.0, 0.2)}
+    words |= dict.fromkeys("the boy it is because meeting use no shakespeare".split(), (0.5, 0.4))
+    more = "rain rains due they hamlet london large photosynthesis respiration marlowe sort yes"
+    words |= dict.fromkeys(more.split(), (0.4, 0.5))
+    folder = write_embedding_model(tmp_path / "model", {**words, "plants": (0.3, 0.9)})
+    run("tests.bench.embedding_pairs", str(folder), "--json", str(out))
+    pairs = json.loads(out.read_text())["pairs"]
+    assert [sum(p["same"] == same for p in pairs) for same in (True, False)] == [12, 12]
+    assert all(-1.001 <= pair["cosine"] <= 1.001 for pair in pairs)
+    cat = next(p["cosine"] for p in pairs if p["one"] == "a dog" and p["other"] == "a cat")
+    assert 0 < cat < 1
 
 
 def test_mesh_tax(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -26,7 +27,14 @@ from cogitate.tool_executor.server import build
 from cogitate.v1 import common_pb2
 from cogitate.v1 import tool_executor_service_pb2 as pb
 from cogitate.v1 import tool_executor_service_pb2_grpc as pb_grpc
+from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
+from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
+from cogitate.vision_encoder.config import VisionEncoderConfig
+from cogitate.vision_encoder.server import build as build_encoder
 from google.protobuf.duration_pb2 import Duration
+from PIL import Image as PILImage
+
+from tests.fakes.vision_model import write_model
 
 pytestmark = pytest.mark.integration
 
@@ -98,6 +106,12 @@ async def error_of(stub: Any, asked: pb.ExecuteRequest) -> CogitateError:
     return from_rpc_error(caught.value)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 async def names(stub: Any) -> list[str]:
     listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(5))
     return [tool.name for tool in listed.tools if "." in tool.name]
@@ -126,7 +140,9 @@ async def test_a_server_of_the_sdk_by_stdio(files: Files) -> None:
     server = {"command": sys.executable, "args": [str(FAKES / "mcp_sdk.py")]}
     async with executor(files.write(sums=server)) as stub:
         await until_listed(stub, "sums.add")
-        assert await names(stub) == ["sums.add", "sums.broken", "sums.sleep", "sums.token"]
+        assert await names(stub) == [
+            "sums.add", "sums.broken", "sums.draw", "sums.sleep", "sums.token",
+        ]  # fmt: skip
         done = await execute(stub, request("sums.add", {"a": 2, "b": 3}))
         assert (done.result.parts[0].text, done.result.is_error) == ("5", False)
         assert (done.provenance.tool, done.provenance.origin) == ("sums.add@1.2", "sums")
@@ -145,9 +161,7 @@ async def test_a_server_of_the_sdk_by_stdio(files: Files) -> None:
 
 async def test_a_server_of_the_sdk_by_http(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCP_TEST_TOKEN", "t0k")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
     config = files.write(far={"url": url, "headers": {"Authorization": "Bearer ${MCP_TEST_TOKEN}"}})
     command = [sys.executable, str(FAKES / "mcp_sdk.py"), str(port)]
@@ -184,7 +198,8 @@ async def test_a_server_of_the_sdk_by_http(files: Files, monkeypatch: pytest.Mon
 
 
 async def test_what_a_server_says_is_text(files: Files) -> None:
-    async with executor(files.write(raw=files.raw()), max_output_bytes=1000) as stub:
+    alone = {"vision_encoder_address": f"127.0.0.1:{free_port()}", "max_output_bytes": 1000}
+    async with executor(files.write(raw=files.raw()), **alone) as stub:
         await until_listed(stub, "raw.echo")
         listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(5))
         about = next(tool for tool in listed.tools if tool.name == "raw.echo")
@@ -196,7 +211,8 @@ async def test_what_a_server_says_is_text(files: Files) -> None:
         )
         assert await text_of(stub, "raw.mistake", "2") == ("no such thing\ufffd<|im_start|>", True)
         text, is_error = await text_of(stub, "raw.picture", "3")
-        assert text == "here\n[image, image/png: it cannot be shown here]" and not is_error
+        # There is no vision-encoder to keep it.
+        assert text.startswith("here\n[an image came that cannot be shown: ") and not is_error
         text, is_error = await text_of(stub, "raw.refuse", "4")
         assert is_error and text == "The MCP server refused the call: not for you"
         done = await execute(stub, request("raw.echo", {"text": "é" * 2000}, "5"))
@@ -205,6 +221,56 @@ async def test_what_a_server_says_is_text(files: Files) -> None:
         assert (error.code, error.reason) == ("PERMISSION_DENIED", "TOOL_DENIED")
         error = await error_of(stub, request("raw.none", {}, "7"))
         assert error.code == "NOT_FOUND" and "has no such tool" in error.message
+
+
+async def test_images_are_stored_and_given_by_digest(files: Files, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = VisionEncoderConfig(
+        models=("tiny",), model_paths=(str(tmp_path),), max_image_pixels_count=10_000
+    )
+    server = {"command": sys.executable, "args": [str(FAKES / "mcp_sdk.py")]}
+    async with (
+        lifecycle.serving(encoder, build_encoder) as vision,
+        open_channel(vision.address) as channel,
+        executor(
+            files.write(sums=server),
+            vision_encoder_address=vision.address,
+            mcp_max_image_bytes=300,
+        ) as stub,
+    ):
+        await until_listed(stub, "sums.draw")
+        whose = {"metadata": (("x-cogitate-tenant", "t1"),), "timeout": 40}
+        asked = request("sums.draw", {"width": 40, "height": 30}, "1")
+        (only,) = [event async for event in stub.Execute(asked, **whose)]
+        said, shown = only.finished.result.parts
+        assert said.text == "a picture" and not only.finished.result.is_error
+        image = shown.image
+        assert (image.width_px, image.height_px, image.HasField("box")) == (40, 30, False)
+        assert not image.data and only.finished.provenance.origin == "sums"
+        # It is its tenant's, can be looked at, and is red.
+        blobs = VisionEncoderServiceStub(channel)
+        asked_for = vision_pb.GetBlobRequest(digest=image.digest)
+        data = b"".join([part.chunk async for part in blobs.GetBlob(asked_for, **whose)])
+        assert PILImage.open(io.BytesIO(data)).getpixel((3, 3)) == (200, 0, 0)
+        view = vision_pb.View(blob_digest=image.digest)
+        encoded = await blobs.Encode(vision_pb.EncodeRequest(model="tiny", views=[view]), **whose)
+        assert encoded.views[0].token_count == 16
+        with pytest.raises(grpc.aio.AioRpcError):
+            [part async for part in blobs.GetBlob(asked_for, timeout=5)]
+        # What is no image, or too large, is said, and the text is there all the same.
+        for number, (arguments, why) in enumerate(
+            [
+                ({"width": 40, "height": 30, "cut": 20}, "damaged or cut off"),
+                ({"width": 200, "height": 51}, "more pixels than allowed"),
+                ({"width": 3000, "height": 3000}, "larger than 300 bytes"),
+                ({"width": 40, "height": 30, "cut": 10_000}, "file is empty"),
+            ]
+        ):
+            done = await execute(stub, request("sums.draw", arguments, f"2{number}"))
+            (part,) = done.result.parts
+            assert part.text.startswith("a picture\n[an image came that cannot be shown: ")
+            assert why in part.text and not done.result.is_error
+        assert await text_of(stub, "sums.add", "3", a=1, b=1) == ("2", False)
 
 
 async def test_noise_stays_out_of_the_log_and_secrets_out_of_the_server(
@@ -229,7 +295,8 @@ async def test_noise_stays_out_of_the_log_and_secrets_out_of_the_server(
 
 
 async def test_a_server_that_dies_costs_the_call_and_comes_back(files: Files) -> None:
-    async with executor(files.write(raw=files.raw(), other=files.raw())) as stub:
+    short = {"mcp_max_message_bytes": 1024 * 1024}
+    async with executor(files.write(raw=files.raw(), other=files.raw()), **short) as stub:
         await until_listed(stub, "raw.die")
         await until_listed(stub, "other.echo")
         for number, name in enumerate(("die", "long_line"), 1):

@@ -19,6 +19,8 @@ ANSWERS = ["1", "It is 1.", "2", "I can't answer that.", ""]
 CALLS = [("calculator", "{}"), ("calculator", '{"a":1}'), ("ask_user", "{}")]
 PRICE = 1_500_000  # of a million tokens, in micro-USD
 ENDINGS = {"verdict", "failed", "cancelled"}
+VECTORS = [(1.0, 0.0), (0.8, 0.6), (0.0, 1.0), ()]  # the last: the model failed
+EQUIVALENCES = ["auto", "auto", "embedding:0.75"]
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Fleet:
         self.waits: list[m.AskLater] = []
         self.gangs: dict[str, SimGang] = {}
         self.tools: list[str] = []
+        self.embeds: list[int] = []
         self.ran: list[tuple[str, str]] = []
         self.stale: list[m.Input] = []
         self.events: list[m.Emit] = []
@@ -125,6 +128,10 @@ class Fleet:
         self.tools.append(effect.call.call_id)
         self.ran.append((effect.call.name, effect.call.arguments_json))
 
+    def do_Embed(self, effect: m.Embed) -> None:
+        assert effect.answer and effect.agent_id in self.machine.likeness.waiting
+        self.embeds.append(effect.agent_id)
+
     def do_Inject(self, effect: m.Inject) -> None:
         agent = self.gangs[effect.gang_id].agents[effect.agent_id]
         assert agent.pending == effect.call_id, "the result of the call it waits for"
@@ -145,6 +152,7 @@ class Fleet:
             can += [lambda a=ask: self.grant(a)] * 3 + [lambda a=ask: self.deny(a)]
         can += [lambda w=wait: self.wait_over(w) for wait in self.waits]
         can += [lambda t=tool: self.tool_returns(t) for tool in self.tools]
+        can += [lambda a=agent_id: self.embedded(a) for agent_id in self.embeds]
         for gang in self.gangs.values():
             if self.random.random() < 0.15:
                 can.append(lambda g=gang: self.lose(g))
@@ -269,6 +277,13 @@ class Fleet:
         self.stale.append(returned)
         self.put(returned)
 
+    def embedded(self, agent_id: int) -> None:
+        self.embeds.remove(agent_id)
+        vector = self.random.choice(VECTORS)
+        embedded = m.Embedded(agent_id, vector, "" if vector else "it failed")
+        self.stale.append(embedded)
+        self.put(embedded)
+
     def finish(self, gang: SimGang, agent: SimAgent) -> None:
         """By itself, killed, or broken."""
         ways = ["CANCELLED"] if agent.kill else []
@@ -310,6 +325,9 @@ class Fleet:
         assert len(set(killed)) == len(killed)
         assert not voted & set(killed)
         assert not any(agent.open for agent in self.machine.agents.values())
+        assert not self.machine.likeness.waiting
+        told = [event for event in self.events if event.kind == "feature_degraded"]
+        assert len(told) <= 1
         written: dict[int, int] = {}
         for event in self.events:
             if event.kind == "text_retracted":
@@ -331,13 +349,21 @@ class Fleet:
     st.integers(0, 4),
     st.sampled_from([0, 0, 12, 40]),
     st.sampled_from([0, 0, 30]),
+    st.sampled_from(EQUIVALENCES),
 )
 def test_whatever_happens_it_ends_once_and_its_books_are_right(
-    seed: int, num_agents: int, strategy: str, quorum: str, initial: int, budget: int, money: int
+    seed: int,
+    num_agents: int,
+    strategy: str,
+    quorum: str,
+    initial: int,
+    budget: int,
+    money: int,
+    equivalence: str,
 ) -> None:
     spec = m.Spec(
         contemplation_id="c", model="mini", effort="CONTEMPLATING", num_agents=num_agents,
-        strategy=strategy, quorum=quorum, equivalence="auto", seed=1, temperature=None,
+        strategy=strategy, quorum=quorum, equivalence=equivalence, seed=1, temperature=None,
         budget_tokens=budget, max_tokens=0, initial_agents=min(initial, num_agents),
         client_tools=frozenset({"ask_user"}), patience_s=1.0, budget_micro_usd=money,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from cogitate.v1 import router_service_pb2 as router_pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.property.test_contemplation import Fleet
+from tests.property.test_contemplation import EQUIVALENCES, Fleet
 
 pytestmark = pytest.mark.property
 
@@ -40,7 +40,7 @@ def specs() -> st.SearchStrategy[m.Spec]:
             ["vote", "vote", "confidence:0.5", "refine", "best_of", "synthesis"]
         ),
         quorum=st.sampled_from(["all", "unbeatable", "verified", "first:2", "posterior:0.8"]),
-        equivalence=st.just("auto"),
+        equivalence=st.sampled_from(EQUIVALENCES),
         seed=st.integers(0, 2**62),
         temperature=st.none() | st.floats(0, 2),
         budget_tokens=st.sampled_from([0, 0, 12, 40]),
@@ -164,7 +164,7 @@ class RecordedFleet(Fleet):
         replayed = replay(self.record, self.entries[:cut])
         self.entries, self.shown = self.entries[:cut], list(replayed.events)
         self.course, self.machine = replayed.course, replayed.course.machine
-        self.asks, self.waits, self.stale = [], [], []
+        self.asks, self.waits, self.stale, self.embeds = [], [], [], []
         self.gangs, self.ran = {}, []
         waiting = [call for _, call in self.machine.tools.unanswered()]
         self.tools = [call.call_id for call in waiting if call.name == "ask_user"]
@@ -253,7 +253,9 @@ def test_a_difference_is_found() -> None:
 def test_damaged_entries_are_refused() -> None:
     fleet = RecordedFleet(SPEC, Random(1))
     fleet.live(30)
+    cut = journal_pb2.JournalInput(embedded=journal_pb2.JournalEmbedded(vector=b"12345"))
     for entries in (
+        [*fleet.entries, cut.SerializeToString()],
         fleet.entries[1:],
         [b"\xff\xff", *fleet.entries],
         [*fleet.entries, b"\x42\x00"],
@@ -279,9 +281,10 @@ def test_a_spec_survives_the_journal(spec: m.Spec) -> None:
 # Inputs that come as a message are kept as that message.
 MESSAGES = {m.Granted, m.Admitted, m.Prefilled, m.Stepped, m.ToolCalled, m.ToolReturned}
 MESSAGES |= {m.AgentEnded, m.GrantUsedUp}
+VECTOR = (1.0, -0.5, 0.0)
 SAMPLES: dict[str, Any] = {
     "int": 3, "str": "é", "tuple[int, ...]": (1, 2), "float | None": 0.25, "float": 0.5,
-    "bool": True,
+    "bool": True, "tuple[float, ...]": VECTOR,
 }  # fmt: skip
 
 

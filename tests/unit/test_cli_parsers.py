@@ -45,7 +45,8 @@ def test_counts_and_threads() -> None:
 def test_ask_takes_what_the_issue_says() -> None:
     args = build_parser().parse_args(
         "ask Why? --image a.png --image b.png --agents 8 --effort contemplating --quorum all"
-        " --strategy vote --seed 3 --deadline 10s --budget-tokens 500 --json --model mini".split()
+        " --strategy vote --seed 3 --deadline 10s --budget-tokens 500 --json --model mini"
+        " --equivalence embedding:0.8".split()
     )
     options = ask.options(args)
     assert ["a.png", "b.png"] == args.image
@@ -59,7 +60,7 @@ def test_ask_takes_what_the_issue_says() -> None:
         options["budget_tokens"],
         options["model"],
     )
-    assert options["tools"] is None
+    assert options["tools"] is None and options["equivalence"] == "embedding:0.8"
     none = build_parser().parse_args(["ask", "?", "--tool", "none"])
     assert [] == ask.options(none)["tools"]
 

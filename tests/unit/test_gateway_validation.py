@@ -69,7 +69,11 @@ def test_a_plain_question_is_fine() -> None:
         ("max_round_count", (0, 16), (-1, 17)),
         ("initial_agent_count", (0, 64), (-1, 65)),
         ("priority", (-100, 100), (-101, 101)),
-        ("equivalence", ("", "auto", "json"), ("fuzzy",)),
+        (
+            "equivalence",
+            ("", "auto", "json", "embedding", "embedding:0.9"),
+            ("fuzzy", "embedding:", "embedding:x", "embeddings", "auto:1", "embedding:" + "9" * 17),
+        ),
         ("parent_contemplation_id", ("", UUID), ("a b", "a" * 129)),
         ("response_json_schema", ("", "{}"), ("[]", "{", "[" * 100_000)),
     ],

@@ -8,6 +8,7 @@ import pytest
 from cogitate.kit.errors import InvalidRequest
 from cogitate.tool_executor.core import mcp
 from cogitate.tool_executor.core.mcp import Server
+from cogitate.tool_executor.core.types import Image, Outcome
 
 pytestmark = pytest.mark.unit
 
@@ -115,8 +116,6 @@ def test_so_many_tools_and_no_more() -> None:
         ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "a\nb"),
         ({"content": [], "structuredContent": {"é": [1]}}, '{"é": [1]}'),
         ({"content": [{"type": "text", "text": "a"}], "structuredContent": {"b": 1}}, "a"),
-        ({"content": [{"type": "image", "data": "AA", "mimeType": "image/png"}]},
-         "[image, image/png: it cannot be shown here]"),
         ({"content": [{"type": "audio", "data": "AA"}]},
          "[audio, of an unknown type: it cannot be shown here]"),
         ({"content": [{"type": "resource", "resource": {"uri": "x", "text": "t"}}]}, "t"),
@@ -129,13 +128,54 @@ def test_so_many_tools_and_no_more() -> None:
     ],
 )  # fmt: skip
 def test_results_become_text(result: dict[str, Any], text: str) -> None:
-    assert mcp.read_result(result, 1000).text == text
+    assert shown(result, 1000).text == text
+
+
+def shown(result: dict[str, Any], max_bytes: int) -> Outcome:
+    """As it comes out if every picture is stored under the same digest."""
+    content = mcp.read_content(result, max_pictures=2, max_picture_bytes=4)
+    kept = [Image("sha256:x") if isinstance(each, mcp.Picture) else each for each in content]
+    return mcp.outcome(kept, result, max_bytes)
+
+
+def image(data: str, **more: Any) -> dict[str, Any]:
+    return {"type": "image", "data": data, "mimeType": "image/png", **more}
+
+
+def test_pictures_come_through_in_order_with_the_text() -> None:
+    blob = {"blob": "AAAB", "mimeType": "image/webp"}
+    content = [image("AAAA"), {"type": "text", "text": "a"}, {"type": "resource", "resource": blob}]
+    read = mcp.read_content({"content": content}, max_pictures=2, max_picture_bytes=4)
+    assert read == [mcp.Picture(b"\0\0\0"), "a", mcp.Picture(b"\0\0\1")]
+    result = {"content": content, "structuredContent": {"b": 1}, "isError": True}
+    assert shown(result, 10) == Outcome("a", (Image("sha256:x"),) * 2, is_error=True)
+    assert shown({"content": [image("AAAA")], "structuredContent": {"b": 1}}, 10).text == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("AAAAAA==", None),  # 4 bytes
+        ("AAAAAAA=", "larger than 4 bytes"),
+        ("A" * 1_000_000, "larger than 4 bytes"),
+        ("AAA", "not base64"),
+        ("AA\nAA", "not base64"),
+        ("é", "not base64"),
+        ("", None),  # the vision-encoder says that it is empty
+    ],
+)
+def test_pictures_keep_to_their_limits(data: str, why: str | None) -> None:
+    outcome = shown({"content": [image(data)]}, 1000)
+    assert len(outcome.images) == (why is None)
+    assert outcome.text == (mcp.left_out(f"it is {why}") if why else "")
+    many = shown({"content": [image("AAAA")] * 4}, 1000)
+    assert len(many.images) == 2 and many.text.count("2 at most") == 2
 
 
 def test_a_result_keeps_to_its_limit_and_says_if_it_is_an_error() -> None:
     given = {"content": [{"type": "text", "text": "x" * 100}], "isError": True}
-    assert mcp.read_result(given, 100).text == "x" * 100
-    cut = mcp.read_result(given, 99)
+    assert shown(given, 100).text == "x" * 100
+    cut = shown(given, 99)
     assert cut.is_truncated and cut.is_error and len(cut.text) == 99
 
 

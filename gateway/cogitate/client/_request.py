@@ -51,7 +51,7 @@ class AskOptions(TypedDict, total=False):
     quorum: str
     strategy: str
     equivalence: str
-    """How answers are compared: "auto", "number", "choice", "text" or "json"."""
+    """How answers are compared: "auto", "number", "choice", "text", "json" or "embedding:0.9"."""
     initial_agents: int
     """Start with this many and widen to `agents` while there is dissent; 0 means all at once."""
     seed: int | None

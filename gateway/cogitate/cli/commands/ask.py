@@ -81,6 +81,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="all, unbeatable, unanimous:k, posterior:d, first:m or verified",
     )
+    group.add_argument(
+        "--equivalence",
+        default="",
+        metavar="NAME",
+        help="which answers are the same: auto, number, choice, text, json or embedding:c",
+    )
     group.add_argument("--model", default="", metavar="NAME", help="default: the server's")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed, the same tokens")
     group.add_argument("--temperature", type=float, metavar="T", help="0 (greedy) to 2")
@@ -118,6 +124,7 @@ def options(args: argparse.Namespace) -> AskOptions:
         effort=args.effort,
         strategy=args.strategy,
         quorum=args.quorum,
+        equivalence=args.equivalence,
         model=args.model,
         seed=args.seed,
         temperature=args.temperature,

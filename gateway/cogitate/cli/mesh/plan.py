@@ -81,7 +81,7 @@ def members(
         "vision-encoder": _flags(models=options.model, model_paths=options.models_path)
         if options.has_tower
         else (),
-        "tool-executor": (),
+        "tool-executor": _flags(vision_encoder_address=at["vision-encoder"]),
     }
     made = [
         _member(name, name, at[name], needs[name], options, folder, trace_store)

@@ -40,6 +40,8 @@ UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 RULE: Final = re.compile(r"[a-z][a-z0-9_]{0,31}(:[A-Za-z0-9_.-]{1,32})?")
 NAMED: Final = "must be 1 to 64 letters, digits, dots, dashes or underscores"
 EQUIVALENCES: Final = ("", "auto", "number", "choice", "text", "json")
+# Whether there is a model for it, and which numbers it may be, the aggregator knows.
+EMBEDDING: Final = re.compile(r"embedding(:[0-9.]{1,16})?")
 EVENTS: Final = frozenset(
     "accepted placed prefilled round_started agent_started deltas tool_call_started"
     " tool_call_finished awaiting_client ballot_cast decided agent_killed agent_lost"
@@ -290,8 +292,9 @@ def _rest(spec: Spec) -> Iterator[Violation]:
         yield Violation("parent_contemplation_id", "is not the id of a contemplation")
     if spec.response_json_schema and not is_json_object(spec.response_json_schema):
         yield Violation("response_json_schema", "must be one JSON object")
-    if spec.equivalence not in EQUIVALENCES:
-        yield Violation("equivalence", f"must be one of {', '.join(EQUIVALENCES[1:])}")
+    if spec.equivalence not in EQUIVALENCES and not EMBEDDING.fullmatch(spec.equivalence):
+        names = ", ".join(EQUIVALENCES[1:])
+        yield Violation("equivalence", f"must be one of {names}, embedding:0.9")
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
         yield Violation("priority", f"must be {-MAX_PRIORITY} to {MAX_PRIORITY}")
     yield from filter_violations(spec.excluded_events)

@@ -93,8 +93,10 @@ class ContemplationSpec(_message.Message):
     response_json_schema: _builtins.str
     """JSON Schema of the answer, one object; empty for free text. Excludes a constraint in sampling_params."""
     equivalence: _builtins.str
-    """How answers are compared: "auto", "number", "choice", "text" or "json"; empty means auto.
-    Under a JSON Schema auto means json.
+    """How answers are compared: "auto", "number", "choice", "text", "json", or "embedding:c", by which two
+    answers are the same whose embeddings have a cosine of at least c (0 to 1; 0.9 if it is left out); empty
+    means auto. Under a JSON Schema auto means json. INVALID_ARGUMENT if an embedding is asked for where no
+    model for it is configured.
     """
     initial_agent_count: _builtins.int
     """Start with this many agents, or with as many as the quorum needs if they all agree, and widen to

@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ogitate/v1/journal.proto\x12\x0b\x63ogitate.v1\x1a\'cogitate/v1/agent_decoder_service.proto\x1a\x18\x63ogitate/v1/common.proto\x1a cogitate/v1/router_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"n\n\x11JournalAcceptance\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x31\n\rdeadline_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"\xfb\x02\n\x0cJournalInput\x12.\n\ninput_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x05\x12.\n\x07started\x18\x03 \x01(\x0b\x32\x1b.cogitate.v1.JournalStartedH\x00\x12.\n\x07\x66lushed\x18\x04 \x01(\x0b\x32\x1b.cogitate.v1.JournalFlushedH\x00\x12*\n\x05heard\x18\x05 \x01(\x0b\x32\x19.cogitate.v1.JournalHeardH\x00\x12,\n\x07granted\x18\x06 \x01(\x0b\x32\x19.cogitate.v1.LeaseGrantedH\x00\x12\x39\n\rtool_returned\x18\x07 \x01(\x0b\x32 .cogitate.v1.JournalToolReturnedH\x00\x12(\n\x04note\x18\x08 \x01(\x0b\x32\x18.cogitate.v1.JournalNoteH\x00\x42\x07\n\x05input\"\x96\x01\n\x0bJournalHead\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04spec\x18\x03 \x01(\x0c\x12\x12\n\nacceptance\x18\x04 \x01(\x0c\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x0c\"\xc4\x01\n\x0cJournalBatch\x12\r\n\x05owner\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12&\n\x04head\x18\x03 \x01(\x0b\x32\x18.cogitate.v1.JournalHead\x12%\n\x04rows\x18\x04 \x03(\x0b\x32\x17.cogitate.v1.JournalRow\x12\x19\n\x11last_event_number\x18\x05 \x01(\x03\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\nJournalRow\x12\x14\n\x0cinput_offset\x18\x01 \x01(\x03\x12\r\n\x05input\x18\x02 \x01(\x0c\x12\x1a\n\x12\x66irst_event_number\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x03(\x0c\"=\n\rJournalListed\x12,\n\x08\x65nd_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x10\n\x0eJournalStarted\"\x10\n\x0eJournalFlushed\"N\n\x0cJournalHeard\x12\x0f\n\x07gang_id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x1b.cogitate.v1.DecodeResponse\"\x8e\x01\n\x13JournalToolReturned\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x17.cogitate.v1.ToolResult\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x65xecuted\x18\x04 \x01(\x08\"0\n\x0bJournalNote\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63ogitate/v1/journal.proto\x12\x0b\x63ogitate.v1\x1a\'cogitate/v1/agent_decoder_service.proto\x1a\x18\x63ogitate/v1/common.proto\x1a cogitate/v1/router_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"n\n\x11JournalAcceptance\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x31\n\rdeadline_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"\xad\x03\n\x0cJournalInput\x12.\n\ninput_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x05\x12.\n\x07started\x18\x03 \x01(\x0b\x32\x1b.cogitate.v1.JournalStartedH\x00\x12.\n\x07\x66lushed\x18\x04 \x01(\x0b\x32\x1b.cogitate.v1.JournalFlushedH\x00\x12*\n\x05heard\x18\x05 \x01(\x0b\x32\x19.cogitate.v1.JournalHeardH\x00\x12,\n\x07granted\x18\x06 \x01(\x0b\x32\x19.cogitate.v1.LeaseGrantedH\x00\x12\x39\n\rtool_returned\x18\x07 \x01(\x0b\x32 .cogitate.v1.JournalToolReturnedH\x00\x12(\n\x04note\x18\x08 \x01(\x0b\x32\x18.cogitate.v1.JournalNoteH\x00\x12\x30\n\x08\x65mbedded\x18\t \x01(\x0b\x32\x1c.cogitate.v1.JournalEmbeddedH\x00\x42\x07\n\x05input\"\x96\x01\n\x0bJournalHead\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04spec\x18\x03 \x01(\x0c\x12\x12\n\nacceptance\x18\x04 \x01(\x0c\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x0c\"\xc4\x01\n\x0cJournalBatch\x12\r\n\x05owner\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12&\n\x04head\x18\x03 \x01(\x0b\x32\x18.cogitate.v1.JournalHead\x12%\n\x04rows\x18\x04 \x03(\x0b\x32\x17.cogitate.v1.JournalRow\x12\x19\n\x11last_event_number\x18\x05 \x01(\x03\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\nJournalRow\x12\x14\n\x0cinput_offset\x18\x01 \x01(\x03\x12\r\n\x05input\x18\x02 \x01(\x0c\x12\x1a\n\x12\x66irst_event_number\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x03(\x0c\"=\n\rJournalListed\x12,\n\x08\x65nd_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x10\n\x0eJournalStarted\"\x10\n\x0eJournalFlushed\"N\n\x0cJournalHeard\x12\x0f\n\x07gang_id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x1b.cogitate.v1.DecodeResponse\"\x8e\x01\n\x13JournalToolReturned\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x17.cogitate.v1.ToolResult\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x65xecuted\x18\x04 \x01(\x08\"D\n\x0fJournalEmbedded\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\x05\x12\x0e\n\x06vector\x18\x02 \x01(\x0c\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\"0\n\x0bJournalNote\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0b\x66ields_json\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,23 +39,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOURNALACCEPTANCE']._serialized_start=208
   _globals['_JOURNALACCEPTANCE']._serialized_end=318
   _globals['_JOURNALINPUT']._serialized_start=321
-  _globals['_JOURNALINPUT']._serialized_end=700
-  _globals['_JOURNALHEAD']._serialized_start=703
-  _globals['_JOURNALHEAD']._serialized_end=853
-  _globals['_JOURNALBATCH']._serialized_start=856
-  _globals['_JOURNALBATCH']._serialized_end=1052
-  _globals['_JOURNALROW']._serialized_start=1054
-  _globals['_JOURNALROW']._serialized_end=1147
-  _globals['_JOURNALLISTED']._serialized_start=1149
-  _globals['_JOURNALLISTED']._serialized_end=1210
-  _globals['_JOURNALSTARTED']._serialized_start=1212
-  _globals['_JOURNALSTARTED']._serialized_end=1228
-  _globals['_JOURNALFLUSHED']._serialized_start=1230
-  _globals['_JOURNALFLUSHED']._serialized_end=1246
-  _globals['_JOURNALHEARD']._serialized_start=1248
-  _globals['_JOURNALHEARD']._serialized_end=1326
-  _globals['_JOURNALTOOLRETURNED']._serialized_start=1329
-  _globals['_JOURNALTOOLRETURNED']._serialized_end=1471
-  _globals['_JOURNALNOTE']._serialized_start=1473
-  _globals['_JOURNALNOTE']._serialized_end=1521
+  _globals['_JOURNALINPUT']._serialized_end=750
+  _globals['_JOURNALHEAD']._serialized_start=753
+  _globals['_JOURNALHEAD']._serialized_end=903
+  _globals['_JOURNALBATCH']._serialized_start=906
+  _globals['_JOURNALBATCH']._serialized_end=1102
+  _globals['_JOURNALROW']._serialized_start=1104
+  _globals['_JOURNALROW']._serialized_end=1197
+  _globals['_JOURNALLISTED']._serialized_start=1199
+  _globals['_JOURNALLISTED']._serialized_end=1260
+  _globals['_JOURNALSTARTED']._serialized_start=1262
+  _globals['_JOURNALSTARTED']._serialized_end=1278
+  _globals['_JOURNALFLUSHED']._serialized_start=1280
+  _globals['_JOURNALFLUSHED']._serialized_end=1296
+  _globals['_JOURNALHEARD']._serialized_start=1298
+  _globals['_JOURNALHEARD']._serialized_end=1376
+  _globals['_JOURNALTOOLRETURNED']._serialized_start=1379
+  _globals['_JOURNALTOOLRETURNED']._serialized_end=1521
+  _globals['_JOURNALEMBEDDED']._serialized_start=1523
+  _globals['_JOURNALEMBEDDED']._serialized_end=1591
+  _globals['_JOURNALNOTE']._serialized_start=1593
+  _globals['_JOURNALNOTE']._serialized_end=1641
 # @@protoc_insertion_point(module_scope)

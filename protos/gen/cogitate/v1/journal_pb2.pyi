@@ -74,6 +74,7 @@ class JournalInput(_message.Message):
     GRANTED_FIELD_NUMBER: _builtins.int
     TOOL_RETURNED_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    EMBEDDED_FIELD_NUMBER: _builtins.int
     event_count: _builtins.int
     """How many events it emitted."""
     @_builtins.property
@@ -104,6 +105,10 @@ class JournalInput(_message.Message):
     def note(self) -> Global___JournalNote:
         """Anything else: it is rare and small."""
 
+    @_builtins.property
+    def embedded(self) -> Global___JournalEmbedded:
+        """An answer's embedding came."""
+
     def __init__(
         self,
         *,
@@ -115,12 +120,13 @@ class JournalInput(_message.Message):
         granted: _router_service_pb2.LeaseGranted | None = ...,
         tool_returned: Global___JournalToolReturned | None = ...,
         note: Global___JournalNote | None = ...,
+        embedded: Global___JournalEmbedded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flushed", b"flushed", "granted", b"granted", "heard", b"heard", "input", b"input", "input_time", b"input_time", "note", b"note", "started", b"started", "tool_returned", b"tool_returned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "flushed", b"flushed", "granted", b"granted", "heard", b"heard", "input", b"input", "input_time", b"input_time", "note", b"note", "started", b"started", "tool_returned", b"tool_returned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_count", b"event_count", "flushed", b"flushed", "granted", b"granted", "heard", b"heard", "input", b"input", "input_time", b"input_time", "note", b"note", "started", b"started", "tool_returned", b"tool_returned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedded", b"embedded", "event_count", b"event_count", "flushed", b"flushed", "granted", b"granted", "heard", b"heard", "input", b"input", "input_time", b"input_time", "note", b"note", "started", b"started", "tool_returned", b"tool_returned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["started", "flushed", "heard", "granted", "tool_returned", "note"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["started", "flushed", "heard", "granted", "tool_returned", "note", "embedded"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -379,6 +385,36 @@ class JournalToolReturned(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JournalToolReturned: _TypeAlias = JournalToolReturned  # noqa: Y015
+
+@_typing.final
+class JournalEmbedded(_message.Message):
+    """JournalEmbedded is the embedding of an agent's answer, by which answers are compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
+    """Whose answer it is."""
+    vector: _builtins.bytes
+    """float32, little-endian, of length 1 as a vector; empty if the model failed."""
+    failure: _builtins.str
+    """Why there is no vector, a sentence; empty if there is one."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.int = ...,
+        vector: _builtins.bytes = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "failure", b"failure", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalEmbedded: _TypeAlias = JournalEmbedded  # noqa: Y015
 
 @_typing.final
 class JournalNote(_message.Message):

@@ -28,6 +28,10 @@ from cogitate.kit.errors import CogitateError, EngineFailure, InvalidRequest
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
 
+# In the place of an image in a tool's result.
+UNREAD = "The image cannot be read."
+BLIND = "[an image came, which this model cannot see]"
+
 
 class Renderer:
     """Renders by the model's template; fetches the embeddings that are not there yet."""
@@ -141,15 +145,19 @@ class Renderer:
     async def _tool_result(self, gang: pb.OpenGang, result: common.ToolResult) -> list[Position]:
         """A result as the model sees it. An image that cannot be had becomes a sentence."""
         template, instant = self._template, gang.effort == common.EFFORT_INSTANT
+        shown: list[Text | Image] = []
         try:
-            parts = [
+            shown = [
                 Text(self._cut(part.text)) if isinstance(part, Text) else part
                 for part in wire.result_parts(result)
             ]
-            embeddings = await self._fetch(gang, wire.images_of(result.parts))
-            return self._place(template.injection(parts, instant=instant), embeddings)
+            if not self._model.has_vision:
+                shown = _without_images(shown, BLIND)
+            images = wire.images_of(result.parts) if self._model.has_vision else {}
+            embeddings = await self._fetch(gang, images)
+            return self._place(template.injection(shown, instant=instant), embeddings)
         except CogitateError:
-            unread = [Text("The image cannot be read.")]
+            unread = _without_images(shown, UNREAD) or [Text(UNREAD)]
             return self._place(template.injection(unread, instant=instant), {})
 
     async def _segment(
@@ -223,6 +231,10 @@ class Renderer:
                 )
             positions += [Position(template.image_token_id, row) for row in rows]
         return positions
+
+
+def _without_images(parts: Iterable[Text | Image], sentence: str) -> list[Text | Image]:
+    return [part if isinstance(part, Text) else Text(sentence) for part in parts]
 
 
 def _positions(token_ids: Iterable[int]) -> list[Position]:

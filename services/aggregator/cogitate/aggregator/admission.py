@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable
 
 from cogitate.aggregator.config import AggregatorConfig
-from cogitate.aggregator.core.answers import EQUIVALENCES
+from cogitate.aggregator.core.answers import EMBEDDING, EQUIVALENCES, least_cosine
 from cogitate.aggregator.core.messages import Spec
 from cogitate.aggregator.core.quorums import DEFAULT_QUORUM, quorum
 from cogitate.aggregator.core.strategies import DEFAULT_STRATEGY, strategy
@@ -59,7 +59,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         num_agents=num_agents,
         strategy=_made(request.strategy or DEFAULT_STRATEGY, strategy, "strategy"),
         quorum=_made(request.quorum or DEFAULT_QUORUM, quorum, "quorum"),
-        equivalence=_equivalence(request),
+        equivalence=_equivalence(request, config),
         seed=params.seed if params.HasField("seed") else secrets.randbits(62),
         temperature=params.temperature if params.HasField("temperature") else None,
         budget_tokens=_budget(request, num_agents),
@@ -189,9 +189,18 @@ def _check_schema(request: pb.ContemplationSpec) -> None:
         raise InvalidRequest("response_json_schema must be one JSON object", field=field)
 
 
-def _equivalence(request: pb.ContemplationSpec) -> str:
+def _equivalence(request: pb.ContemplationSpec, config: AggregatorConfig) -> str:
     """Answers that are JSON by a schema are compared as JSON, unless something else is asked."""
-    name = _named(request.equivalence or "auto", EQUIVALENCES, "equivalence")
+    name = request.equivalence or "auto"
+    if name.partition(":")[0] == EMBEDDING:
+        if not config.embedding_model:
+            raise InvalidRequest(
+                "equivalence embedding needs a model, and this aggregator has none: set its knob "
+                "embedding_model, or ask for another equivalence",
+                field="spec.equivalence",
+            )
+        return _made(name, least_cosine, "equivalence")
+    _named(name, [*EQUIVALENCES, EMBEDDING], "equivalence")
     return "json" if name == "auto" and sampling_of(request).HasField("json_schema") else name
 
 

@@ -29,6 +29,26 @@ class AggregatorConfig(ServiceConfig):
     journal_retention_s: float = knob(
         86_400.0, "how long ended contemplations stay attachable", minimum=1, maximum=31_536_000
     )
+    embedding_model: str = knob(
+        "",
+        "directory with model.onnx and tokenizer.json of a sentence embedding, for equivalence "
+        "`embedding`; empty means there is none",
+    )
+    embedding_timeout_s: float = knob(
+        5.0, "how long an answer may wait for its embedding", minimum=0.01, maximum=60
+    )
+    embedding_max_waiting_count: int = knob(
+        256,
+        "answers embedded or waiting for it; one more is compared by its text",
+        minimum=1,
+        maximum=100_000,
+    )
+    embedding_max_character_count: int = knob(
+        4000, "what of an answer is embedded, its beginning", minimum=1, maximum=1_000_000
+    )
+    embedding_max_token_count: int = knob(
+        256, "the same in the model's tokens", minimum=1, maximum=8192
+    )
     default_model: str = knob("mini", "model of requests that name none")
     default_agent_count: int = knob(
         8, "agents of a contemplating request that names no number", minimum=1, maximum=1024

@@ -5,6 +5,7 @@ Live and in replay it is the same code, given the same entries: so replay makes 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -123,7 +124,7 @@ def replay(record: Record, entries: Iterable[bytes]) -> Replayed:
                     f"{turn.entry.event_count}"
                 )
             events += turn.events
-    except (DecodeError, ValueError, TypeError, LookupError) as error:
+    except (DecodeError, ValueError, TypeError, LookupError, struct.error) as error:
         raise wire.Damaged("the journal's inputs of this contemplation are damaged") from error
     return Replayed(course, events)
 

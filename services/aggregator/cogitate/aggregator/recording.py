@@ -6,6 +6,7 @@ What came as a message is kept as that message, and becomes an input again by th
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -32,6 +33,10 @@ def to_entry(item: m.Input, source: Source = None) -> pb.JournalInput:
         return pb.JournalInput(tool_returned=source)
     if isinstance(item, m.Granted):
         return pb.JournalInput(granted=item.payload)
+    if isinstance(item, m.Embedded):
+        vector = struct.pack(f"<{len(item.vector)}f", *item.vector)
+        embedded = pb.JournalEmbedded(agent_id=item.agent_id, vector=vector, failure=item.failure)
+        return pb.JournalInput(embedded=embedded)
     note = pb.JournalNote(kind=type(item).__name__, fields_json=to_json(item))
     return pb.JournalInput(note=note)
 
@@ -47,6 +52,10 @@ def to_input(entry: pb.JournalInput, question: str) -> m.Input | None:
     if kind == "tool_returned":
         returned = entry.tool_returned
         return m.ToolReturned(returned.call_id, wire.to_result(returned.result, question))
+    if kind == "embedded":
+        packed = entry.embedded.vector
+        vector = struct.unpack(f"<{len(packed) // 4}f", packed)
+        return m.Embedded(entry.embedded.agent_id, vector, entry.embedded.failure)
     if kind == "note":
         return from_json(_CLASSES[entry.note.kind], entry.note.fields_json)  # type: ignore[no-any-return]
     return None

@@ -18,6 +18,7 @@ from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.budget import TOKENS_PER_AGENT
 from cogitate.aggregator.course import Course, Turn
+from cogitate.aggregator.embedder import Embedder
 from cogitate.aggregator.event_log import EventLog, JournalWriter, is_ending
 from cogitate.aggregator.gang_client import Channels, GangClient
 from cogitate.aggregator.journal import Row
@@ -58,6 +59,7 @@ class Neighbours:
     lease: LeaseClient
     tools: ToolClient
     channels: Channels
+    embedder: Embedder
 
 
 class Runner:
@@ -259,6 +261,8 @@ class Runner:
                 self._open(effect, tasks)
             elif isinstance(effect, m.RunTool):
                 self._start(tasks, self._questions, self._run_tool(effect))
+            elif isinstance(effect, m.Embed):
+                self._start(tasks, self._questions, self._embed(effect))
             elif isinstance(effect, m.Kill):
                 self._send(effect.gang_id, wire.kill(effect))
                 self._start(tasks, self._timers, self._overdue(effect))
@@ -428,6 +432,14 @@ class Runner:
                 self.epoch,
             )
         self.tool_returned(effect.call.call_id, result, time.monotonic() - began, ran)
+
+    async def _embed(self, effect: m.Embed) -> None:
+        try:
+            vector = await self._n.embedder.embed(effect.answer)
+        except CogitateError as error:
+            self.put(m.Embedded(effect.agent_id, (), str(error)))
+        else:
+            self.put(m.Embedded(effect.agent_id, vector))
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

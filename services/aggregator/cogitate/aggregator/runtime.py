@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from cogitate.aggregator import admission, course, endings, recording, wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.embedder import Embedder
 from cogitate.aggregator.event_log import EventLog, JournalWriter
 from cogitate.aggregator.gang_client import Channels
 from cogitate.aggregator.journal import Journal, JournalError, Known, Ownership, Record, Row
@@ -77,6 +78,7 @@ class Runtime:
             LeaseClient(config.router_address),
             ToolClient(config.tool_executor_address, config.tool_timeout_s),
             Channels(),
+            Embedder.of(config),
         )
         self._runners: dict[str, Runner] = {}
         self._logs: OrderedDict[str, tuple[str, EventLog]] = OrderedDict()
@@ -126,6 +128,7 @@ class Runtime:
         await self._neighbours.lease.stop()
         await self._neighbours.tools.close()
         await self._neighbours.channels.close()
+        self._neighbours.embedder.close()
         await self.journal.close()
 
     # -- starting ----------------------------------------------------------------------------

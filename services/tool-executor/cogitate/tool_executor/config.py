@@ -89,8 +89,20 @@ class ToolExecutorConfig(ServiceConfig):
     mcp_refresh_s: float = knob(
         30.0, "how often a server's tools are listed again", minimum=0.05, maximum=86_400
     )
+    vision_encoder_address: str = knob(
+        "127.0.0.1:7103", "vision-encoder that keeps images of MCP servers, host:port"
+    )
+    mcp_max_images_count: int = knob(
+        4, "images shown of one result of a server; 0 shows none", minimum=0, maximum=64
+    )
+    mcp_max_image_bytes: int = knob(
+        4 * MIB, "largest image of a server", minimum=1, maximum=256 * MIB
+    )
+    mcp_image_timeout_s: float = knob(
+        2.0, "how long the vision-encoder may take to store one", minimum=0.01, maximum=60
+    )
     mcp_max_message_bytes: int = knob(
-        MIB, "largest message of a server; a larger one ends its connection", minimum=1024,
+        8 * MIB, "largest message of a server; a larger one ends its connection", minimum=1024,
         maximum=1024 * MIB,
     )  # fmt: skip
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogitate.kit import telemetry
-from cogitate.kit.errors import InvalidRequest
+from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.kit.tasks import Supervisor
 from cogitate.tool_executor.config import ToolExecutorConfig
 from cogitate.tool_executor.core import arguments, mcp, output
 from cogitate.tool_executor.core.invoke import failure
-from cogitate.tool_executor.core.mcp import Server
+from cogitate.tool_executor.core.mcp import Picture, Server
 from cogitate.tool_executor.core.policy import Grant
-from cogitate.tool_executor.core.types import Call, Outcome, Tool, ToolError
+from cogitate.tool_executor.core.types import Call, Image, Outcome, Tool, ToolError
+from cogitate.tool_executor.image_store import ImageStore
 from cogitate.tool_executor.runners import Emit, Runner, crashed, mark, timed_out
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class McpServer:
         self._server = server
         self._config = config
         self._connect = connect
+        self._images = ImageStore(config.vision_encoder_address, config.mcp_image_timeout_s)
         self._client: Client | None = None
         self._tried = asyncio.Event()  # once: the first try has succeeded or failed
         self._lost = asyncio.Event()
@@ -98,6 +100,7 @@ class McpServer:
     async def stop(self) -> None:
         """Disconnects; a server that we started is ended."""
         await self._supervisor.stop()
+        await self._images.close()
 
     async def run(self, call: Call, grant: Grant, ends: float, emit: Emit) -> Outcome:
         """Runs a call on the server, which is told if it is cancelled or takes too long."""
@@ -127,9 +130,21 @@ class McpServer:
                 self._lost.set()
                 raise ToolError(GONE) from None
             raise ToolError(f"The MCP server refused the call: {error.message}") from None
-        return mcp.read_result(
-            result.model_dump(mode="json", by_alias=True), grant.max_output_bytes
+        said = result.model_dump(mode="json", by_alias=True)
+        content = mcp.read_content(
+            said,
+            max_pictures=self._config.mcp_max_images_count,
+            max_picture_bytes=self._config.mcp_max_image_bytes,
         )
+        shown = [each if isinstance(each, str) else await self._keep(each) for each in content]
+        return mcp.outcome(shown, said, grant.max_output_bytes)
+
+    async def _keep(self, picture: Picture) -> Image | str:
+        """The stored image, or a sentence on why it cannot be had."""
+        try:
+            return await self._images.put(picture.data)
+        except CogitateError as error:
+            return mcp.left_out(error.message)
 
     def _broken(self, call: Call, error: Exception) -> Outcome:
         # Its transport broke, or it answered what cannot be read; the next listing will tell which.

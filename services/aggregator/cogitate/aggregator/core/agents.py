@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from cogitate.aggregator.core.messages import AgentOrder, Call, Delta, Result, Segment
+from cogitate.aggregator.core.ballots import Ballot
+from cogitate.aggregator.core.messages import (
+    AgentEnded,
+    AgentOrder,
+    Call,
+    Delta,
+    Result,
+    Segment,
+)
 from cogitate.aggregator.core.strategies.base import AgentPlan
 
 
@@ -77,6 +85,25 @@ class AgentState:
             num_sampled=self.num_sampled,
             pending_call_id=self.pending_call.call_id if self.pending_call else "",
             build_digest=self.build_digest,
+        )
+
+    def ballot(
+        self, answer: str, key: str, round_number: int, event: AgentEnded | None, *, proved: bool
+    ) -> Ballot:
+        """Its vote; without an event it rests on a proof alone."""
+        return Ballot(
+            agent_id=self.agent_id,
+            attempt=self.attempt,
+            answer=answer,
+            key=key,
+            proved=proved,
+            mean_logprob=event.mean_logprob if event else 0.0,
+            lowest_confidence=event.lowest_confidence if event else 0.0,
+            group_confidence=event.group_confidence if event else 0.0,
+            finish=event.finish if event else "STOP",
+            num_sampled=self.num_sampled,
+            round_number=round_number,
+            about=self.plan.about,
         )
 
 

@@ -2,7 +2,8 @@
 
 Equivalences by name, in one dict: "number", "choice", "text", "json", and "auto", which picks the
 first of number, choice and text that fits. All but "json" look at the answer's text key, so that
-they cannot disagree about what is spacing and what is content.
+they cannot disagree about what is spacing and what is content. Under "embedding:c" the text key is
+an answer's own one, and ``likeness`` says whose key it shares.
 
 Invariants (``tests/property/test_answers.py``): a key's own key is itself; an answer abstains if
 and only if its key is empty.
@@ -14,6 +15,8 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable
+
+from cogitate.aggregator.core.kinds import Kind, Number, named
 
 _SIGNS = str.maketrans({"−": "-", "–": "-", "×": "*", "÷": "/", "’": None, "'": None, "_": " "})
 _THOUSANDS = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:,[0-9]{3})+(?![\w,])")
@@ -88,6 +91,24 @@ EQUIVALENCES: dict[str, Callable[[str], str]] = {
 }
 
 
+EMBEDDING = "embedding"
+_LIKENESS: dict[str, Kind[float]] = {
+    EMBEDDING: Kind(
+        lambda cosine: cosine,
+        Number("the cosine from which on two answers are the same", 0.9, 0.0, 1.0),
+    )
+}
+
+
+def least_cosine(equivalence: str) -> float | None:
+    """From which cosine on two answers are the same; None if embeddings are not looked at.
+
+    Raises ValueError with a sentence for a number that is none.
+    """
+    by_embedding = equivalence.partition(":")[0] == EMBEDDING
+    return named(equivalence, _LIKENESS) if by_embedding else None
+
+
 def is_refusal(answer: str) -> bool:
     """Whether the model says that it has no answer."""
     return bool(_REFUSAL.match(text_key(answer)))
@@ -95,7 +116,10 @@ def is_refusal(answer: str) -> bool:
 
 def key_of(answer: str, equivalence: str) -> str:
     """The key of an answer; empty means the ballot abstains."""
-    return "" if is_refusal(answer) else EQUIVALENCES[equivalence](answer)
+    if is_refusal(answer):
+        return ""
+    by_embedding = equivalence.partition(":")[0] == EMBEDDING
+    return text_key(answer) if by_embedding else EQUIVALENCES[equivalence](answer)
 
 
 _TOKENS = re.compile(r"\w+")

@@ -30,6 +30,7 @@ from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.agents import Accounts, AgentState
 from cogitate.aggregator.core.answers import key_of
 from cogitate.aggregator.core.ballots import Ballot, Decision, count
+from cogitate.aggregator.core.likeness import Likeness
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.outcome import Outcome, outcome_of, unfinished
 from cogitate.aggregator.core.places import Places
@@ -53,6 +54,7 @@ class Contemplation:
         self.places = Places(self.rounds, self.accounts, self._out, spec.patience_s)
         self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
         self.tools = self._calls.runs
+        self.likeness = Likeness(self.rounds, self._out, spec.equivalence, self._cast)
         self._emit = self._out.emit
         self._announced = False
         self._cut_short_by: list[str] = []  # degraded reasons
@@ -68,6 +70,7 @@ class Contemplation:
             m.ToolCalled: self._tool_called,
             m.ToolReturned: self._tool_returned,
             m.AgentEnded: self._agent_ended,
+            m.Embedded: self.likeness.embedded,
             m.GrantUsedUp: self._grant_used_up,
             m.GangLost: self._gang_lost,
             m.DeadlinePassed: self._deadline_passed,
@@ -173,6 +176,8 @@ class Contemplation:
         self.budget.settle(agent)
         self.accounts.used += agent.num_sampled
         self.budget.learn(agent.num_sampled)
+        if self.decision is None and self.likeness.holds(agent, event):
+            return  # its ballot waits for the answer's vector
         self._cast(agent, event.answer, event)
         if self.decision is not None:
             self._decide(self._from_what_exists(self.decision.reason), agent.killing)
@@ -184,22 +189,10 @@ class Contemplation:
 
     def _cast(self, agent: AgentState, answer: str, event: m.AgentEnded | None = None) -> None:
         """Counts an agent's ballot; without an event it rests on a proof alone."""
-        key = key_of(answer, self.spec.equivalence)
-        proved = bool(key) and key == key_of(agent.proved_answer, self.spec.equivalence)
-        ballot = Ballot(
-            agent_id=agent.agent_id,
-            attempt=agent.attempt,
-            answer=answer,
-            key=key,
-            proved=proved,
-            mean_logprob=event.mean_logprob if event else 0.0,
-            lowest_confidence=event.lowest_confidence if event else 0.0,
-            group_confidence=event.group_confidence if event else 0.0,
-            finish=event.finish if event else "STOP",
-            num_sampled=agent.num_sampled,
-            round_number=self.rounds.number,
-            about=agent.plan.about,
-        )
+        own = key_of(answer, self.spec.equivalence)
+        proved = bool(own) and own == key_of(agent.proved_answer, self.spec.equivalence)
+        key = self.likeness.key(agent, own)
+        ballot = agent.ballot(answer, key, self.rounds.number, event, proved=proved)
         agent.voted = True
         weight = min(1.0, max(0.0, self.rounds.strategy.weigh(ballot)))
         had_threshold = self.rounds.threshold is not None
@@ -269,6 +262,7 @@ class Contemplation:
             self._book_kill(agent)  # nobody is left to acknowledge it
         if self.decision is None:
             self.places.owner_changed()
+            self.likeness.ask_again()
             for agent_id, call in self.tools.unanswered():
                 if call.name not in self.spec.client_tools:
                     self._out.add(m.RunTool(agent_id, call))
@@ -280,6 +274,7 @@ class Contemplation:
 
     def _cut_short(self, degraded: str, why: str, kill_reason: str) -> None:
         self._cut_short_by.append(degraded)
+        self.likeness.give_up("the time for it is over")
         self._decide(self._from_what_exists(why), kill_reason)
 
     def _from_what_exists(self, why: str) -> Decision:
@@ -292,12 +287,13 @@ class Contemplation:
         """Looks whether the outcome stands, and ends when nobody is open any more."""
         if self.decision is None:
             num_running = sum(not agent.voted for agent in self._open_agents())
+            num_running += len(self.likeness.waiting)
             decision = self.rounds.judge(num_running)
             if decision is not None:
                 self._decide(decision, "DECIDED")
             else:
                 self._widen(num_running)
-                if self.budget.limit and self.places.regrant():
+                if self.budget.limit and self.places.regrant() and not self.likeness.waiting:
                     self._budget_ended(self.budget.name)
         if self.decision is not None and not self._open_agents():
             following = [] if self._is_over else self.rounds.follow()
@@ -337,6 +333,10 @@ class Contemplation:
         if self._is_over:
             self._announce(decision)
         by_gang: dict[str, list[int]] = {}
+        for agent in self.likeness.drop():
+            agent.killing = kill_reason
+            self.accounts.used -= agent.num_sampled
+            self._book_kill(agent)
         for agent in self._open_agents():
             if agent.killing:
                 continue

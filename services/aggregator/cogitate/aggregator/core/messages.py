@@ -169,6 +169,15 @@ class AgentEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vector of an agent's answer, of length 1; empty if ``failure`` says why there is none."""
+
+    agent_id: int
+    vector: tuple[float, ...]
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GrantUsedUp:
     """An agent waits for tokens."""
 
@@ -231,6 +240,7 @@ Input = (
     | ToolCalled
     | ToolReturned
     | AgentEnded
+    | Embedded
     | GrantUsedUp
     | GangLost
     | DeadlinePassed
@@ -336,6 +346,14 @@ class RunTool:
 
 
 @dataclass(frozen=True, slots=True)
+class Embed:
+    """Ask the model for an answer's vector; Embedded answers."""
+
+    agent_id: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inject:
     """Give an agent its result."""
 
@@ -375,6 +393,7 @@ Effect = (
     | Grant
     | SetThreshold
     | RunTool
+    | Embed
     | Inject
     | CloseGang
     | BreakOff

@@ -1,30 +1,34 @@
 """MCP servers as values: the file that names them, their tools as ours, their results as ours.
 
 What a server says is as untrusted as what a model says: descriptions are cut and cleaned, names
-that are none of ours and schemas that are too large are left out, and only text comes through. A
-picture would have to be in the vision-encoder's store to be named, so it becomes a sentence.
+that are none of ours and schemas that are too large are left out, and only text and pictures come
+through. Pictures are files here, within limits; whether one is an image the vision-encoder says,
+which has to keep it. What is left out becomes a sentence.
 
 Invariants (tests/unit/test_mcp_values.py):
 
 1. A file that is not exactly right is refused, with the server and the key
    (test_a_bad_file_is_refused).
 2. A tool is `repeatable` only if its server calls it read-only (test_tools_are_taken_over).
+3. No more pictures come through than allowed, and none that is larger
+   (test_pictures_keep_to_their_limits).
 """
 
 from __future__ import annotations
 
+import binascii
 import json
 import re
 import string
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cogitate.kit.errors import InvalidRequest
 from cogitate.tool_executor.core import output
 from cogitate.tool_executor.core.policy import TOOL_NAME
-from cogitate.tool_executor.core.types import Outcome, Tool
+from cogitate.tool_executor.core.types import Image, Outcome, Tool
 
 MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 16 * 1024
@@ -130,28 +134,82 @@ def read_tools(server: str, version: str, listed: Iterable[Mapping[str, Any]]) -
     return tools
 
 
-def read_result(result: Mapping[str, Any], max_bytes: int) -> Outcome:
-    """Returns the result of a call, by MCP's own names of fields, as text that fits."""
-    text = "\n".join(_texts(result.get("content") or []))
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file that a server calls an image."""
+
+    data: bytes
+
+
+def read_content(
+    result: Mapping[str, Any], *, max_pictures: int, max_picture_bytes: int
+) -> list[str | Picture]:
+    """Returns what a call gave, by MCP's own names of fields, in order: texts and pictures.
+
+    A picture over the limits, and whatever else cannot be shown, is a sentence.
+    """
+    content: list[str | Picture] = []
+    num_pictures = 0
+    for part in result.get("content") or []:
+        item: str | Picture | None = _picture(part, max_picture_bytes)
+        if isinstance(item, Picture):
+            num_pictures += 1
+            if num_pictures > max_pictures:
+                item = left_out(f"a result shows {max_pictures} at most")
+        content.append(_text(part) if item is None else item)
     structured = result.get("structuredContent")
-    if not text and structured is not None:
-        text = json.dumps(structured, ensure_ascii=False)
-    return output.fit(Outcome(text=text, is_error=result.get("isError") is True), max_bytes)
+    if not any(content) and structured is not None:
+        content = [json.dumps(structured, ensure_ascii=False)]
+    return content
 
 
-def _texts(content: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for part in content:
-        kind = part.get("type")
-        resource = part.get("resource") or {}
-        if kind == "text":
-            yield str(part.get("text", ""))
-        elif kind == "resource" and "text" in resource:
-            yield str(resource["text"])
-        elif kind == "resource_link":
-            yield f"[a link to {str(part.get('uri', ''))[:256]}]"
-        else:
-            media = part.get("mimeType") or resource.get("mimeType") or "of an unknown type"
-            yield f"[{kind}, {str(media)[:64]}: it cannot be shown here]"
+def _picture(part: Mapping[str, Any], max_bytes: int) -> Picture | str | None:
+    """The image of a part, or why it cannot be shown; None if the part is none."""
+    resource = part.get("resource") or {}
+    if part.get("type") == "image":
+        encoded = str(part.get("data") or "")
+    elif "blob" in resource and str(resource.get("mimeType")).startswith("image/"):
+        encoded = str(resource["blob"])
+    else:
+        return None
+    if len(encoded) > -(-max_bytes // 3) * 4:
+        return left_out(f"it is larger than {max_bytes} bytes")
+    try:
+        data = binascii.a2b_base64(encoded, strict_mode=True)
+    except ValueError:
+        return left_out("it is not base64")
+    return (
+        Picture(data)
+        if len(data) <= max_bytes
+        else left_out(f"it is larger than {max_bytes} bytes")
+    )
+
+
+def left_out(why: str) -> str:
+    """Returns what a model reads in the place of an image that it is not shown."""
+    return f"[an image came that cannot be shown: {why}]"
+
+
+def outcome(content: Iterable[str | Image], result: Mapping[str, Any], max_bytes: int) -> Outcome:
+    """Returns the outcome of a call whose pictures are stored, its text so long at most."""
+    items = list(content)
+    text = "\n".join(item for item in items if isinstance(item, str))
+    images = tuple(item for item in items if isinstance(item, Image))
+    is_error = result.get("isError") is True
+    return output.fit(Outcome(text=text, images=images, is_error=is_error), max_bytes)
+
+
+def _text(part: Mapping[str, Any]) -> str:
+    kind = part.get("type")
+    resource = part.get("resource") or {}
+    if kind == "text":
+        return str(part.get("text", ""))
+    if kind == "resource" and "text" in resource:
+        return str(resource["text"])
+    if kind == "resource_link":
+        return f"[a link to {str(part.get('uri', ''))[:256]}]"
+    media = part.get("mimeType") or resource.get("mimeType") or "of an unknown type"
+    return f"[{kind}, {str(media)[:64]}: it cannot be shown here]"
 
 
 def wait_s(num_failures: int) -> float:
