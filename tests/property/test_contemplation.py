@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.property
 
-ANSWERS = ["1", "It is 1.", "2", "I can't answer that.", ""]
+LONG = "a text of more words than a fact takes, which nobody else will write in just these words, "
+ANSWERS = ["1", "It is 1.", "2", "I can't answer that.", "", *(LONG + end for end in "xyz")]
 CALLS = [("calculator", "{}"), ("calculator", '{"a":1}'), ("ask_user", "{}")]
 ENDINGS = {"verdict", "failed", "cancelled"}
 
@@ -316,7 +317,9 @@ class Fleet:
 @given(
     st.integers(0, 2**32),
     st.integers(1, 4),
-    st.sampled_from(["vote", "vote", "confidence:0.5", "refine:3", "best_of", "synthesis"]),
+    st.sampled_from(
+        ["auto", "vote", "vote", "confidence:0.5", "refine:3", "best_of", "synthesis", "synthesis"]
+    ),
     st.sampled_from(["all", "unbeatable", "verified", "unanimous:2", "first:2", "posterior:0.8"]),
     st.integers(0, 4),
     st.sampled_from([0, 0, 12, 40]),

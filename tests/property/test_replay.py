@@ -37,7 +37,7 @@ def specs() -> st.SearchStrategy[m.Spec]:
         effort=st.just("CONTEMPLATING"),
         num_agents=st.integers(1, 4),
         strategy=st.sampled_from(
-            ["vote", "vote", "confidence:0.5", "refine", "best_of", "synthesis"]
+            ["auto", "vote", "confidence:0.5", "refine", "best_of", "synthesis", "synthesis"]
         ),
         quorum=st.sampled_from(["all", "unbeatable", "verified", "first:2", "posterior:0.8"]),
         equivalence=st.just("auto"),

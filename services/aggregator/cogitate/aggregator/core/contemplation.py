@@ -300,7 +300,7 @@ class Contemplation:
                 if self.budget.limit and self.places.regrant():
                     self._budget_ended("token budget")
         if self.decision is not None and not self._open_agents():
-            following = [] if self._is_over else self.rounds.follow()
+            following = [] if self._settled else self.rounds.follow()
             if following:
                 self.places.close()
                 self.decision = None

@@ -58,8 +58,11 @@ class Rounds:
 
     @property
     def is_last(self) -> bool:
-        """Whether no round can follow."""
-        return self.number >= self._most_rounds
+        """Whether no round can follow, or none should after the ballots there are."""
+        if self.strategy.rounds_are_sure or self.number >= self._most_rounds:
+            return self.number >= self._most_rounds
+        carried = self.budget.carries(self._spec.num_agents)
+        return not (carried and self.strategy.wants_another(self.ballots))
 
     def begin(self) -> list[AgentState]:
         """The agents to start with."""
@@ -124,11 +127,11 @@ class Rounds:
 
     def _start(self, count: int, num_running: int = 0) -> list[AgentState]:
         """Takes so many out of the reserve, as far as the budget carries them."""
-        if count <= 0 or (num_running and not self.budget.carries_another):
+        if count <= 0 or (num_running and not self.budget.carries(1)):
             return []  # those that run may leave tokens
         count = self.budget.affordable(min(count, len(self._reserve)))
         started, self._reserve = self._reserve[:count], self._reserve[count:]
         self.agents |= {agent.agent_id: agent for agent in started}
-        num_rounds = self._most_rounds - self.number + 1
+        num_rounds = self._most_rounds - self.number + 1 if self.strategy.rounds_are_sure else 1
         self.budget.join(started, len(self._reserve), num_rounds)
         return started

@@ -56,6 +56,8 @@ class Strategy:
     """One round of independent agents; subclasses change what they need to. Without state."""
 
     num_rounds = 1
+    # False: whether a round follows depends on the one before; no budget is kept back for it.
+    rounds_are_sure = True
 
     def plan(self, num_agents: int, temperature: float | None) -> RoundPlan:
         """The first round. One agent is greedy and unhinted; several differ by seed and by hint."""
@@ -71,6 +73,10 @@ class Strategy:
     def threshold(self, ballots: Sequence[Ballot], num_agents: int) -> float | None:
         """The confidence under which agents are stopped, once it is known; then for good."""
         return None
+
+    def wants_another(self, ballots: Sequence[Ballot]) -> bool:
+        """Whether a round is worth its tokens after one with these ballots, if it is not sure."""
+        return True
 
     def follow(
         self, number: int, drafts: Sequence[Draft], first_id: int, num_agents: int
