@@ -166,3 +166,8 @@ def test_the_schema_of_the_answer_is_a_constraint_of_every_agent() -> None:
 )
 def test_answers_by_a_schema_are_compared_as_json(fields: dict[str, Any], equivalence: str) -> None:
     assert to_spec(**fields).equivalence == equivalence
+
+
+def test_computing_ahead_is_a_knob() -> None:
+    assert to_spec().prepares
+    assert not admission.to_spec(spec(), "c", AggregatorConfig(prepare=False)).prepares

@@ -68,6 +68,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         max_tokens=params.max_tokens if params.HasField("max_tokens") else 0,
         client_tools=frozenset(tool.name for tool in request.client_tools),
         patience_s=config.place_timeout_s,
+        prepares=config.prepare,
     )
 
 

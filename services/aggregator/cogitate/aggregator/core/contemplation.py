@@ -33,6 +33,7 @@ from cogitate.aggregator.core.ballots import Ballot, Decision, count
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.outcome import Outcome, outcome_of, unfinished
 from cogitate.aggregator.core.places import Places
+from cogitate.aggregator.core.preparation import Preparation
 from cogitate.aggregator.core.rounds import Rounds
 from cogitate.aggregator.core.strategies.synthesis import ROLE as SYNTHESIZER
 from cogitate.aggregator.core.tool_calls import ToolCalls
@@ -51,6 +52,7 @@ class Contemplation:
         self.ended = False
         self._out = Outbox()
         self.places = Places(self.rounds, self.accounts, self._out, spec.patience_s)
+        self._ahead = Preparation(self.rounds, self.places, self._out, wanted=spec.prepares)
         self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
         self.tools = self._calls.runs
         self._emit = self._out.emit
@@ -88,8 +90,10 @@ class Contemplation:
         """Takes one input. After the ending nothing has an effect."""
         if self.ended:
             return []
-        self._handlers[type(event)](event)
+        if not self._ahead.heard(event):
+            self._handlers[type(event)](event)
         self._advance()
+        self._ahead.look(decided=self.decision is not None)
         return self._out.take()
 
     def flush(self) -> list[m.Effect]:

@@ -29,6 +29,7 @@ class Spec:
     initial_agents: int = 0  # begin with so many and widen; 0: all at once
     max_rounds: int = 0  # 0: as many as the strategy has
     patience_s: float = 0.0  # how long an agent may wait for a place
+    prepares: bool = False  # the next round's prompt is computed while agents still write
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,8 @@ class AgentOrder:
 class Declare:
     """Ask the router for places; ``failed`` names endpoints not to use again.
 
-    ``anew`` asks for a lease, else for other places under the lease there is.
+    ``anew`` asks for a lease, else for other places under the lease there is. ``prefilled_at`` is
+    an endpoint that has most of the agents' prompt in its prefix cache; empty: none.
     """
 
     attempt: int
@@ -278,6 +280,7 @@ class Declare:
     failed: tuple[tuple[str, str], ...] = ()
     anew: bool = True
     role: str = "solver"
+    prefilled_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +301,19 @@ class OpenGang:
     role: str = "solver"
     turns: tuple[tuple[str, str], ...] = ()
     has_tools: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Have an endpoint compute a prompt and keep it in its prefix cache; nothing is sampled.
+
+    Prefilled says that it is done, GangLost that the gang's stream ended. BreakOff ends it early.
+    """
+
+    gang: PlacedGang
+    role: str
+    turns: tuple[tuple[str, str], ...]
+    has_tools: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +385,7 @@ Effect = (
     Declare
     | AskLater
     | OpenGang
+    | Prepare
     | Kill
     | Grant
     | SetThreshold

@@ -16,6 +16,7 @@ whom the budget may not carry.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from cogitate.aggregator.core.agents import AgentState
 from cogitate.aggregator.core.ballots import Ballot, Decision
@@ -42,6 +43,8 @@ class Rounds:
         self._spec = spec
         self._most_rounds = min(self.strategy.num_rounds, spec.max_rounds or 2**31)
         self._plan = self.strategy.plan(spec.num_agents, spec.temperature)
+        # By round: an endpoint that has most of its prompt in its prefix cache.
+        self.prefilled_at: dict[int, str] = {}
         self._rule = quorum(spec.quorum)
         self._reserve = [AgentState(plan) for plan in self._plan.agents]
         self.budget = Budget(spec.budget_tokens, spec.max_tokens)
@@ -105,9 +108,7 @@ class Rounds:
         """Goes on to the next round, if there is one; its agents."""
         if self.is_last:
             return []
-        drafts = [Draft(ballot, self.agents[ballot.agent_id].text) for ballot in self.ballots]
-        plan = self.strategy.follow(self.number, drafts, len(self.agents), self._spec.num_agents)
-        if plan is None:
+        if (plan := self._next(self.ballots)) is None:
             return []
         self._plan = plan
         self._rule = quorum(plan.quorum or self._spec.quorum)
@@ -117,6 +118,16 @@ class Rounds:
         self.threshold = None
         self._reserve = [AgentState(each) for each in plan.agents]
         return self._start(len(self._reserve))
+
+    def preview(self) -> RoundPlan | None:
+        """The next round as it would be with the ballots whose agents write no more."""
+        # One that voted by its proof may still write, and so change its draft.
+        ended = takewhile(lambda ballot: not self.agents[ballot.agent_id].open, self.ballots)
+        return self._next(tuple(ended))
+
+    def _next(self, ballots: Sequence[Ballot]) -> RoundPlan | None:
+        drafts = [Draft(ballot, self.agents[ballot.agent_id].text) for ballot in ballots]
+        return self.strategy.follow(self.number, drafts, len(self.agents), self._spec.num_agents)
 
     def conclude(self, decision: Decision) -> tuple[Sequence[Ballot], Decision]:
         """The ballots the outcome is of, and the outcome."""
