@@ -3,7 +3,7 @@
 Self-consistency works because a right value is found along many ways and comes out the same; a
 majority then means something. Where everybody writes a text of their own no two are the same, the
 leader is whoever was surest of its words, and further agents make the verdict no better. Such
-questions are worth another round in which the texts are read (ADR 0015). Mistaking a question that
+questions are worth another round in which the texts are read (ADR 0017). Mistaking a question that
 has a value for an open one costs as many tokens again, so in doubt it is not open.
 """
 
