@@ -133,6 +133,11 @@ class Rounds:
         """The ballots the outcome is of, and the outcome."""
         return self.strategy.conclude([*self.earlier, self.ballots], decision)
 
+    @property
+    def _num_sure(self) -> int:
+        """Rounds that share what is left of the budget, with the one that runs."""
+        return self._most_rounds - self.number + 1 if self.strategy.rounds_are_sure else 1
+
     def _num_needed(self, num_running: int) -> int:
         return least_needed(self._rule, self.ballots, num_running + len(self._reserve))
 
@@ -143,6 +148,5 @@ class Rounds:
         count = self.budget.affordable(min(count, len(self._reserve)))
         started, self._reserve = self._reserve[:count], self._reserve[count:]
         self.agents |= {agent.agent_id: agent for agent in started}
-        num_rounds = self._most_rounds - self.number + 1 if self.strategy.rounds_are_sure else 1
-        self.budget.join(started, len(self._reserve), num_rounds)
+        self.budget.join(started, len(self._reserve), self._num_sure)
         return started
