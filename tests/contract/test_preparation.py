@@ -106,7 +106,8 @@ async def test_drafts_are_computed_ahead_and_nothing_else_changes() -> None:
             assert check_grammar(events).verdict.answer == "The answer."
             gangs = ahead(m.decoders)
             assert len(gangs) == (3 if prepare else 0)
-            [moved] = m.router.told("replace")
+            [moved], [declared] = m.router.told("replace"), m.router.told("declare")
+            assert moved.gangs[0].prefix_token_count > declared.gangs[0].prefix_token_count + 9
             final = next(g for d in m.decoders for g in d.opened if g.agents[0].agent_id == 4)
             # All of them where the first one was; the router is told to prefer it.
             [where] = [d for d in m.decoders if ahead([d])] if prepare else [None]
