@@ -257,6 +257,28 @@ def kinds(responses: Iterable[pb.DecodeResponse]) -> list[str]:
 # -- a gang's life --------------------------------------------------------------------------------
 
 
+async def test_an_agent_that_waits_from_the_start_leaves_its_prompt_in_the_cache(
+    models: Path,
+) -> None:
+    """How a prompt is computed ahead: nothing is sampled or held, and a later gang finds it."""
+    parts = [common.Part(text="How many cards are there?")]
+    waiting = spec(resume_state=pb.ResumeState(pending_call_id="none"))
+    async with decoder(models) as made:
+        stream = await made.opened(waiting, parts=parts, tenant="t")
+        await stream.send(close=pb.CloseGang())
+        seen = await stream.end()
+        assert kinds(seen) == ["admitted", "prefilled", "finished", "gang_finished"]
+        finished = seen[2].finished
+        assert finished.finish_reason == common.FINISH_REASON_CANCELLED
+        assert (finished.kill_reason, finished.usage.sampled_token_count) == ("CLOSED", 0)
+        await made.empty_within(1)
+        for tenant, least in (("t", 4), ("other", 0)):
+            longer = [common.Part(text=parts[0].text + " And how many are red?")]
+            later = await made.opened(spec(), parts=longer, tenant=tenant)
+            cached = (await later.until("prefilled")).cached_token_count
+            assert bool(cached) == bool(least) and cached >= least
+
+
 async def test_the_order_of_a_gangs_events(models: Path) -> None:
     async with decoder(models) as made:
         stream = await made.opened(spec(0), spec(1, hint_index=4), spec(2, hint="Third."))

@@ -192,6 +192,10 @@ async def test_a_malformed_command_is_denied_and_its_neighbours_go_on() -> None:
         denied = (await lease.read()).denied
         assert (denied.contemplation_id, denied.reason) == ("bad", "INVALID_REQUEST")
         assert denied.message == "gangs are missing or too many"
+        [wrong] = declare().gangs
+        wrong.prefilled_endpoint_id = "no such/id"
+        await lease.send(declare=declare("worse", gangs=[wrong]))
+        assert (await lease.read()).denied.message == "prefilled_endpoint_id is malformed"
         assert (await fleet_of(address)).lease_count == 1
 
 

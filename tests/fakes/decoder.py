@@ -90,6 +90,8 @@ class FakeDecoder(pb_grpc.AgentDecoderServiceServicer, FakeServer):
         self.commands: list[pb.DecodeRequest] = []
         self.refusals: list[pb.GangRefused] = []  # for the next gangs
         self.deaf = False  # True: commands are read and not obeyed
+        self.prefills = asyncio.Event()  # clear it and no prompt is computed any more
+        self.prefills.set()
         self.num_sampled = 0
         self.running = 0  # agents now
         self.ended = asyncio.Event()  # set when a stream ended, however
@@ -148,7 +150,7 @@ class _Gang:
             agent.sampled += isinstance(step, str)
             agent.calls += isinstance(step, Call)
         if state.pending_call_id:
-            agent.steps.pop(0)
+            del agent.steps[:1]
             agent.calls += 1
             agent.pending = state.pending_call_id
         return agent
@@ -177,12 +179,15 @@ class _Gang:
                     agent.granted, agent.starved = total, False
         elif kind == "close":
             self.closed = True
+            for agent in [a for a in self.agents.values() if a.pending]:
+                self._finish(agent, End(finish="CANCELLED"), "CLOSED")
 
     async def events(self) -> AsyncIterator[pb.DecodeResponse]:
         admitted = pb.GangAdmitted(
             endpoint_id=self.decoder.endpoint_id, build_digest=self.decoder.build
         )
         yield pb.DecodeResponse(admitted=admitted)
+        await self.decoder.prefills.wait()
         yield pb.DecodeResponse(prefilled=pb.GangPrefilled(prompt_token_count=10))
         number = 0
         while self.agents or not self.closed:

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from tests.bench.decode import forms, random_model
 from tests.bench.kv_memory import MINI
+from tests.fakes.chat_model import write_tokenizer_files
 from tests.fakes.embedding_model import write_embedding_model
+from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint
 from tests.fakes.sandbox import missing
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -161,6 +163,21 @@ def test_kill_latency(tmp_path: Path) -> None:
         assert len(only["late_tokens"]) == len(only["late_s"]) <= 2
         assert all(count >= 0 for count in only["late_tokens"])
         assert all(seconds >= 0 for seconds in only["late_s"])
+
+
+def test_synthesis_ahead(tmp_path: Path) -> None:
+    config = config_of("llama", max_position_embeddings=4096)
+    model, out = tmp_path / "chat", tmp_path / "rows.json"
+    write_tokenizer_files(write_checkpoint(model, config, random_weights(config)))
+    run(
+        "tests.bench.synthesis_ahead", str(model), "--agents", "3", "--questions", "1", "--tokens",
+        "60", "--threads", "1", "--json", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    (only,) = found["runs"]
+    assert only["same_answer"] and only["after"]["prepared"] == 0
+    assert only["ahead"]["prompt"] == only["after"]["prompt"] > only["after"]["cached"]
+    assert only["ahead"]["tokens"] == only["after"]["tokens"] > 0
 
 
 def test_limits_held(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.property
 
-ANSWERS = ["1", "It is 1.", "2", "I can't answer that.", ""]
+LONG = "a text of more words than a fact takes, which nobody else will write in just these words, "
+ANSWERS = ["1", "It is 1.", "2", "I can't answer that.", "", *(LONG + end for end in "xyz")]
 CALLS = [("calculator", "{}"), ("calculator", '{"a":1}'), ("ask_user", "{}")]
 PRICE = 1_500_000  # of a million tokens, in micro-USD
 ENDINGS = {"verdict", "failed", "cancelled"}
@@ -64,6 +65,8 @@ class Fleet:
         self.ran: list[tuple[str, str]] = []
         self.stale: list[m.Input] = []
         self.events: list[m.Emit] = []
+        self.preparing = ""  # the gang that computes the next round's prompt
+        self.num_positions = 0  # of prompts that were told of
         self.num_gangs = 0
         self.num_sampled = 0  # by all engines, as their own counters have it
         self.perform(self.machine.start())
@@ -108,6 +111,11 @@ class Fleet:
                 pending=order.pending_call_id,
             )  # fmt: skip
 
+    def do_Prepare(self, effect: m.Prepare) -> None:
+        assert not self.preparing, "one at a time"
+        assert self.machine.decision is None, "the round is not decided"
+        self.preparing = effect.gang.gang_id
+
     def do_Kill(self, effect: m.Kill) -> None:
         for agent_id in effect.agent_ids:
             if agent := self.gangs[effect.gang_id].agents.get(agent_id):
@@ -139,6 +147,7 @@ class Fleet:
 
     def do_BreakOff(self, effect: m.BreakOff) -> None:
         self.gangs.pop(effect.gang_id, None)
+        self.preparing = self.preparing if self.preparing != effect.gang_id else ""
 
     def do_CloseGang(self, effect: m.CloseGang) -> None:
         self.gangs.pop(effect.gang_id, None)
@@ -169,6 +178,8 @@ class Fleet:
                     can += [lambda g=gang, a=agent: self.call(g, a)] * 2
                     if self.random.random() < 0.05:
                         can.append(lambda g=gang, a=agent: self.garble(g, a))
+        if self.preparing:
+            can += [lambda: self.prepare(True)] * 3 + [lambda: self.prepare(False)]
         if self.stale:
             can.append(lambda: self.put(self.random.choice(self.stale)))
         if self.random.random() < 0.05:
@@ -253,6 +264,19 @@ class Fleet:
             if used_up and not self.machine.ended and gang.id in self.gangs:
                 self.put(m.GrantUsedUp(gang.id, agent.agent_id))
 
+    def prepare(self, goes_well: bool) -> None:
+        """The prompt is computed and the gang ends, or the gang is lost at once."""
+        gang_id, self.preparing = self.preparing, ""
+        lost = m.GangLost(gang_id, "UNAVAILABLE", "the endpoint ended the gang")
+        self.stale.append(lost)
+        if goes_well:
+            done = m.Prefilled(gang_id, 9, 4, 0.25)
+            self.stale.append(done)
+            self.num_positions += 9
+            self.put(done)
+        if not self.machine.ended:
+            self.put(lost)
+
     def call(self, gang: SimGang, agent: SimAgent) -> None:
         agent.num_calls += 1
         agent.pending = f"a{agent.agent_id}.{agent.attempt}.c{agent.num_calls}"
@@ -319,6 +343,8 @@ class Fleet:
         assert self.events[-1].kind in ENDINGS
         accounts = self.machine.accounts
         assert accounts.generated == self.num_sampled
+        assert accounts.prompt == self.num_positions
+        assert not self.preparing, "it ends with the round it is for"
         assert min(accounts.used, accounts.killed, accounts.lost) >= 0
         voted = {ballot.agent_id for ballot in self.machine.ballots}
         killed = [agent_id for agent_id, _, _ in self.machine.killed]
@@ -344,7 +370,9 @@ class Fleet:
 @given(
     st.integers(0, 2**32),
     st.integers(1, 4),
-    st.sampled_from(["vote", "vote", "confidence:0.5", "refine:3", "best_of", "synthesis"]),
+    st.sampled_from(
+        ["auto", "vote", "vote", "confidence:0.5", "refine:3", "best_of", "synthesis", "synthesis"]
+    ),
     st.sampled_from(["all", "unbeatable", "verified", "unanimous:2", "first:2", "posterior:0.8"]),
     st.integers(0, 4),
     st.sampled_from([0, 0, 12, 40]),
@@ -365,7 +393,8 @@ def test_whatever_happens_it_ends_once_and_its_books_are_right(
         contemplation_id="c", model="mini", effort="CONTEMPLATING", num_agents=num_agents,
         strategy=strategy, quorum=quorum, equivalence=equivalence, seed=1, temperature=None,
         budget_tokens=budget, max_tokens=0, initial_agents=min(initial, num_agents),
-        client_tools=frozenset({"ask_user"}), patience_s=1.0, budget_micro_usd=money,
+        client_tools=frozenset({"ask_user"}), patience_s=1.0, prepares=seed % 4 > 0,
+        budget_micro_usd=money,
     )  # fmt: skip
     fleet = Fleet(spec, Random(seed))
     for _ in range(300):

@@ -37,7 +37,7 @@ def specs() -> st.SearchStrategy[m.Spec]:
         effort=st.just("CONTEMPLATING"),
         num_agents=st.integers(1, 4),
         strategy=st.sampled_from(
-            ["vote", "vote", "confidence:0.5", "refine", "best_of", "synthesis"]
+            ["auto", "vote", "confidence:0.5", "refine", "best_of", "synthesis", "synthesis"]
         ),
         quorum=st.sampled_from(["all", "unbeatable", "verified", "first:2", "posterior:0.8"]),
         equivalence=st.sampled_from(EQUIVALENCES),
@@ -48,6 +48,7 @@ def specs() -> st.SearchStrategy[m.Spec]:
         client_tools=st.just(frozenset({"ask_user"})),
         patience_s=st.just(1.0),
         initial_agents=st.integers(0, 1),
+        prepares=st.booleans(),
     )
 
 
@@ -80,6 +81,12 @@ def response_of(item: m.Input) -> decoder_pb.DecodeResponse | None:
     if isinstance(item, m.Admitted):
         admitted = decoder_pb.GangAdmitted(build_digest=item.build_digest, hints=item.hints)
         return decoder_pb.DecodeResponse(admitted=admitted)
+    if isinstance(item, m.Prefilled):
+        prefilled = decoder_pb.GangPrefilled(
+            prompt_token_count=item.num_prompt, cached_token_count=item.num_cached
+        )
+        prefilled.prefill_duration.FromNanoseconds(int(item.seconds * 1e9))
+        return decoder_pb.DecodeResponse(prefilled=prefilled)
     if isinstance(item, m.Stepped):
         deltas = [
             decoder_pb.AgentDelta(
@@ -165,7 +172,8 @@ class RecordedFleet(Fleet):
         self.entries, self.shown = self.entries[:cut], list(replayed.events)
         self.course, self.machine = replayed.course, replayed.course.machine
         self.asks, self.waits, self.stale, self.embeds = [], [], [], []
-        self.gangs, self.ran = {}, []
+        self.gangs, self.ran, self.preparing = {}, [], ""
+        self.num_positions = self.machine.accounts.prompt
         waiting = [call for _, call in self.machine.tools.unanswered()]
         self.tools = [call.call_id for call in waiting if call.name == "ask_user"]
         self.events = [

@@ -87,6 +87,7 @@ def gangs(draw: st.DrawFn, sane: bool = False) -> GangNeed:
         capabilities=frozenset(set() if sane else draw(st.sampled_from([set(), {"VISION"}]))),
         prefix_tokens=draw(st.sampled_from([0, 40, 400])) if not sane else 40,
         tokens_per_agent=draw(st.sampled_from([0, 20, 200])),
+        prefilled_at=draw(st.sampled_from(["", *NAMES[:2]])),
         constraints=Constraints(
             providers=frozenset() if sane else draw(st.sampled_from([frozenset(), {"p"}])),
             min_failure_domains=draw(st.integers(0, 4)),

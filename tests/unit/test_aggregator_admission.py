@@ -39,10 +39,12 @@ def image(digest: str = DIGEST, **fields: Any) -> common.Message:
 def test_defaults() -> None:
     made = to_spec()
     assert (made.model, made.effort, made.num_agents) == ("mini", "CONTEMPLATING", 4)
-    assert (made.strategy, made.quorum, made.equivalence) == ("vote", "unbeatable", "auto")
+    assert (made.strategy, made.quorum, made.equivalence) == ("auto", "unbeatable", "auto")
     assert (made.temperature, made.budget_tokens, made.patience_s) == (None, 0, 10.0)
     assert to_spec().seed != made.seed
-    assert to_spec(effort=common.EFFORT_THINKING).num_agents == 1
+    alone = to_spec(effort=common.EFFORT_THINKING)
+    assert (alone.num_agents, alone.strategy) == (1, "vote")
+    assert to_spec(agent_count=1).strategy == "vote"
 
 
 @pytest.mark.parametrize(
@@ -164,3 +166,8 @@ def test_the_schema_of_the_answer_is_a_constraint_of_every_agent() -> None:
 )
 def test_answers_by_a_schema_are_compared_as_json(fields: dict[str, Any], equivalence: str) -> None:
     assert to_spec(**fields).equivalence == equivalence
+
+
+def test_computing_ahead_is_a_knob() -> None:
+    assert to_spec().prepares
+    assert not admission.to_spec(spec(), "c", AggregatorConfig(prepare=False)).prepares

@@ -184,3 +184,17 @@ def test_what_is_open_when_the_stream_breaks_is_ended(stage: Stage) -> None:
         s.parent_id[-1]: s.attributes["gen_ai.usage.output_tokens"] for s in stage.spans("decode")
     }
     assert told == {"0": 1, "1": 2}
+
+
+def test_an_agent_that_begins_waiting_has_no_segment_until_it_is_answered(stage: Stage) -> None:
+    waiting = pb.ResumeState(pending_call_id="c")
+    stage.gang.add(
+        pb.AgentSpec(agent_id=i, traceparent=PARENT.format(i), resume_state=waiting) for i in (2, 3)
+    )
+    stage.told(1.0, ev.Prefilled(10, 0.0, 1.0))
+    stage.told(2.0, ev.Injected(2, "c", 4), end(3, Finish.CANCELLED, "CLOSED"))
+    stage.told(1.0, end(0, Finish.STOP), end(1, Finish.STOP), end(2, Finish.STOP))
+    durations = stage.histogram("gen_ai.server.request.duration")
+    assert sum(point.count for _, point in durations) == 3, "3 never was asked to decode"
+    told = [(s.parent_id[-1], seconds(s)) for s in stage.spans("decode")]
+    assert sorted(told) == [("0", (1.0, 4.0)), ("1", (1.0, 4.0)), ("2", (3.0, 4.0))]

@@ -279,3 +279,17 @@ def test_a_policy_that_loses_agents_is_caught(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(POLICIES, "gang", lambda *_: {"a": 1})
     with pytest.raises(AssertionError, match="broke its promise"):
         placed(gang(2), endpoint("a"))
+
+
+def test_an_endpoint_that_has_the_prompt_is_preferred_where_that_saves_time() -> None:
+    need = gang(1, prefix_tokens=1000)
+    others = [endpoint(name, prefill_tokens_per_s=2000.0) for name in ("a", "b", "c")]
+    for there in others:
+        [share] = placed(replace(need, prefilled_at=there.endpoint_id), *others).shares
+        assert share.endpoint_id == there.endpoint_id
+        assert "most of its prompt is computed there already" in share.reason
+        assert share.predicted_s == pytest.approx(placed(need, there).makespan_s - 0.5)
+    busy = endpoint("b", running=30, prefill_tokens_per_s=2000.0)
+    [elsewhere] = placed(replace(need, prefilled_at="b"), busy, endpoint("a")).shares
+    assert elsewhere.endpoint_id == "a"
+    assert placed(replace(need, prefilled_at="gone"), *others) == placed(need, *others)

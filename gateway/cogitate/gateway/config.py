@@ -35,7 +35,7 @@ class GatewayConfig(ServiceConfig):
     )
     default_model: str = knob("mini", "model of a question that names none")
     strategies: tuple[str, ...] = knob(
-        ("vote", "confidence", "refine", "best_of", "synthesis"),
+        ("auto", "vote", "confidence", "refine", "best_of", "synthesis"),
         "strategies told to clients, comma separated",
     )
     quorums: tuple[str, ...] = knob(

@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--effort", choices=("instant", "thinking", "contemplating"))
     group.add_argument(
         "--strategy", default="", metavar="NAME",
-        help="vote, confidence, refine, best_of or synthesis",
+        help="auto (the default), vote, confidence, refine, best_of or synthesis",
     )  # fmt: skip
     group.add_argument(
         "--quorum",

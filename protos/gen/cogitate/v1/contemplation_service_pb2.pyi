@@ -81,7 +81,9 @@ class ContemplationSpec(_message.Message):
     agent_count: _builtins.int
     """How many agents, 1 to the server's limit; absent means the effort's default."""
     strategy: _builtins.str
-    """Strategy by name: "vote", "confidence:h", "refine:r", "best_of" or "synthesis"; empty means the default."""
+    """Strategy by name: "auto", "vote", "confidence:h", "refine:r", "best_of" or "synthesis"; empty means auto, of
+    one agent vote.
+    """
     quorum: _builtins.str
     """Quorum rule by name: "all", "unbeatable", "unanimous:k", "posterior:d", "first:m" or "verified"; empty
     means the default. What stands behind a colon may be left out.
@@ -103,7 +105,7 @@ class ContemplationSpec(_message.Message):
     agent_count as soon as those that run cannot decide the outcome; 0 means all at once.
     """
     max_round_count: _builtins.int
-    """Rounds a strategy may use; 0 means its default."""
+    """Rounds a strategy may use; 0 means its default, 1 that none follows the first."""
     priority: _builtins.int
     """Scheduling class, higher first."""
     @_builtins.property

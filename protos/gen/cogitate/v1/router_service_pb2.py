@@ -27,7 +27,7 @@ from cogitate.v1 import common_pb2 as cogitate_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cogitate/v1/router_service.proto\x12\x0b\x63ogitate.v1\x1a\'cogitate/v1/agent_decoder_service.proto\x1a\x18\x63ogitate/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa8\x01\n\rReportRequest\x12\x37\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32 .cogitate.v1.EndpointDescriptionH\x00\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x19.cogitate.v1.EndpointLoadH\x00\x12)\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x18.cogitate.v1.DrainNoticeH\x00\x42\x08\n\x06report\"T\n\x0b\x44rainNotice\x12\x35\n\x12remaining_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x02 \x01(\t\"D\n\x0eReportResponse\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd6\x01\n\x0cLeaseRequest\x12,\n\x07\x64\x65\x63lare\x18\x01 \x01(\x0b\x32\x19.cogitate.v1.DeclareGangsH\x00\x12\x30\n\x07\x63onfirm\x18\x02 \x01(\x0b\x32\x1d.cogitate.v1.ConfirmPlacementH\x00\x12,\n\x07release\x18\x03 \x01(\x0b\x32\x19.cogitate.v1.ReleaseLeaseH\x00\x12-\n\x07replace\x18\x04 \x01(\x0b\x32\x1a.cogitate.v1.ReplaceAgentsH\x00\x42\t\n\x07\x63ommand\"\xbf\x01\n\x08GangSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x11\n\tagent_ids\x18\x03 \x03(\x05\x12\x36\n\x15required_capabilities\x18\x04 \x03(\x0e\x32\x17.cogitate.v1.Capability\x12\x15\n\rprefix_digest\x18\x05 \x01(\t\x12\x1a\n\x12prefix_token_count\x18\x06 \x01(\x03\x12\x18\n\x10tokens_per_agent\x18\x07 \x01(\x03\"\xa1\x01\n\x14PlacementConstraints\x12\x11\n\tproviders\x18\x01 \x03(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\x12 \n\x18min_failure_domain_count\x18\x03 \x01(\x05\x12$\n\x1cmax_price_per_hour_micro_usd\x18\x04 \x01(\x03\x12\x1d\n\x15\x65xcluded_endpoint_ids\x18\x05 \x03(\t\"\x98\x02\n\x0c\x44\x65\x63lareGangs\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0bowner_epoch\x18\x03 \x01(\x03\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12$\n\x05gangs\x18\x05 \x03(\x0b\x32\x15.cogitate.v1.GangSpec\x12\x36\n\x0b\x63onstraints\x18\x06 \x01(\x0b\x32!.cogitate.v1.PlacementConstraints\x12#\n\x06\x62udget\x18\x07 \x01(\x0b\x32\x13.cogitate.v1.Budget\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x95\x01\n\x10\x43onfirmPlacement\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12&\n\x05gangs\x18\x03 \x03(\x0b\x32\x17.cogitate.v1.PlacedGang\x12.\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x1c.cogitate.v1.EndpointFailure\"6\n\x0f\x45ndpointFailure\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"(\n\x0cReleaseLease\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\"\xa5\x01\n\rReplaceAgents\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05gangs\x18\x03 \x03(\x0b\x32\x15.cogitate.v1.GangSpec\x12.\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x1c.cogitate.v1.EndpointFailure\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"\x9d\x01\n\rLeaseResponse\x12,\n\x07granted\x18\x01 \x01(\x0b\x32\x19.cogitate.v1.LeaseGrantedH\x00\x12*\n\x06\x64\x65nied\x18\x02 \x01(\x0b\x32\x18.cogitate.v1.LeaseDeniedH\x00\x12)\n\x04news\x18\x03 \x01(\x0b\x32\x19.cogitate.v1.EndpointNewsH\x00\x42\x07\n\x05\x65vent\"\xcc\x02\n\nPlacedGang\x12\x0f\n\x07gang_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x0e\n\x06region\x18\x05 \x01(\t\x12\x11\n\tagent_ids\x18\x06 \x03(\x05\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x35\n\x12predicted_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x18predicted_cost_micro_usd\x18\x0b \x01(\x03\x12 \n\x18price_per_hour_micro_usd\x18\x0c \x01(\x03\x12*\n\"price_per_million_tokens_micro_usd\x18\r \x01(\x03\"7\n\x10RejectedEndpoint\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc2\x01\n\x0cLeaseGranted\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12&\n\x05gangs\x18\x03 \x03(\x0b\x32\x17.cogitate.v1.PlacedGang\x12/\n\x08rejected\x18\x04 \x03(\x0b\x32\x1d.cogitate.v1.RejectedEndpoint\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x1e\n\x16vision_encoder_address\x18\x06 \x01(\t\"\xba\x01\n\x0bLeaseDenied\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x08rejected\x18\x06 \x03(\x0b\x32\x1d.cogitate.v1.RejectedEndpoint\"\x84\x01\n\x0c\x45ndpointNews\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x19\n\x11\x63ontemplation_ids\x18\x02 \x03(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x35\n\x12remaining_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x11\n\x0fGetFleetRequest\"\xf4\x01\n\rFleetEndpoint\x12\x35\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32 .cogitate.v1.EndpointDescription\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.cogitate.v1.EndpointLoad\x12-\n\nreport_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05state\x18\x04 \x01(\t\x12\x1a\n\x12\x62ooked_agent_count\x18\x05 \x01(\x05\x12)\n\x05speed\x18\x06 \x01(\x0b\x32\x1a.cogitate.v1.EndpointSpeed\"\x88\x01\n\rEndpointSpeed\x12\x0e\n\x06\x62\x61se_s\x18\x01 \x01(\x01\x12\x16\n\x0eper_sequence_s\x18\x02 \x01(\x01\x12\x16\n\x0eper_position_s\x18\x03 \x01(\x01\x12\x1d\n\x15per_prompt_position_s\x18\x04 \x01(\x01\x12\x18\n\x10prediction_error\x18\x05 \x01(\x01\"V\n\x10GetFleetResponse\x12-\n\tendpoints\x18\x01 \x03(\x0b\x32\x1a.cogitate.v1.FleetEndpoint\x12\x13\n\x0blease_count\x18\x02 \x01(\x05\x32\xe3\x01\n\rRouterService\x12\x45\n\x06Report\x12\x1a.cogitate.v1.ReportRequest\x1a\x1b.cogitate.v1.ReportResponse(\x01\x30\x01\x12\x42\n\x05Lease\x12\x19.cogitate.v1.LeaseRequest\x1a\x1a.cogitate.v1.LeaseResponse(\x01\x30\x01\x12G\n\x08GetFleet\x12\x1c.cogitate.v1.GetFleetRequest\x1a\x1d.cogitate.v1.GetFleetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cogitate/v1/router_service.proto\x12\x0b\x63ogitate.v1\x1a\'cogitate/v1/agent_decoder_service.proto\x1a\x18\x63ogitate/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa8\x01\n\rReportRequest\x12\x37\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32 .cogitate.v1.EndpointDescriptionH\x00\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x19.cogitate.v1.EndpointLoadH\x00\x12)\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x18.cogitate.v1.DrainNoticeH\x00\x42\x08\n\x06report\"T\n\x0b\x44rainNotice\x12\x35\n\x12remaining_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x02 \x01(\t\"D\n\x0eReportResponse\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd6\x01\n\x0cLeaseRequest\x12,\n\x07\x64\x65\x63lare\x18\x01 \x01(\x0b\x32\x19.cogitate.v1.DeclareGangsH\x00\x12\x30\n\x07\x63onfirm\x18\x02 \x01(\x0b\x32\x1d.cogitate.v1.ConfirmPlacementH\x00\x12,\n\x07release\x18\x03 \x01(\x0b\x32\x19.cogitate.v1.ReleaseLeaseH\x00\x12-\n\x07replace\x18\x04 \x01(\x0b\x32\x1a.cogitate.v1.ReplaceAgentsH\x00\x42\t\n\x07\x63ommand\"\xde\x01\n\x08GangSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x11\n\tagent_ids\x18\x03 \x03(\x05\x12\x36\n\x15required_capabilities\x18\x04 \x03(\x0e\x32\x17.cogitate.v1.Capability\x12\x15\n\rprefix_digest\x18\x05 \x01(\t\x12\x1a\n\x12prefix_token_count\x18\x06 \x01(\x03\x12\x18\n\x10tokens_per_agent\x18\x07 \x01(\x03\x12\x1d\n\x15prefilled_endpoint_id\x18\x08 \x01(\t\"\xa1\x01\n\x14PlacementConstraints\x12\x11\n\tproviders\x18\x01 \x03(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\x12 \n\x18min_failure_domain_count\x18\x03 \x01(\x05\x12$\n\x1cmax_price_per_hour_micro_usd\x18\x04 \x01(\x03\x12\x1d\n\x15\x65xcluded_endpoint_ids\x18\x05 \x03(\t\"\x98\x02\n\x0c\x44\x65\x63lareGangs\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x13\n\x0bowner_epoch\x18\x03 \x01(\x03\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12$\n\x05gangs\x18\x05 \x03(\x0b\x32\x15.cogitate.v1.GangSpec\x12\x36\n\x0b\x63onstraints\x18\x06 \x01(\x0b\x32!.cogitate.v1.PlacementConstraints\x12#\n\x06\x62udget\x18\x07 \x01(\x0b\x32\x13.cogitate.v1.Budget\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x95\x01\n\x10\x43onfirmPlacement\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12&\n\x05gangs\x18\x03 \x03(\x0b\x32\x17.cogitate.v1.PlacedGang\x12.\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x1c.cogitate.v1.EndpointFailure\"6\n\x0f\x45ndpointFailure\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"(\n\x0cReleaseLease\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\"\xa5\x01\n\rReplaceAgents\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05gangs\x18\x03 \x03(\x0b\x32\x15.cogitate.v1.GangSpec\x12.\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x1c.cogitate.v1.EndpointFailure\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"\x9d\x01\n\rLeaseResponse\x12,\n\x07granted\x18\x01 \x01(\x0b\x32\x19.cogitate.v1.LeaseGrantedH\x00\x12*\n\x06\x64\x65nied\x18\x02 \x01(\x0b\x32\x18.cogitate.v1.LeaseDeniedH\x00\x12)\n\x04news\x18\x03 \x01(\x0b\x32\x19.cogitate.v1.EndpointNewsH\x00\x42\x07\n\x05\x65vent\"\xcc\x02\n\nPlacedGang\x12\x0f\n\x07gang_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x0e\n\x06region\x18\x05 \x01(\t\x12\x11\n\tagent_ids\x18\x06 \x03(\x05\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x35\n\x12predicted_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x18predicted_cost_micro_usd\x18\x0b \x01(\x03\x12 \n\x18price_per_hour_micro_usd\x18\x0c \x01(\x03\x12*\n\"price_per_million_tokens_micro_usd\x18\r \x01(\x03\"7\n\x10RejectedEndpoint\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc2\x01\n\x0cLeaseGranted\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12&\n\x05gangs\x18\x03 \x03(\x0b\x32\x17.cogitate.v1.PlacedGang\x12/\n\x08rejected\x18\x04 \x03(\x0b\x32\x1d.cogitate.v1.RejectedEndpoint\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x1e\n\x16vision_encoder_address\x18\x06 \x01(\t\"\xba\x01\n\x0bLeaseDenied\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x08rejected\x18\x06 \x03(\x0b\x32\x1d.cogitate.v1.RejectedEndpoint\"\x84\x01\n\x0c\x45ndpointNews\x12\x13\n\x0b\x65ndpoint_id\x18\x01 \x01(\t\x12\x19\n\x11\x63ontemplation_ids\x18\x02 \x03(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x35\n\x12remaining_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x11\n\x0fGetFleetRequest\"\xf4\x01\n\rFleetEndpoint\x12\x35\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32 .cogitate.v1.EndpointDescription\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.cogitate.v1.EndpointLoad\x12-\n\nreport_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05state\x18\x04 \x01(\t\x12\x1a\n\x12\x62ooked_agent_count\x18\x05 \x01(\x05\x12)\n\x05speed\x18\x06 \x01(\x0b\x32\x1a.cogitate.v1.EndpointSpeed\"\x88\x01\n\rEndpointSpeed\x12\x0e\n\x06\x62\x61se_s\x18\x01 \x01(\x01\x12\x16\n\x0eper_sequence_s\x18\x02 \x01(\x01\x12\x16\n\x0eper_position_s\x18\x03 \x01(\x01\x12\x1d\n\x15per_prompt_position_s\x18\x04 \x01(\x01\x12\x18\n\x10prediction_error\x18\x05 \x01(\x01\"V\n\x10GetFleetResponse\x12-\n\tendpoints\x18\x01 \x03(\x0b\x32\x1a.cogitate.v1.FleetEndpoint\x12\x13\n\x0blease_count\x18\x02 \x01(\x05\x32\xe3\x01\n\rRouterService\x12\x45\n\x06Report\x12\x1a.cogitate.v1.ReportRequest\x1a\x1b.cogitate.v1.ReportResponse(\x01\x30\x01\x12\x42\n\x05Lease\x12\x19.cogitate.v1.LeaseRequest\x1a\x1a.cogitate.v1.LeaseResponse(\x01\x30\x01\x12G\n\x08GetFleet\x12\x1c.cogitate.v1.GetFleetRequest\x1a\x1d.cogitate.v1.GetFleetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,39 +43,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASEREQUEST']._serialized_start=476
   _globals['_LEASEREQUEST']._serialized_end=690
   _globals['_GANGSPEC']._serialized_start=693
-  _globals['_GANGSPEC']._serialized_end=884
-  _globals['_PLACEMENTCONSTRAINTS']._serialized_start=887
-  _globals['_PLACEMENTCONSTRAINTS']._serialized_end=1048
-  _globals['_DECLAREGANGS']._serialized_start=1051
-  _globals['_DECLAREGANGS']._serialized_end=1331
-  _globals['_CONFIRMPLACEMENT']._serialized_start=1334
-  _globals['_CONFIRMPLACEMENT']._serialized_end=1483
-  _globals['_ENDPOINTFAILURE']._serialized_start=1485
-  _globals['_ENDPOINTFAILURE']._serialized_end=1539
-  _globals['_RELEASELEASE']._serialized_start=1541
-  _globals['_RELEASELEASE']._serialized_end=1581
-  _globals['_REPLACEAGENTS']._serialized_start=1584
-  _globals['_REPLACEAGENTS']._serialized_end=1749
-  _globals['_LEASERESPONSE']._serialized_start=1752
-  _globals['_LEASERESPONSE']._serialized_end=1909
-  _globals['_PLACEDGANG']._serialized_start=1912
-  _globals['_PLACEDGANG']._serialized_end=2244
-  _globals['_REJECTEDENDPOINT']._serialized_start=2246
-  _globals['_REJECTEDENDPOINT']._serialized_end=2301
-  _globals['_LEASEGRANTED']._serialized_start=2304
-  _globals['_LEASEGRANTED']._serialized_end=2498
-  _globals['_LEASEDENIED']._serialized_start=2501
-  _globals['_LEASEDENIED']._serialized_end=2687
-  _globals['_ENDPOINTNEWS']._serialized_start=2690
-  _globals['_ENDPOINTNEWS']._serialized_end=2822
-  _globals['_GETFLEETREQUEST']._serialized_start=2824
-  _globals['_GETFLEETREQUEST']._serialized_end=2841
-  _globals['_FLEETENDPOINT']._serialized_start=2844
-  _globals['_FLEETENDPOINT']._serialized_end=3088
-  _globals['_ENDPOINTSPEED']._serialized_start=3091
-  _globals['_ENDPOINTSPEED']._serialized_end=3227
-  _globals['_GETFLEETRESPONSE']._serialized_start=3229
-  _globals['_GETFLEETRESPONSE']._serialized_end=3315
-  _globals['_ROUTERSERVICE']._serialized_start=3318
-  _globals['_ROUTERSERVICE']._serialized_end=3545
+  _globals['_GANGSPEC']._serialized_end=915
+  _globals['_PLACEMENTCONSTRAINTS']._serialized_start=918
+  _globals['_PLACEMENTCONSTRAINTS']._serialized_end=1079
+  _globals['_DECLAREGANGS']._serialized_start=1082
+  _globals['_DECLAREGANGS']._serialized_end=1362
+  _globals['_CONFIRMPLACEMENT']._serialized_start=1365
+  _globals['_CONFIRMPLACEMENT']._serialized_end=1514
+  _globals['_ENDPOINTFAILURE']._serialized_start=1516
+  _globals['_ENDPOINTFAILURE']._serialized_end=1570
+  _globals['_RELEASELEASE']._serialized_start=1572
+  _globals['_RELEASELEASE']._serialized_end=1612
+  _globals['_REPLACEAGENTS']._serialized_start=1615
+  _globals['_REPLACEAGENTS']._serialized_end=1780
+  _globals['_LEASERESPONSE']._serialized_start=1783
+  _globals['_LEASERESPONSE']._serialized_end=1940
+  _globals['_PLACEDGANG']._serialized_start=1943
+  _globals['_PLACEDGANG']._serialized_end=2275
+  _globals['_REJECTEDENDPOINT']._serialized_start=2277
+  _globals['_REJECTEDENDPOINT']._serialized_end=2332
+  _globals['_LEASEGRANTED']._serialized_start=2335
+  _globals['_LEASEGRANTED']._serialized_end=2529
+  _globals['_LEASEDENIED']._serialized_start=2532
+  _globals['_LEASEDENIED']._serialized_end=2718
+  _globals['_ENDPOINTNEWS']._serialized_start=2721
+  _globals['_ENDPOINTNEWS']._serialized_end=2853
+  _globals['_GETFLEETREQUEST']._serialized_start=2855
+  _globals['_GETFLEETREQUEST']._serialized_end=2872
+  _globals['_FLEETENDPOINT']._serialized_start=2875
+  _globals['_FLEETENDPOINT']._serialized_end=3119
+  _globals['_ENDPOINTSPEED']._serialized_start=3122
+  _globals['_ENDPOINTSPEED']._serialized_end=3258
+  _globals['_GETFLEETRESPONSE']._serialized_start=3260
+  _globals['_GETFLEETRESPONSE']._serialized_end=3346
+  _globals['_ROUTERSERVICE']._serialized_start=3349
+  _globals['_ROUTERSERVICE']._serialized_end=3576
 # @@protoc_insertion_point(module_scope)

@@ -168,6 +168,7 @@ class GangSpec(_message.Message):
     PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
     PREFIX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOKENS_PER_AGENT_FIELD_NUMBER: _builtins.int
+    PREFILLED_ENDPOINT_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     role: _builtins.str
@@ -178,6 +179,10 @@ class GangSpec(_message.Message):
     """Estimated positions of the common prefix."""
     tokens_per_agent: _builtins.int
     """Estimated positions each agent will add."""
+    prefilled_endpoint_id: _builtins.str
+    """An endpoint that has most of the common prefix in its prefix cache: preferred where that saves time. Empty
+    means none.
+    """
     @_builtins.property
     def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents, by id."""
@@ -196,10 +201,11 @@ class GangSpec(_message.Message):
         prefix_digest: _builtins.str = ...,
         prefix_token_count: _builtins.int = ...,
         tokens_per_agent: _builtins.int = ...,
+        prefilled_endpoint_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "model", b"model", "prefix_digest", b"prefix_digest", "prefix_token_count", b"prefix_token_count", "required_capabilities", b"required_capabilities", "role", b"role", "tokens_per_agent", b"tokens_per_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "model", b"model", "prefilled_endpoint_id", b"prefilled_endpoint_id", "prefix_digest", b"prefix_digest", "prefix_token_count", b"prefix_token_count", "required_capabilities", b"required_capabilities", "role", b"role", "tokens_per_agent", b"tokens_per_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,6 +32,7 @@ class _Agent:
     has_sampled: bool = False
     decoding_s: float = 0.0  # between the first and the last token of each segment
     num_intervals: int = 0  # between tokens of one segment
+    waits: bool = False  # it began waiting for a call, and nobody has answered it
 
 
 class GangSpans:
@@ -71,8 +72,11 @@ class GangSpans:
                 self._close(earlier, agent.agent_id, "SUPERSEDED")
             attempt = max(1, agent.attempt)
             parent = agent.traceparent or telemetry.traceparent_of(self._gang)
-            since_ns = self._now_ns if self._is_prefilled else 0
-            self._agents[agent.agent_id] = _Agent(attempt, parent, self._now_s, since_ns)
+            waits = bool(agent.resume_state.pending_call_id)
+            since_ns = self._now_ns if self._is_prefilled and not waits else 0
+            self._agents[agent.agent_id] = _Agent(
+                attempt, parent, self._now_s, since_ns, waits=waits
+            )
 
     def observe(self, events: Iterable[ev.Event]) -> None:
         """Opens and closes spans by what was told at once."""
@@ -122,7 +126,7 @@ class GangSpans:
         span.end(end_time=self._now_ns)
         self._is_prefilled = True
         for agent in self._agents.values():
-            agent.since_ns = self._now_ns
+            agent.since_ns = 0 if agent.waits else self._now_ns
 
     def _token(self, event: ev.Delta) -> None:
         agent = self._agents.get(event.agent_id)
@@ -163,7 +167,7 @@ class GangSpans:
     def _go_on(self, agent_id: int) -> None:
         agent = self._agents.get(agent_id)
         if agent is not None and agent.span is None:
-            agent.since_ns = self._now_ns
+            agent.since_ns, agent.waits = self._now_ns, False
 
     def _finish(self, event: ev.Finished) -> None:
         agent = self._agents.get(event.agent_id)
@@ -171,6 +175,8 @@ class GangSpans:
             return  # of an attempt whose place another took
         del self._agents[event.agent_id]
         self._close(agent, event.agent_id, event.kill_reason or event.finish.value)
+        if agent.waits:
+            return  # it never could decode: there was no request to measure
         labels = dict(self._labels)
         if event.finish is ev.Finish.ERROR:
             labels[Attr.ERROR_TYPE] = event.kill_reason or "ERROR"

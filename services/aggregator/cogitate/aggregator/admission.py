@@ -12,7 +12,7 @@ from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core.answers import EMBEDDING, EQUIVALENCES, least_cosine
 from cogitate.aggregator.core.messages import Spec
 from cogitate.aggregator.core.quorums import DEFAULT_QUORUM, quorum
-from cogitate.aggregator.core.strategies import DEFAULT_STRATEGY, strategy
+from cogitate.aggregator.core.strategies import default_strategy, strategy
 from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -57,7 +57,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         model=request.model or config.default_model,
         effort=common.Effort.Name(effort).removeprefix("EFFORT_"),
         num_agents=num_agents,
-        strategy=_made(request.strategy or DEFAULT_STRATEGY, strategy, "strategy"),
+        strategy=_made(request.strategy or default_strategy(num_agents), strategy, "strategy"),
         quorum=_made(request.quorum or DEFAULT_QUORUM, quorum, "quorum"),
         equivalence=_equivalence(request, config),
         seed=params.seed if params.HasField("seed") else secrets.randbits(62),
@@ -69,6 +69,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         client_tools=frozenset(tool.name for tool in request.client_tools),
         patience_s=config.place_timeout_s,
         budget_micro_usd=request.budget.max_cost_micro_usd,
+        prepares=config.prepare,
     )
 
 

@@ -91,6 +91,9 @@ class AggregatorConfig(ServiceConfig):
     flush_interval_s: float = knob(
         0.05, "how long agents' text is collected before it is sent", minimum=0.001, maximum=1
     )
+    prepare: bool = knob(
+        True, "compute the prompt of `synthesis` while the last agents still write their drafts"
+    )
     max_kept_contemplation_count: int = knob(
         200, "ended contemplations kept in memory beside the journal", minimum=0, maximum=100_000
     )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,8 @@ TOKENS_PER_IMAGE = 64
 CLOSE_S = 0.5
 # At the deadline the answer may not wait for a slow endpoint: kills have this long then.
 DEADLINE_ACK_S = 0.1
+# The wire's least int32.
+LOWEST_PRIORITY = -(2**31)
 # How soon a router that is down is asked again, for the sake of agents that already worked.
 ROUTER_RETRY_S = 0.25
 
@@ -259,6 +261,8 @@ class Runner:
                 self._start(tasks, self._questions, self._later(effect.after_s, again))
             elif isinstance(effect, m.OpenGang):
                 self._open(effect, tasks)
+            elif isinstance(effect, m.Prepare):
+                self._prepare(effect, tasks)
             elif isinstance(effect, m.RunTool):
                 self._start(tasks, self._questions, self._run_tool(effect))
             elif isinstance(effect, m.Embed):
@@ -330,6 +334,7 @@ class Runner:
         if self._sampling.WhichOneof("constraint"):
             needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
+        text += sum(len(turn.text) for turn in self.machine.rounds.plan.turns)
         prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
         gang = router_pb.GangSpec(
             model=self.spec.model,
@@ -338,6 +343,7 @@ class Runner:
             required_capabilities=needs,
             prefix_token_count=prefix,
             tokens_per_agent=TOKENS_PER_AGENT,
+            prefilled_endpoint_id=effect.prefilled_at,
         )
         failures = [
             router_pb.EndpointFailure(endpoint_id=endpoint, reason=reason)
@@ -382,11 +388,54 @@ class Runner:
     # -- gangs and tools ---------------------------------------------------------------------
 
     def _open(self, effect: m.OpenGang, tasks: asyncio.TaskGroup) -> None:
-        placed: router_pb.PlacedGang = effect.gang.payload
-        opening = decoder_pb.OpenGang(
+        opening = self._opening(effect)
+        opening.attempt = effect.attempt
+        opening.agents.extend(
+            wire.to_agent_spec(
+                order,
+                self._sampling,
+                self.spec.seed,
+                self._spans.start(order.agent_id, order.attempt),
+            )
+            for order in effect.agents
+        )
+        self._stream(effect.gang, opening, self.put, tasks)
+
+    def _prepare(self, effect: m.Prepare, tasks: asyncio.TaskGroup) -> None:
+        """Opens a gang whose one agent waits for a call, and closes it: it ends when that is due.
+
+        It comes after all that is to be answered, hence the lower priority.
+        """
+        opening = self._opening(effect)
+        opening.attempt = 1
+        opening.priority = max(LOWEST_PRIORITY, opening.priority - 1)
+        idle = m.AgentOrder(0, 1, 0.0, None, 0, pending_call_id="prepare")
+        trace = telemetry.traceparent_of(self.span)
+        opening.agents.append(wire.to_agent_spec(idle, self._sampling, self.spec.seed, trace))
+
+        def heard(item: m.Input, source: decoder_pb.DecodeResponse | None) -> None:
+            if isinstance(item, m.Prefilled | m.GangLost):
+                self.put(item, source)
+
+        self._stream(effect.gang, opening, heard, tasks).close()
+
+    def _stream(
+        self,
+        placed: m.PlacedGang,
+        opening: decoder_pb.OpenGang,
+        on_input: Callable[[m.Input, decoder_pb.DecodeResponse | None], None],
+        tasks: asyncio.TaskGroup,
+    ) -> GangClient:
+        channel: grpc.aio.Channel = self._n.channels.to(placed.payload.address)
+        gang = self._gangs[placed.gang_id] = GangClient(placed.gang_id, channel, opening, on_input)
+        gang.task = tasks.create_task(gang.run())
+        return gang
+
+    def _opening(self, effect: m.OpenGang | m.Prepare) -> decoder_pb.OpenGang:
+        """All that a gang opens with but its agents."""
+        return decoder_pb.OpenGang(
             contemplation_id=self.spec.contemplation_id,
             gang_id=effect.gang.gang_id,
-            attempt=effect.attempt,
             owner_epoch=self.epoch,
             tenant=current_tenant(),
             model=self.spec.model,
@@ -397,20 +446,7 @@ class Runner:
             vision_encoder_address=self._n.config.vision_encoder_address,
             lease_id=self.spec.contemplation_id,
             priority=self._request.priority,
-            agents=[
-                wire.to_agent_spec(
-                    order,
-                    self._sampling,
-                    self.spec.seed,
-                    self._spans.start(order.agent_id, order.attempt),
-                )
-                for order in effect.agents
-            ],
         )
-        channel: grpc.aio.Channel = self._n.channels.to(placed.address)
-        gang = GangClient(effect.gang.gang_id, channel, opening, self.put)
-        self._gangs[effect.gang.gang_id] = gang
-        gang.task = tasks.create_task(gang.run())
 
     def _tools(self) -> list[common.ToolSpec]:
         mesh = [self._n.tools.spec(name) for name in self._allowed]

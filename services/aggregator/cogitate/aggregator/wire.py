@@ -168,7 +168,7 @@ def to_agent_spec(
     if order.max_tokens:
         spec.sampling_params.max_tokens = order.max_tokens
     spec.assistant_prefix = order.opening
-    if order.segments:
+    if order.segments or order.pending_call_id:
         spec.resume_state.CopyFrom(
             decoder_pb.ResumeState(
                 segments=[_segment(segment) for segment in order.segments],

@@ -339,6 +339,8 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
         _check(0 < len(message.model) <= _MAX_NAME_CHARS, "gangs.model", "is missing or too long")
         _check(len(message.role) <= _MAX_NAME_CHARS, "gangs.role", "is too long")
         _check(len(message.agent_ids) > 0, "gangs.agent_ids", "are missing")
+        where = message.prefilled_endpoint_id
+        _check(not where or bool(_ID.fullmatch(where)), "prefilled_endpoint_id", "is malformed")
         counts = (message.prefix_token_count, message.tokens_per_agent)
         _check(0 <= min(counts) and max(counts) < 2**40, "gangs", "have an impossible token count")
     return tuple(
@@ -350,6 +352,7 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
             capabilities=_capabilities(message.required_capabilities),
             prefix_tokens=message.prefix_token_count,
             tokens_per_agent=message.tokens_per_agent,
+            prefilled_at=message.prefilled_endpoint_id,
         )
         for message in messages
     )

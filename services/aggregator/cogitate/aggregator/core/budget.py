@@ -62,10 +62,9 @@ class Budget:
         """How many of ``count`` agents that could begin now should: one, if any, at least."""
         return min(count, max(1, self.pool // max(1, self.expected))) if self.limit else count
 
-    @property
-    def carries_another(self) -> bool:
-        """Whether what is left is enough for one more agent, as expected."""
-        return not self.limit or self.pool >= self.expected
+    def carries(self, count: int) -> bool:
+        """Whether what is left is enough for so many more agents, as expected."""
+        return not self.limit or self.pool >= count * self.expected
 
     def join(self, agents: Sequence[AgentState], num_later: int, num_rounds: int) -> None:
         """Gives shares to agents that begin; ``num_later`` may follow, ``num_rounds`` are left."""

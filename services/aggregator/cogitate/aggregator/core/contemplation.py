@@ -34,6 +34,7 @@ from cogitate.aggregator.core.likeness import Likeness
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.outcome import Outcome, outcome_of, unfinished
 from cogitate.aggregator.core.places import Places
+from cogitate.aggregator.core.preparation import Preparation
 from cogitate.aggregator.core.rounds import Rounds
 from cogitate.aggregator.core.strategies.synthesis import ROLE as SYNTHESIZER
 from cogitate.aggregator.core.tool_calls import ToolCalls
@@ -52,6 +53,7 @@ class Contemplation:
         self.ended = False
         self._out = Outbox()
         self.places = Places(self.rounds, self.accounts, self._out, spec.patience_s)
+        self._ahead = Preparation(self.rounds, self.places, self._out, wanted=spec.prepares)
         self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
         self.tools = self._calls.runs
         self.likeness = Likeness(self.rounds, self._out, spec.equivalence, self._cast)
@@ -91,8 +93,10 @@ class Contemplation:
         """Takes one input. After the ending nothing has an effect."""
         if self.ended:
             return []
-        self._handlers[type(event)](event)
+        if not self._ahead.heard(event):
+            self._handlers[type(event)](event)
         self._advance()
+        self._ahead.look(decided=self.decision is not None)
         return self._out.take()
 
     def flush(self) -> list[m.Effect]:
@@ -296,7 +300,7 @@ class Contemplation:
                 if self.budget.limit and self.places.regrant() and not self.likeness.waiting:
                     self._budget_ended(self.budget.name)
         if self.decision is not None and not self._open_agents():
-            following = [] if self._is_over else self.rounds.follow()
+            following = [] if self._settled else self.rounds.follow()
             if following:
                 self.places.close()
                 self.decision = None

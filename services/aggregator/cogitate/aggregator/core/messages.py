@@ -9,42 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cogitate.aggregator.core.parts import (
+    AgentOrder,
+    Call,
+    Delta,
+    PlacedGang,
+    Result,
+    Segment,
+    Spec,
+)
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What was asked, checked."""
-
-    contemplation_id: str
-    model: str
-    effort: str  # INSTANT, THINKING or CONTEMPLATING
-    num_agents: int
-    strategy: str
-    quorum: str
-    equivalence: str
-    seed: int
-    temperature: float | None
-    budget_tokens: int  # 0: no limit
-    max_tokens: int  # of one agent; 0: the model's default
-    client_tools: frozenset[str] = frozenset()
-    initial_agents: int = 0  # begin with so many and widen; 0: all at once
-    max_rounds: int = 0  # 0: as many as the strategy has
-    patience_s: float = 0.0  # how long an agent may wait for a place
-    budget_micro_usd: int = 0  # 0: no limit
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedGang:
-    """One endpoint's share of the agents."""
-
-    gang_id: str
-    endpoint_id: str
-    provider: str
-    region: str
-    agent_ids: tuple[int, ...]
-    reason: str
-    payload: Any = None
-    price_per_million: int = 0  # sampled tokens, in millionths of a US dollar; 0: not by the token
-
+# What is taken over from there; everything defined here is meant for others anyhow.
+__all__ = ["AgentOrder", "Call", "Delta", "PlacedGang", "Result", "Segment", "Spec"]
 
 # -- inputs ----------------------------------------------------------------------------------
 
@@ -96,33 +72,11 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """What one agent wrote."""
-
-    agent_id: int
-    attempt: int
-    token_offset: int
-    token_ids: tuple[int, ...]
-    text: str
-    is_answer: bool
-    logprob_sum: float
-
-
-@dataclass(frozen=True, slots=True)
 class Stepped:
     """One engine step of a gang."""
 
     gang_id: str
     deltas: tuple[Delta, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A tool call."""
-
-    call_id: str
-    name: str
-    arguments_json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +87,6 @@ class ToolCalled:
     agent_id: int
     attempt: int
     call: Call
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A tool's result; ``proved_answer`` is empty unless the tool proved one."""
-
-    is_error: bool
-    proved_answer: str
-    payload: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,35 +199,11 @@ Input = (
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of an agent's own sequence: sampled tokens, or a tool result."""
-
-    token_ids: tuple[int, ...] = ()
-    result: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class AgentOrder:
-    """How to start an agent on an endpoint."""
-
-    agent_id: int
-    attempt: int
-    temperature: float | None
-    hint_index: int | None
-    granted: int  # 0: no limit but its own
-    opening: str = ""
-    max_tokens: int = 0  # 0: as asked
-    segments: tuple[Segment, ...] = ()
-    num_sampled: int = 0
-    pending_call_id: str = ""
-    build_digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Declare:
     """Ask the router for places; ``failed`` names endpoints not to use again.
 
-    ``anew`` asks for a lease, else for other places under the lease there is.
+    ``anew`` asks for a lease, else for other places under the lease there is. ``prefilled_at`` is
+    an endpoint that has most of the agents' prompt in its prefix cache; empty: none.
     """
 
     attempt: int
@@ -290,6 +211,7 @@ class Declare:
     failed: tuple[tuple[str, str], ...] = ()
     anew: bool = True
     role: str = "solver"
+    prefilled_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +232,19 @@ class OpenGang:
     role: str = "solver"
     turns: tuple[tuple[str, str], ...] = ()
     has_tools: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Have an endpoint compute a prompt and keep it in its prefix cache; nothing is sampled.
+
+    Prefilled says that it is done, GangLost that the gang's stream ended. BreakOff ends it early.
+    """
+
+    gang: PlacedGang
+    role: str
+    turns: tuple[tuple[str, str], ...]
+    has_tools: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +324,7 @@ Effect = (
     Declare
     | AskLater
     | OpenGang
+    | Prepare
     | Kill
     | Grant
     | SetThreshold

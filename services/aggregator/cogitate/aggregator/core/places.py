@@ -70,8 +70,9 @@ class Places:
             return
         anew = anew or not self.gangs
         self._attempt += 1
+        prefilled_at = self._rounds.prefilled_at.get(self._rounds.number, "")
         self._asked[self._attempt] = m.Declare(
-            self._attempt, agent_ids, failed, anew, self._rounds.plan.role
+            self._attempt, agent_ids, failed, anew, self._rounds.plan.role, prefilled_at
         )
         self._out.add(self._asked[self._attempt])
 
@@ -110,8 +111,9 @@ class Places:
             return
         self.gangs[gang.gang_id] = gang
         plan = self._rounds.plan
-        turns = tuple((turn.speaker, turn.text) for turn in plan.turns)
-        self._out.add(m.OpenGang(gang, attempt, tuple(orders), plan.role, turns, plan.has_tools))
+        self._out.add(
+            m.OpenGang(gang, attempt, tuple(orders), plan.role, plan.shown, plan.has_tools)
+        )
         if self._rounds.threshold is not None:
             self._out.add(m.SetThreshold(gang.gang_id, self._rounds.threshold))
 
@@ -181,14 +183,17 @@ class Places:
 
     def prefilled(self, event: m.Prefilled) -> None:
         """The gang's prompt is computed."""
-        if not self.of(event.gang_id):
-            return
+        if self.of(event.gang_id):
+            self.book_prompt(event, self.gangs[event.gang_id].endpoint_id)
+
+    def book_prompt(self, event: m.Prefilled, endpoint_id: str) -> None:
+        """Counts a prompt's positions, and tells of them."""
         self._accounts.prompt += event.num_prompt
         self._accounts.cached += event.num_cached
         self._out.emit(
             "prefilled",
             gang_id=event.gang_id,
-            endpoint_id=self.gangs[event.gang_id].endpoint_id,
+            endpoint_id=endpoint_id,
             prompt_token_count=event.num_prompt,
             cached_token_count=event.num_cached,
             seconds=event.seconds,

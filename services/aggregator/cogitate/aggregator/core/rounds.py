@@ -16,6 +16,7 @@ whom the budget may not carry.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from cogitate.aggregator.core.agents import AgentState
 from cogitate.aggregator.core.ballots import Ballot, Decision
@@ -42,6 +43,8 @@ class Rounds:
         self._spec = spec
         self._most_rounds = min(self.strategy.num_rounds, spec.max_rounds or 2**31)
         self._plan = self.strategy.plan(spec.num_agents, spec.temperature)
+        # By round: an endpoint that has most of its prompt in its prefix cache.
+        self.prefilled_at: dict[int, str] = {}
         self._rule = quorum(spec.quorum)
         self._reserve = [AgentState(plan) for plan in self._plan.agents]
         self.budget = Budget(spec.budget_tokens, spec.max_tokens, spec.budget_micro_usd)
@@ -58,8 +61,11 @@ class Rounds:
 
     @property
     def is_last(self) -> bool:
-        """Whether no round can follow."""
-        return self.number >= self._most_rounds
+        """Whether no round can follow, or none should after the ballots there are."""
+        if self.strategy.rounds_are_sure or self.number >= self._most_rounds:
+            return self.number >= self._most_rounds
+        carried = self.budget.carries(self._spec.num_agents)
+        return not (carried and self.strategy.wants_another(self.ballots))
 
     def begin(self) -> list[AgentState]:
         """The agents to start with."""
@@ -102,9 +108,7 @@ class Rounds:
         """Goes on to the next round, if there is one; its agents."""
         if self.is_last:
             return []
-        drafts = [Draft(ballot, self.agents[ballot.agent_id].text) for ballot in self.ballots]
-        plan = self.strategy.follow(self.number, drafts, len(self.agents), self._spec.num_agents)
-        if plan is None:
+        if (plan := self._next(self.ballots)) is None:
             return []
         self._plan = plan
         self._rule = quorum(plan.quorum or self._spec.quorum)
@@ -126,22 +130,36 @@ class Rounds:
                 agent.granted = 0
             carried = agents[: self.budget.affordable(len(agents))]
             later = len(self._reserve) if carried == agents else 0
-            self.budget.join(carried, later, self._most_rounds - self.number + 1)
+            self.budget.join(carried, later, self._num_sure)
+
+    def preview(self) -> RoundPlan | None:
+        """The next round as it would be with the ballots whose agents write no more."""
+        # One that voted by its proof may still write, and so change its draft.
+        ended = takewhile(lambda ballot: not self.agents[ballot.agent_id].open, self.ballots)
+        return self._next(tuple(ended))
+
+    def _next(self, ballots: Sequence[Ballot]) -> RoundPlan | None:
+        drafts = [Draft(ballot, self.agents[ballot.agent_id].text) for ballot in ballots]
+        return self.strategy.follow(self.number, drafts, len(self.agents), self._spec.num_agents)
 
     def conclude(self, decision: Decision) -> tuple[Sequence[Ballot], Decision]:
         """The ballots the outcome is of, and the outcome."""
         return self.strategy.conclude([*self.earlier, self.ballots], decision)
+
+    @property
+    def _num_sure(self) -> int:
+        """Rounds that share what is left of the budget, with the one that runs."""
+        return self._most_rounds - self.number + 1 if self.strategy.rounds_are_sure else 1
 
     def _num_needed(self, num_running: int) -> int:
         return least_needed(self._rule, self.ballots, num_running + len(self._reserve))
 
     def _start(self, count: int, num_running: int = 0) -> list[AgentState]:
         """Takes so many out of the reserve, as far as the budget carries them."""
-        if count <= 0 or (num_running and not self.budget.carries_another):
+        if count <= 0 or (num_running and not self.budget.carries(1)):
             return []  # those that run may leave tokens
         count = self.budget.affordable(min(count, len(self._reserve)))
         started, self._reserve = self._reserve[:count], self._reserve[count:]
         self.agents |= {agent.agent_id: agent for agent in started}
-        num_rounds = self._most_rounds - self.number + 1
-        self.budget.join(started, len(self._reserve), num_rounds)
+        self.budget.join(started, len(self._reserve), self._num_sure)
         return started

@@ -47,13 +47,20 @@ class Estimate:
 
     @property
     def prefill_s(self) -> float:
-        """Time of the one prefill all agents there share."""
+        """Time of the one prefill all agents there share; none where most of it is computed."""
+        if self.is_prefilled:
+            return 0.0
         speed = self.snapshot.speed
         if speed is not None and speed.per_prompt_position_s:
             return self.need.prefix_tokens * speed.per_prompt_position_s
         load = self.snapshot.load
         reported = load.prefill_tokens_per_s if load else 0.0
         return self.need.prefix_tokens / (reported or self.model.prior_prefill_tokens_per_s)
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether its prefix cache has most of the prefix."""
+        return self.need.prefilled_at == self.snapshot.endpoint_id
 
     def step_s(self, k: int) -> float:
         """Time of a step with `k` more agents in the batch, when they have half of their tokens."""

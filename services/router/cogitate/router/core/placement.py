@@ -212,6 +212,8 @@ def _why(estimate: Estimate, k: int, need: GangNeed, used: int, alone: float | N
         f"{estimate.prefill_s:.2f} s prefill, {estimate.steps} steps of "
         f"{estimate.step_s(k) * 1000:.1f} ms beside {snapshot.sequences} other sequences"
     ]
+    if estimate.is_prefilled:
+        parts.append("most of its prompt is computed there already")
     if snapshot.load is None:
         parts.append(f"its load is unknown ({snapshot.unknown_because}), but no other has room")
     if used > 1 and need.constraints.min_failure_domains > 1:

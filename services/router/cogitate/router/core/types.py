@@ -162,6 +162,7 @@ class GangNeed:
     tokens_per_agent: int = 0
     max_cost_micro_usd: int = 0
     failed: frozenset[str] = frozenset()  # endpoints that failed this contemplation
+    prefilled_at: str = ""  # an endpoint that has most of the prefix computed; empty: none
     constraints: Constraints = field(default_factory=Constraints)
 
 

@@ -51,11 +51,21 @@ class RoundPlan:
     quorum: str = ""  # empty: the contemplation's own
     has_tools: bool = True
 
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        """The turns as pairs of speaker and text."""
+        return tuple((turn.speaker, turn.text) for turn in self.turns)
+
 
 class Strategy:
     """One round of independent agents; subclasses change what they need to. Without state."""
 
     num_rounds = 1
+    # False: whether a round follows depends on the one before; no budget is kept back for it.
+    rounds_are_sure = True
+    # True: what `follow` shows only grows at its end from draft to draft, so that an endpoint can
+    # compute it while others still write.
+    prepares = False
 
     def plan(self, num_agents: int, temperature: float | None) -> RoundPlan:
         """The first round. One agent is greedy and unhinted; several differ by seed and by hint."""
@@ -71,6 +81,10 @@ class Strategy:
     def threshold(self, ballots: Sequence[Ballot], num_agents: int) -> float | None:
         """The confidence under which agents are stopped, once it is known; then for good."""
         return None
+
+    def wants_another(self, ballots: Sequence[Ballot]) -> bool:
+        """Whether a round is worth its tokens after one with these ballots, if it is not sure."""
+        return True
 
     def follow(
         self, number: int, drafts: Sequence[Draft], first_id: int, num_agents: int
