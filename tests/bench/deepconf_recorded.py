@@ -60,8 +60,10 @@ class Recording:
 
     @property
     def lowest(self) -> float:
-        """Lowest group confidence; 0 without a whole window."""
-        return float(min(self.groups, default=0.0))
+        """Lowest group confidence; of less than a window, the mean of all; 0 of nothing."""
+        if not self.confidences:
+            return 0.0
+        return float(min(self.groups, default=np.mean(self.confidences)))
 
 
 @dataclass

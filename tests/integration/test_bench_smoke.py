@@ -180,6 +180,19 @@ def test_synthesis_ahead(tmp_path: Path) -> None:
     assert only["ahead"]["tokens"] == only["after"]["tokens"] > 0
 
 
+def test_deepconf_recorded(tmp_path: Path) -> None:
+    config = config_of("llama", max_position_embeddings=4096)
+    model, out = tmp_path / "chat", tmp_path / "rows.json"
+    write_tokenizer_files(write_checkpoint(model, config, random_weights(config)))
+    run(
+        "tests.bench.deepconf_recorded", str(model), "--agents", "8", "--questions", "2",
+        "--tokens", "80", "--json", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())["summary"]
+    assert found["judged"] == found["agents"] - found["warm_up"] == found["agree"] == 8
+    assert found["threshold_differs"] == found["winner_differs"] == 0
+
+
 def test_limits_held(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     run("tests.bench.limits_held", "--questions", "6", "--json", str(out))

@@ -31,7 +31,7 @@ class Confidence(Strategy):
 
     def threshold(self, ballots: Sequence[Ballot], num_agents: int) -> float | None:
         num_warm_up = max(MIN_WARM_UP, -(-num_agents // 4))
-        # Agents that wrote less than a window have no group to be judged by.
+        # Who wrote less than a window is judged by all it wrote; who wrote nothing is left out.
         known = [b.lowest_confidence for b in ballots[:num_warm_up] if b.lowest_confidence > 0.0]
         if len(ballots) < num_warm_up or not known:
             return None
