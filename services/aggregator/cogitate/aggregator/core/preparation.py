@@ -36,7 +36,7 @@ class Preparation:
         self._ids: set[str] = set()
         self._running: m.PlacedGang | None = None
         self._num_ballots = 0  # when it was last looked at
-        self._shown: tuple[tuple[str, str], ...] = ()  # what was computed last
+        self._shown: tuple[tuple[str, str], ...] = ()  # of the round, when one last began
 
     def heard(self, event: m.Input) -> bool:
         """Takes what is said of such a gang; False if the input is about anything else."""
@@ -69,10 +69,14 @@ class Preparation:
         if plan is None or gang is None or plan.shown == self._shown:
             return
         self._shown = plan.shown
+        # What stands behind the drafts is computed in vain, for it moves on with every draft: no
+        # more of it than templates need to see the same turns.
+        *drafts, (speaker, text) = plan.shown
+        turns = (*drafts, (speaker, text[:1]))
         gang_id = f"prepare-{len(self._ids) + 1}"
         self._ids.add(gang_id)
         self._running = replace(gang, gang_id=gang_id, agent_ids=())
-        self._out.add(m.Prepare(self._running, plan.role, plan.shown, plan.has_tools))
+        self._out.add(m.Prepare(self._running, plan.role, turns, plan.has_tools))
 
     def _choose(self) -> m.PlacedGang | None:
         """Where the last one was, else where the fewest agents of this round still write."""
