@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -433,3 +435,17 @@ def test_a_coalesced_message_is_bounded() -> None:
     assert [merged[0].first_event_number, merged[-1].event_number] == [1, 40]
     assert max(m.ByteSize() for m in merged) < MAX_TEXT_BYTES + 2 * len(piece)
     assert sum(len(d.text) for m in merged for d in m.deltas.deltas) == 40 * len(piece)
+
+
+@pytest.mark.parametrize("_", range(8))
+def test_aggregators_that_start_together_all_open_a_new_journal(tmp_path: Path, _: int) -> None:
+    gate = threading.Barrier(6)
+
+    def start(_: int) -> SqliteJournal:
+        gate.wait()
+        return SqliteJournal(str(tmp_path / "journal.sqlite"))
+
+    with ThreadPoolExecutor(6) as pool:
+        journals = list(pool.map(start, range(6)))
+    for journal in journals:
+        asyncio.run(journal.close())

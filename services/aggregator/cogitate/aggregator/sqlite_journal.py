@@ -71,21 +71,36 @@ class SqliteJournal:
             path or ":memory:", check_same_thread=False, timeout=BUSY_TIMEOUT_S
         )
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._to_wal()
             self._db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
-            self._db.executescript(_SCHEMA)
-            self._add_columns()
+            self._make_tables()
         except sqlite3.Error as error:
             self._db.close()
             raise OSError(f"the journal {path} cannot be used: {error}") from None
 
-    def _add_columns(self) -> None:
-        there = {row[1] for row in self._db.execute("PRAGMA table_info(contemplations)")}
-        for name, kind in _ADDED.items():
-            if name not in there:
-                self._db.execute(f"ALTER TABLE contemplations ADD COLUMN {name} {kind}")
-        self._db.execute(_UNFINISHED)
-        self._db.commit()
+    def _to_wal(self) -> None:
+        """SQLite does not wait for whoever makes the same change, so it is tried again."""
+        ends = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > ends:
+                    raise
+                time.sleep(0.01)
+
+    def _make_tables(self) -> None:
+        """Alone with the file: another aggregator may start at the same moment."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                self._db.execute(statement)
+            there = {row[1] for row in self._db.execute("PRAGMA table_info(contemplations)")}
+            for name, kind in _ADDED.items():
+                if name not in there:
+                    self._db.execute(f"ALTER TABLE contemplations ADD COLUMN {name} {kind}")
+            self._db.execute(_UNFINISHED)
 
     async def _do(self, work: Callable[[], T]) -> T:
         """Runs in a thread, alone with the connection, in one transaction."""
