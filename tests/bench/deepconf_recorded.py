@@ -6,8 +6,8 @@ A real mesh with two decoders; every agent reports the 20 likeliest tokens of ea
 journal holds recordings. The reference (arXiv 2508.15260, section 3.2) computes everything of them
 anew with numpy: token confidence, the mean over a window of 32, the lowest of a run, the warm-up's
 percentile, who falls under it, and the weighed vote. Compared are the threshold, who is stopped and
-at which token, and the winner. The threshold travels: tokens that came between the last ballot of
-the warm-up and the next message of an agent's engine are on neither side.
+at which token, and the winner. The threshold travels, and tokens travel together: those that came
+within 0.15 s of the last ballot of the warm-up are on neither side.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ QUESTIONS = (
 )
 TOP_K, WINDOW = 20, 32
 FLOAT32 = 1e-4  # confidences travel as float32
+TRAVEL_NS = 150_000_000  # thrice the time for which tokens are collected
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Recording:
     """One agent as its endpoint told it: a confidence for each token, and its ending."""
 
     confidences: list[float] = field(default_factory=list)
-    seen_at_bar: int | None = None  # tokens in the first message after the warm-up's last ballot
+    told: int = 0  # its tokens when the threshold is surely known where it runs
     stopped: bool = False
     answer: str = ""
 
@@ -77,6 +78,7 @@ class Compared:
     in_flight: int = 0  # fell, or rose again, while the threshold was on its way
     threshold_differs: int = 0
     winner_differs: int = 0
+    others: list[dict[str, Any]] = field(default_factory=list)  # who is not judged alike
 
 
 def ask(stub: Any, model: str, number: int, agents: int, tokens: int, kept: float) -> Any:
@@ -115,14 +117,16 @@ def recorded(entries: Sequence[bytes], num_warm_up: int) -> tuple[dict[int, Reco
     """Agents' recordings, and who ended first: the warm-up."""
     agents: dict[int, Recording] = {}
     ended: list[int] = []
-    for entry in entries:
-        response = journal_pb2.JournalInput.FromString(entry).heard.response
+    known_ns = 2**63
+    for raw in entries:
+        entry = journal_pb2.JournalInput.FromString(raw)
+        response, ns = entry.heard.response, entry.input_time.ToNanoseconds()
         for delta in response.step.deltas:
             agent = agents.setdefault(delta.agent_id, Recording())
             for top in delta.top_logprobs:
                 agent.confidences.append(-float(np.mean(np.float64(top.logprobs[:TOP_K]))))
-            if len(ended) >= num_warm_up and agent.seen_at_bar is None:
-                agent.seen_at_bar = len(agent.confidences)
+            if ns < known_ns:
+                agent.told = len(agent.confidences)
         if response.HasField("finished"):
             finished = response.finished
             agent = agents.setdefault(finished.agent_id, Recording())
@@ -130,6 +134,8 @@ def recorded(entries: Sequence[bytes], num_warm_up: int) -> tuple[dict[int, Reco
             agent.answer = finished.answer
             if not agent.stopped:
                 ended.append(finished.agent_id)
+                if len(ended) == num_warm_up:
+                    known_ns = ns + TRAVEL_NS
     return agents, ended[:num_warm_up]
 
 
@@ -157,17 +163,19 @@ def compare(
 
 def _judge(made: Compared, agent: Recording, bar: float) -> None:
     """Whether the reference stops it, and where."""
-    told = len(agent.confidences) if agent.seen_at_bar is None else agent.seen_at_bar
-    # Tokens after which it is under the bar; both ends of the threshold's way are left out.
     falls = [WINDOW + i for i, group in enumerate(agent.groups) if group < bar - FLOAT32]
-    later = [at for at in falls if at > told]
+    later = [at for at in falls if at > agent.told]
+    at = len(agent.confidences)
     if agent.stopped:
-        at = len(agent.confidences)
         here = bool(agent.groups) and agent.groups[-1] < bar + FLOAT32
-        made.agree += here and all(fall == at for fall in later)
-        made.in_flight += at <= told
+        agrees = here and all(fall == at for fall in later)
+        made.in_flight += at <= agent.told
     else:
-        made.agree += not later
+        agrees = all(fall == at for fall in later)  # with that token it ended by itself
+    made.agree += agrees
+    if not agrees:
+        made.others.append({"tokens": at, "stopped": agent.stopped, "told": agent.told,
+                            "falls": later})  # fmt: skip
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 A contemplation whose agents write without end (scripted decoders) is read by one client; in turns
 nobody else is there, and a second client is there that attached and does not read. The table has
-the tokens a second that the first client got, and by how much the aggregator's memory (PSS) grew.
+the tokens a second that the first client got, the aggregator's CPU time for them, and by how much
+its memory (PSS) grew.
 At the end the second client reads on: what it gets must be without gaps.
 """
 
@@ -29,6 +30,7 @@ from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 
 from tests.bench import report
+from tests.bench.journal_cost import cpu_s
 from tests.fakes.decoder import FakeDecoder
 from tests.fakes.router import FakeRouter
 from tests.fakes.tools import FakeTools
@@ -45,6 +47,7 @@ class Run:
     tokens_per_s: float
     memory_kib: float
     coalesced: str
+    cpu_ms_per_1000: float  # the aggregator's, of tokens
 
 
 def memory_kib(pid: int) -> float:
@@ -77,8 +80,9 @@ async def stretch(stub: Any, pid: int, args: argparse.Namespace, stalled: int) -
         last = 0
         while last < 10:
             last = (await other.read()).event.event_number
-    before, began = memory_kib(pid), time.monotonic()
+    before, began, cpu_before = memory_kib(pid), time.monotonic(), cpu_s(pid)
     tokens = await read(call, args.seconds)
+    cpu_ms = (cpu_s(pid) - cpu_before) * 1e6 / max(1, tokens)
     wall_s, grown = time.monotonic() - began, memory_kib(pid) - before
     told = ""
     if other is not None:
@@ -86,7 +90,7 @@ async def stretch(stub: Any, pid: int, args: argparse.Namespace, stalled: int) -
         other.cancel()
     call.cancel()
     await asyncio.sleep(1.0)
-    return Run(stalled, tokens / wall_s, grown, told)
+    return Run(stalled, tokens / wall_s, grown, told, cpu_ms)
 
 
 async def catch_up(call: Any, last: int, stub: Any, id_: str) -> str:
@@ -141,14 +145,23 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         runs = asyncio.run(measure(args, Path(name)))
-    rows = [(r.stalled, round(r.tokens_per_s, 1), round(r.memory_kib), r.coalesced) for r in runs]
-    columns = ["stalled clients", "tokens/s of the other", "memory grew (KiB)", "read afterwards"]
+    rows = [
+        (r.stalled, round(r.tokens_per_s, 1), round(r.cpu_ms_per_1000, 1), round(r.memory_kib),
+         r.coalesced)
+        for r in runs
+    ]  # fmt: skip
+    columns = [
+        "stalled clients", "tokens/s of the other", "CPU ms of 1,000 tokens", "memory grew (KiB)",
+        "read afterwards",
+    ]  # fmt: skip
     report.console().print(report.table("a client that does not read", columns, rows))
     rate = {s: statistics.median(r.tokens_per_s for r in runs if r.stalled == s) for s in (0, 1)}
+    cpu = {s: statistics.median(r.cpu_ms_per_1000 for r in runs if r.stalled == s) for s in (0, 1)}
     grown = {s: statistics.median(r.memory_kib for r in runs if r.stalled == s) for s in (0, 1)}
     report.write(
         args,
         rate_ratio=round(rate[1] / rate[0], 4),
+        cpu_ratio=round(cpu[1] / cpu[0], 4),
         memory_kib=round(grown[1] - grown[0]),
         runs=[vars(run) for run in runs],
     )

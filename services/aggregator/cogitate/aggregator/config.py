@@ -68,7 +68,7 @@ class AggregatorConfig(ServiceConfig):
         1.0, "how long a commit may hold events up before they go out", minimum=0.01, maximum=60
     )
     journal_interval_s: float = knob(
-        0.02,
+        0.05,
         "shortest time from one commit to the next; first text and endings do not wait",
         minimum=0,
         maximum=1,
