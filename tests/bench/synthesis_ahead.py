@@ -7,7 +7,8 @@ Each question is asked of both with one seed, and they take turns at being first
 question twice, so no cache of an earlier one helps. Agents end where the model ends its turn, and
 so after different numbers of tokens. The first question of each side warms up and is not counted.
 Times are the journal's: from the last ballot of the first round to the first `verdict_delta`. How
-many answers are the very same on both sides is told.
+many answers are the very same on both sides is told; drafts that came in another order make
+another prompt.
 """
 
 from __future__ import annotations
@@ -58,9 +59,11 @@ def ask(client: Client, args: argparse.Namespace, number: int) -> dict[str, Any]
     question = f"Question {number}: {QUESTIONS[number % len(QUESTIONS)]}"
     stream = client.contemplate(
         question, model=args.model.name, agents=args.agents, strategy="synthesis", quorum="all",
-        seed=number, temperature=0.8, max_tokens=args.tokens, tools=[],
+        seed=number, temperature=0.8, max_tokens=args.tokens, tools=[], on_disconnect="continue",
     )  # fmt: skip
     ballots: list[int] = []
+    order: list[int] = []
+    num_lost = 0
     prompts: list[Any] = []
     first_ns = 0
     with stream:
@@ -68,6 +71,9 @@ def ask(client: Client, args: argparse.Namespace, number: int) -> dict[str, Any]
             kind, ns = event.WhichOneof("event"), event.event_time.ToNanoseconds()
             if kind == "ballot_cast" and event.ballot_cast.ballot.round_number == 1:
                 ballots.append(ns)
+                order.append(event.ballot_cast.ballot.agent_id)
+            elif kind == "agent_lost":
+                num_lost += 1
             elif kind == "prefilled":
                 prompts.append(event.prefilled)
             elif kind == "verdict_delta" and not first_ns:
@@ -83,12 +89,14 @@ def ask(client: Client, args: argparse.Namespace, number: int) -> dict[str, Any]
         "prefill_s": prompts[-1].prefill_duration.ToNanoseconds() / 1e9,
         "prepared": sum(prompt.gang_id.startswith("prepare") for prompt in prompts),
         "tokens": answer.usage.sampled_tokens,
+        "order": order,
+        "lost": num_lost,
         "answer": answer.answer,
     }
 
 
 def measure(clients: dict[str, Client], args: argparse.Namespace, to: Any) -> list[dict[str, Any]]:
-    """Every question of both sides, in turns."""
+    """Every question of both sides, in turns; what is found is written after each."""
     runs = []
     with report.progress(to) as progress:
         task = progress.add_task("questions", total=args.questions + 1)
@@ -98,6 +106,7 @@ def measure(clients: dict[str, Client], args: argparse.Namespace, to: Any) -> li
             same = found["ahead"].pop("answer") == found["after"].pop("answer")
             if number:
                 runs.append({"question": number, "same_answer": same, **found})
+                report.write(args, runs=runs)
             progress.advance(task)
     return runs
 
@@ -148,9 +157,10 @@ def main() -> None:
     columns = ("medians", *SIDES, "difference")
     to.print(report.table(f"{args.agents} agents: {args.model.name}", columns, rows))
     same = sum(run["same_answer"] for run in runs)
-    to.print(f"{same} of {len(runs)} answers are the same on both sides")
-    summary = {name: dict(zip(columns[1:], values, strict=True)) for name, *values in rows}
-    report.write(args, summary={**summary, "same_answers": same}, runs=runs)
+    alike = sum(run["ahead"]["order"] == run["after"]["order"] for run in runs)
+    to.print(f"of {len(runs)} questions {alike} had their drafts in one order, {same} one answer")
+    summary: dict[str, Any] = {n: dict(zip(columns[1:], v, strict=True)) for n, *v in rows}
+    report.write(args, summary={**summary, "same_order": alike, "same_answers": same}, runs=runs)
 
 
 if __name__ == "__main__":
