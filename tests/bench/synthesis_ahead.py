@@ -63,7 +63,7 @@ def ask(client: Client, args: argparse.Namespace, number: int) -> dict[str, Any]
     )  # fmt: skip
     ballots: list[int] = []
     order: list[int] = []
-    num_lost = 0
+    lost: list[str] = []
     prompts: list[Any] = []
     first_ns = 0
     with stream:
@@ -73,7 +73,7 @@ def ask(client: Client, args: argparse.Namespace, number: int) -> dict[str, Any]
                 ballots.append(ns)
                 order.append(event.ballot_cast.ballot.agent_id)
             elif kind == "agent_lost":
-                num_lost += 1
+                lost.append(event.agent_lost.reason)
             elif kind == "prefilled":
                 prompts.append(event.prefilled)
             elif kind == "verdict_delta" and not first_ns:
@@ -90,7 +90,7 @@ def ask(client: Client, args: argparse.Namespace, number: int) -> dict[str, Any]
         "prepared": sum(prompt.gang_id.startswith("prepare") for prompt in prompts),
         "tokens": answer.usage.sampled_tokens,
         "order": order,
-        "lost": num_lost,
+        "lost": lost,
         "answer": answer.answer,
     }
 
