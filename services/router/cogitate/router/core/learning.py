@@ -83,7 +83,7 @@ class Learner:
         self.error: float | None = None
         self.speed = prior
         self._has_prefilled = False
-        # Normal equations of the weighed squares, in the scale of ``_scaled``; first the prior's.
+        # Normal equations of the weighed squares, scaled as observations are; first the prior's.
         weight = (DOUBT * prior.step_s(1, 0)) ** -2
         self._prior = (prior.base_s, prior.per_sequence_s * _SEQUENCES, 0.0)
         self._prior_weight = weight
