@@ -24,6 +24,7 @@ from cogitate.router.core.estimate import CostModel
 from cogitate.router.core.fleet import EndpointChanged, Fleet
 from cogitate.router.core.leases import Leases
 from cogitate.router.core.placement import PlacementPolicy
+from cogitate.router.core.prefixes import Prefixes
 from cogitate.router.core.types import Declare, Denied, Granted, Replace
 from cogitate.v1 import router_service_pb2 as router_pb2
 
@@ -155,6 +156,7 @@ class Runtime:
 
     def apply(self, changes: Iterable[EndpointChanged]) -> None:
         """Logs what happened to endpoints and tells the lease holders concerned."""
+        self.desk.board(self.clock.monotonic())
         for changed in changes:
             logger.info("endpoint %s: %s", changed.endpoint_id, changed.change)
             for news in self.desk.news((changed,)):
@@ -204,6 +206,8 @@ def make_desk(config: RouterConfig) -> Desk:
         spread_penalty=config.spread_penalty,
         seconds_per_usd=config.seconds_per_usd,
         growth_share=config.growth_share,
+        far_s=config.region_distance_s,
+        spot_losses_per_hour=config.spot_losses_per_hour,
     )
     return Desk(
         fleet=Fleet(
@@ -217,4 +221,6 @@ def make_desk(config: RouterConfig) -> Desk:
         policy=PlacementPolicy(config.policy, model),
         max_leases=config.max_lease_count,
         max_agents=config.max_agent_count,
+        region=config.region,
+        prefixes=Prefixes(config.prefix_count, config.prefix_endpoint_count),
     )
