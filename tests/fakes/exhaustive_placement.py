@@ -1,4 +1,4 @@
-"""The exhaustive way to place a gang, every endpoint in plain Python: the reference of the fast one.
+"""The exhaustive way to place a gang, endpoint by endpoint: the reference of the fast one.
 
 Filters one by one, and the policy `gang` by bisection over the values of all curves of the fleet.
 It knows failure domains, and no limit a provider.

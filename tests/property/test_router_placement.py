@@ -98,7 +98,9 @@ def gangs(draw: st.DrawFn, sane: bool = False) -> GangNeed:
         tokens_per_agent=draw(st.sampled_from([0, 20, 200])),
         prefilled_at=draw(st.sampled_from(["", *NAMES[:2]])),
         constraints=Constraints(
-            providers=frozenset() if sane else draw(st.sampled_from([frozenset(), {"p"}])),
+            providers=frozenset()
+            if sane
+            else draw(st.sampled_from([frozenset(), frozenset({"p"})])),
             min_failure_domains=draw(st.integers(0, 4)),
             min_survivors=0 if sane else draw(st.sampled_from([0, 0, 1, 3, 9])),
         ),

@@ -128,7 +128,7 @@ class Board:
             x = self._hashes[: len(self.snapshots)] ^ np.uint64(hash64(text))
             x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (x >> np.uint64(11)) * 2.0**-53
+        return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def _name(self, row: int, snapshot: EndpointSnapshot) -> None:
         what = snapshot.description

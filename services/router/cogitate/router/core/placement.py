@@ -120,15 +120,16 @@ def _placement(scores: Scores, split: Split, why: Codes, policy: str) -> Placeme
     shares: list[Share] = []
     for endpoint_id, k in by_id:
         estimate = Estimate(board.snapshots[board.rows[endpoint_id]], need, board.model)
+        duration_s = estimate.duration_s(k)
         shares.append(
             Share(
                 endpoint_id=endpoint_id,
                 agent_ids=tuple(next(agents) for _ in range(k)),
                 blocks_per_agent=estimate.blocks_per_agent,
                 prefix_blocks=estimate.prefix_blocks,
-                predicted_s=estimate.duration_s(k),
+                predicted_s=duration_s,
                 predicted_cost_micro_usd=round(estimate.cost_micro_usd(k)),
-                reason=_why(estimate, k, len(split), alone),
+                reason=_why(estimate, k, duration_s, len(split), alone),
             )
         )
     unused = np.ones(len(scores), np.bool_)
@@ -149,11 +150,11 @@ def _alone(scores: Scores, count: int) -> float | None:
     return float(scores.duration_s(count)[roomy].min()) if roomy.any() else None
 
 
-def _why(estimate: Estimate, k: int, used: int, alone: float | None) -> str:
+def _why(estimate: Estimate, k: int, duration_s: float, used: int, alone: float | None) -> str:
     snapshot, need = estimate.snapshot, estimate.need
     limits = need.constraints
     parts = [
-        f"{k} of {len(need.agent_ids)} agents: {estimate.duration_s(k):.2f} s predicted, of it "
+        f"{k} of {len(need.agent_ids)} agents: {duration_s:.2f} s predicted, of it "
         f"{estimate.prefill_s:.2f} s prefill, {estimate.steps} steps of "
         f"{estimate.step_s(k) * 1000:.1f} ms beside {snapshot.sequences} other sequences"
     ]

@@ -21,28 +21,30 @@ class Scores:
 
     def __init__(self, board: Board, need: GangNeed, rows: Ints) -> None:
         self.board, self.need, self.rows = board, need, rows
+        # Of the whole fleet views do, where parts need copies.
+        at: Ints | slice = slice(None) if len(rows) == len(board) else rows
         model, prefix = board.model, need.prefix_tokens
-        self.sequences = board.number(b.SEQUENCES)[rows]
-        self.steps = steps(board, need, rows)
-        self._prefill = prefix * board.number(b.PROMPT)[rows]
+        self.sequences = board.number(b.SEQUENCES)[at]
+        self.steps = steps(board, need, at)
+        self._prefill = prefix * board.number(b.PROMPT)[at]
         if cached := cached_rows(board, need):
             self._prefill[np.isin(rows, cached)] = 0.0
         if need.region and model.far_s:
-            there = board.index(b.REGION)[rows]
+            there = board.index(b.REGION)[at]
             near = (there == board.named(b.REGION, need.region)) | (
                 there == board.named(b.REGION, "")
             )
             self._prefill = self._prefill + np.where(near, 0.0, model.far_s)
-        per_position = board.number(b.PER_POSITION)[rows]
-        self._fixed = self.steps * (board.number(b.BASE)[rows] + per_position * prefix)
-        slope = board.number(b.SLOPE)[rows] + per_position * self.steps / 2
+        per_position = board.number(b.PER_POSITION)[at]
+        self._fixed = self.steps * (board.number(b.BASE)[at] + per_position * prefix)
+        slope = board.number(b.SLOPE)[at] + per_position * self.steps / 2
         self._per_agent = self.steps * slope
-        self._per_hour = board.number(b.PER_HOUR)[rows] / 3600
-        self._per_agent_tokens = self.steps * board.number(b.PER_TOKEN)[rows] / 1e6
-        self._spot = board.number(b.SPOT)[rows] * (model.spot_losses_per_hour / 7200)
+        self._per_hour = board.number(b.PER_HOUR)[at] / 3600
+        self._per_agent_tokens = self.steps * board.number(b.PER_TOKEN)[at] / 1e6
+        self._spot = board.number(b.SPOT)[at] * (model.spot_losses_per_hour / 7200)
         self._has_spot = bool(self._spot.any())
-        self.room = room(board, need, rows, self.steps)
-        self.mixed = board.mixed(need.contemplation_id)[rows]  # the last tie rule, in [0, 1)
+        self.room = room(board, need, at, self.steps)
+        self.mixed = board.mixed(need.contemplation_id)[at]  # the last tie rule, in [0, 1)
         self._columns: dict[int, Floats] = {}
 
     def __len__(self) -> int:
@@ -107,7 +109,7 @@ def cached_rows(board: Board, need: GangNeed) -> list[int]:
     return [board.rows[name] for name in names if name in board.rows]
 
 
-def steps(board: Board, need: GangNeed, rows: Ints) -> Floats:
+def steps(board: Board, need: GangNeed, rows: Ints | slice) -> Floats:
     """Tokens each agent is expected to sample, no more than each window leaves."""
     wanted = float(need.tokens_per_agent or board.model.prior_tokens_per_agent)
     window = board.number(b.WINDOW)[rows]
@@ -115,7 +117,9 @@ def steps(board: Board, need: GangNeed, rows: Ints) -> Floats:
     return np.maximum(1.0, np.minimum(wanted, left))
 
 
-def blocks(board: Board, need: GangNeed, rows: Ints, steps: Floats) -> tuple[Floats, Floats]:
+def blocks(
+    board: Board, need: GangNeed, rows: Ints | slice, steps: Floats
+) -> tuple[Floats, Floats]:
     """KV blocks of the prefix, and those each agent is booked; none where they are not counted."""
     size = board.number(b.BLOCK_SIZE)[rows]
     counted = np.maximum(1.0, size)
@@ -124,7 +128,9 @@ def blocks(board: Board, need: GangNeed, rows: Ints, steps: Floats) -> tuple[Flo
     return prefix, np.where(size > 0, np.ceil(grown / counted), 0.0)
 
 
-def room(board: Board, need: GangNeed, rows: Ints, steps: Floats, *, idle: bool = False) -> Floats:
+def room(
+    board: Board, need: GangNeed, rows: Ints | slice, steps: Floats, *, idle: bool = False
+) -> Floats:
     """The most agents that fit, now or if the endpoints were idle."""
     sequences = board.number(b.MAX_SEQUENCES if idle else b.FREE_SEQUENCES)[rows]
     free = board.number(b.TOTAL_BLOCKS if idle else b.FREE_BLOCKS)[rows]

@@ -27,10 +27,12 @@ Property test: test_gang_policy_agrees_with_brute_force, test_gang_agrees_with_t
 from __future__ import annotations
 
 import numpy as np
-from cogitate.router.core.board import Floats, Ints
+from cogitate.router.core.board import Ints
 from cogitate.router.core.deal import Split, Spread, Tally, promising
 from cogitate.router.core.scores import Scores
 
+# What is better by less is no better: equal endpoints are told apart by less.
+_CLOSE = 1 - 1e-7
 # A fleet so small is looked at as a whole.
 _SMALL = 24
 
@@ -41,23 +43,25 @@ def gang(scores: Scores, count: int, spread: Spread) -> Split:
     limited = spread.provider_limit < count
     best, places = np.inf, np.arange(0)
     tried: list[tuple[float, int]] = []
+    firsts: dict[int, tuple[Ints, list[float]]] = {}
     most = min(count, len(scores))
     if not limited:
+        least_of_one = float(scores.effective(1).min())
         for r in range(spread.domains, most + 1):
             factor = 1 + penalty * (r - 1)
-            if float(scores.effective(1).min()) * factor >= best:
+            if least_of_one * factor >= best * _CLOSE:
                 break
-            column = scores.effective(-(-count // r))
-            least = float(column.min()) * factor
-            if least >= best:
+            k = -(-count // r)
+            if k not in firsts:
+                firsts[k] = _first(scores, k, most, spread)
+            found, values = firsts[k]
+            if not len(found) or values[0] * factor >= best * _CLOSE:
                 continue
-            tried.append((least, r))
-            found = _first(scores, column, r, spread)
-            if found is not None:
-                value = float(column[found].max())
-                if value * factor < best:
-                    best, places = value * factor, found
-        tried = [(least, r) for least, r in tried if least < best]
+            tried.append((values[0] * factor, r))
+            taken = _in_domains(found, scores, r, spread.domains)
+            if taken is not None and (value := values[taken[-1]]) * factor < best:
+                best, places = value * factor, found[taken]
+        tried = [(least, r) for least, r in tried if least < best * _CLOSE]
     else:
         tried = [(0.0, r) for r in range(spread.domains, most + 1)]
     if tried:
@@ -72,22 +76,26 @@ def gang(scores: Scores, count: int, spread: Spread) -> Split:
     return _level(scores, places, count, spread) if len(places) else {}
 
 
-def _first(scores: Scores, column: Floats, r: int, spread: Spread) -> Ints | None:
-    """The first `r` of a column in enough domains; None if there are not so many with room."""
-    places = promising(scores, column, r, spread)
+def _first(scores: Scores, k: int, most: int, spread: Spread) -> tuple[Ints, list[float]]:
+    """The first places of a column, in order, that any solution of it needs, and their values."""
+    column = scores.effective(k)
+    places = promising(scores, column, most, spread)
     places = places[np.argsort(column[places])]
-    if spread.domains > 1:
-        places = _in_domains(places, scores.domains[places], r, spread.domains)
-    places = places[:r]
-    return places if len(places) == r and np.isfinite(column[places[-1]]) else None
+    values = column[places]
+    finite = int(np.searchsorted(values, np.inf, "left"))
+    return places[:finite], values[:finite].tolist()
 
 
-def _in_domains(places: Ints, domains: Ints, r: int, wanted: int) -> Ints:
-    """Takes places in order, as few of domains already used as leave `wanted` different ones."""
+def _in_domains(places: Ints, scores: Scores, r: int, wanted: int) -> list[int] | None:
+    """Which of the places to take: the first, as few of domains already used as leave `wanted`."""
+    if len(places) < r:
+        return None
+    if wanted == 1:
+        return list(range(r))
     seen: set[int] = set()
     taken: list[int] = []
     repeats = r - wanted
-    for i, domain in enumerate(domains.tolist()):
+    for i, domain in enumerate(scores.domains[places].tolist()):
         if len(taken) == r:
             break
         if domain in seen:
@@ -96,7 +104,7 @@ def _in_domains(places: Ints, domains: Ints, r: int, wanted: int) -> Ints:
             repeats -= 1
         seen.add(domain)
         taken.append(i)
-    return places[taken]
+    return taken if len(taken) == r else None
 
 
 def _pool(
@@ -112,7 +120,7 @@ def _pool(
         return np.arange(len(scores))
     fewest = min(r for _, r in tried)
     most = max(r for _, r in tried)
-    places = np.flatnonzero(scores.effective(1) * (1 + penalty * (fewest - 1)) < best)
+    places = np.flatnonzero(scores.effective(1) * (1 + penalty * (fewest - 1)) < best * _CLOSE)
     if len(places) <= _SMALL:
         return places
     limited = spread.provider_limit < count
@@ -202,17 +210,26 @@ class _Exact:
 
 
 def _level(scores: Scores, places: Ints, count: int, spread: Spread) -> Split:
-    """Gives every endpoint one agent, and each further one to where it ends soonest."""
-    tally = Tally(scores, count, spread)
+    """Gives every endpoint one agent, and each further one to where it ends soonest.
+
+    Curves grow, so these are the `count` least values of the places' curves, the first of each in
+    any case.
+    """
     order = places.tolist()
+    if len(order) == 1:
+        return {order[0]: count}
+    curves = scores.part(places).curves(count)
+    if spread.provider_limit >= count:
+        curves[:, 0] = -1.0
+        least = np.argsort(curves, axis=None, kind="stable")[:count]
+        agents = np.bincount(least // count, minlength=len(order))
+        return dict(zip(order, agents.tolist(), strict=True))
+    tally = Tally(scores, count, spread)
     for place in order:
         tally.give(place)
-    if len(order) == 1:
-        tally.give(order[0], tally.left)
-        return tally.split
-    curves = dict(zip(order, scores.part(places).curves(count).tolist(), strict=True))
+    rows = dict(zip(order, curves.tolist(), strict=True))
     while tally.left:
-        ends = [(curves[p][tally.split[p]], p) for p in order if tally.may(p)]
+        ends = [(rows[p][tally.split[p]], p) for p in order if tally.may(p)]
         if not ends:
             return {}
         tally.give(min(ends)[1])
