@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from cogitate.router.core.learning import Speed
 from cogitate.router.core.types import EndpointSnapshot, GangNeed
 
-LEAST_STEP_S = 1e-6
-
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
@@ -37,45 +35,40 @@ class CostModel:
     spot_losses_per_hour: float = 0.05
 
 
-@dataclass(frozen=True, slots=True)
 class Estimate:
-    """An endpoint seen by one gang. Every method is non-decreasing in `k`, the number of agents."""
+    """An endpoint seen by one gang. Every method is non-decreasing in `k`, the number of agents.
 
-    snapshot: EndpointSnapshot
-    need: GangNeed
-    model: CostModel
+    `steps`: tokens each agent is expected to sample, no more than the window leaves. `prefill_s`:
+    time of the one prefill all agents there share, none where most of it is computed.
+    `distance_s`: time to its region and back; regions that are not told are near.
+    """
 
-    @property
-    def steps(self) -> int:
-        """Tokens each agent is expected to sample; no more than the window leaves."""
-        wanted = self.need.tokens_per_agent or self.model.prior_tokens_per_agent
-        window = self.snapshot.description.max_model_len
-        return max(1, min(wanted, window - self.need.prefix_tokens)) if window else wanted
+    __slots__ = (
+        "_fixed_s", "_per_agent_s", "distance_s", "is_prefilled", "model", "need", "prefill_s",
+        "snapshot", "steps",
+    )  # fmt: skip
 
-    @property
-    def prefill_s(self) -> float:
-        """Time of the one prefill all agents there share; none where most of it is computed."""
-        return 0.0 if self.is_prefilled else self.need.prefix_tokens * prompt_position_s(
-            self.snapshot, self.model
-        )  # fmt: skip
-
-    @property
-    def is_prefilled(self) -> bool:
-        """Whether its prefix cache has most of the prefix, as far as is known here."""
-        where = self.snapshot.endpoint_id
-        return where == self.need.prefilled_at or where in self.need.cached_at
-
-    @property
-    def distance_s(self) -> float:
-        """Time to its region and back; regions that are not told are near."""
-        here, there = self.need.region, self.snapshot.description.region
-        return self.model.far_s if here and there and here != there else 0.0
+    def __init__(self, snapshot: EndpointSnapshot, need: GangNeed, model: CostModel) -> None:
+        self.snapshot, self.need, self.model = snapshot, need, model
+        what, where = snapshot.description, snapshot.endpoint_id
+        wanted = need.tokens_per_agent or model.prior_tokens_per_agent
+        window = what.max_model_len
+        left = min(wanted, window - need.prefix_tokens) if window else wanted
+        self.steps = max(1, left) if window else wanted
+        self.is_prefilled = where == need.prefilled_at or where in need.cached_at
+        self.prefill_s = (
+            0.0 if self.is_prefilled else need.prefix_tokens * prompt_position_s(snapshot, model)
+        )
+        far = need.region and what.region and need.region != what.region
+        self.distance_s = model.far_s if far else 0.0
+        speed = speed_of(snapshot, model)
+        positions = positions_of(snapshot) + need.prefix_tokens
+        self._fixed_s = speed.step_s(snapshot.sequences, positions)
+        self._per_agent_s = speed.per_sequence_s + speed.per_position_s * self.steps / 2
 
     def step_s(self, k: int) -> float:
         """Time of a step with `k` more agents in the batch, when they have half of their tokens."""
-        speed = speed_of(self.snapshot, self.model)
-        added = self.need.prefix_tokens + k * self.steps / 2
-        return speed.step_s(self.snapshot.sequences + k, positions_of(self.snapshot) + added)
+        return self._fixed_s + k * self._per_agent_s
 
     def duration_s(self, k: int) -> float:
         """Time until `k` agents there are done."""

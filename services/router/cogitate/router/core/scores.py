@@ -8,12 +8,16 @@ from __future__ import annotations
 import numpy as np
 from cogitate.router.core import board as b
 from cogitate.router.core.board import Board, Floats, Ints
-from cogitate.router.core.estimate import LEAST_STEP_S
+from cogitate.router.core.learning import LEAST_STEP_S
 from cogitate.router.core.types import GangNeed
 from numpy.typing import NDArray
 
 # Endpoints that are equal to this relative difference, times their sequences, go by their hash.
 _EQUAL = 1e-9
+_ARRAYS = (
+    "rows", "sequences", "steps", "room", "mixed", "_prefill", "_fixed", "_per_agent", "_per_hour",
+    "_per_agent_tokens", "_spot",
+)  # fmt: skip
 
 
 class Scores:
@@ -36,7 +40,9 @@ class Scores:
             )
             self._prefill = self._prefill + np.where(near, 0.0, model.far_s)
         per_position = board.number(b.PER_POSITION)[at]
-        self._fixed = self.steps * (board.number(b.BASE)[at] + per_position * prefix)
+        self._fixed = self.steps * np.maximum(
+            LEAST_STEP_S, board.number(b.BASE)[at] + per_position * prefix
+        )
         slope = board.number(b.SLOPE)[at] + per_position * self.steps / 2
         self._per_agent = self.steps * slope
         self._per_hour = board.number(b.PER_HOUR)[at] / 3600
@@ -52,7 +58,12 @@ class Scores:
 
     def part(self, places: Ints | NDArray[np.bool_]) -> Scores:
         """The same of some places only."""
-        return Scores(self.board, self.need, self.rows[places])
+        made = object.__new__(Scores)
+        made.board, made.need, made._has_spot = self.board, self.need, self._has_spot
+        for name in _ARRAYS:
+            setattr(made, name, getattr(self, name)[places])
+        made._columns = {}
+        return made
 
     @property
     def domains(self) -> Ints:
@@ -66,8 +77,7 @@ class Scores:
 
     def duration_s(self, k: int) -> Floats:
         """Time until `k` agents there are done."""
-        least = self.steps * LEAST_STEP_S
-        return self._prefill + np.maximum(least, self._fixed + k * self._per_agent)
+        return self._prefill + self._fixed + k * self._per_agent
 
     def cost_micro_usd(self, k: int, duration_s: Floats) -> Floats:
         """What `k` agents there cost."""
@@ -90,10 +100,7 @@ class Scores:
     def curves(self, count: int) -> Floats:
         """`effective(k)` for k from 1 to `count`, shape (places, count); for few places."""
         ks = np.arange(1.0, count + 1)
-        tall = self.steps[:, None]
-        duration_s = self._prefill[:, None] + np.maximum(
-            tall * LEAST_STEP_S, self._fixed[:, None] + ks * self._per_agent[:, None]
-        )
+        duration_s = (self._prefill + self._fixed)[:, None] + ks * self._per_agent[:, None]
         part = ks / (self.sequences[:, None] + ks)
         money = ks * self._per_agent_tokens[:, None] + part * duration_s * self._per_hour[:, None]
         total = duration_s + money * (self.board.model.seconds_per_usd / 1e6)

@@ -123,12 +123,22 @@ def _pool(
     places = np.flatnonzero(scores.effective(1) * (1 + penalty * (fewest - 1)) < best * _CLOSE)
     if len(places) <= _SMALL:
         return places
-    limited = spread.provider_limit < count
     part = scores if len(places) == len(scores) else scores.part(places)
-    ks = {1, spread.provider_limit, -(-spread.provider_limit // 2)} if limited else range(
-        1, count - fewest + 2
-    )  # fmt: skip
-    kept = [promising(part, part.effective(k), most, spread) for k in ks]
+    if spread.provider_limit < count:
+        ks = {1, spread.provider_limit, -(-spread.provider_limit // 2)}
+        kept = [promising(part, part.effective(k), most, spread) for k in ks]
+        return places[np.unique(np.concatenate(kept))]
+    limit = best / (1 + penalty * (fewest - 1))
+    kept = []
+    for k in range(1, count - fewest + 2):
+        column = part.effective(k)
+        able = np.flatnonzero(column < limit)  # nobody else can have k agents and be better
+        if not len(able):
+            break
+        if len(able) <= most:
+            kept.append(able)  # whoever can have more than k is among them
+            break
+        kept.append(promising(part, column, most, spread))
     return places[np.unique(np.concatenate(kept))]
 
 
