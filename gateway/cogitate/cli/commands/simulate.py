@@ -25,7 +25,8 @@ router is told; it learns from reports. A provider's outage and spot pre-emption
   cogitate simulate … --endpoints 10000 --rate 50 --requests 2000 --outage 20 --seeds 3
 
 USD are the hourly prices of the time endpoints are busy. `uneven`: how much later the last share of
-a gang ends than the mean one. `off`: the median error of predicted makespans.
+a gang ends than the mean one. `prefill`: tokens of prompts over those computed for them; each
+further endpoint of a gang computes its prompt again. `off`: median error of predicted makespans.
 """
 
 

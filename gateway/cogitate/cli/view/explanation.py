@@ -67,6 +67,6 @@ class Explanation:
             )  # fmt: skip
         self.unused.clear()
         self.examples.clear()
-        for one in placed.rejected:
-            self.unused[one.reason] += max(1, one.endpoint_count)
-            self.examples.setdefault(one.reason, one.endpoint_id)
+        for unused in placed.rejected:
+            self.unused[unused.reason] += max(1, unused.endpoint_count)
+            self.examples.setdefault(unused.reason, unused.endpoint_id)
