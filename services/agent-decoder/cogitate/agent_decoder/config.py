@@ -15,6 +15,11 @@ class AgentDecoderConfig(ServiceConfig):
     Example: agent-decoder --listen 127.0.0.1:7105 --router-addresses 127.0.0.1:7102
     """
 
+    engine: str = knob(
+        "native",
+        "what makes the tokens: our engine",
+        choices=("native",),
+    )
     model: str = knob("mini", "model to serve: a shipped name, or a directory under models-path")
     models_path: Path = knob(Path("models"), "folder with further checkpoint directories")
     device: str = knob("auto", "torch device: auto, cpu or cuda")
