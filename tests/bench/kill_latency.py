@@ -32,8 +32,8 @@ QUESTIONS = (
 def ask(client: Client, model: str, number: int, agents: int, tokens: int) -> dict[str, Any]:
     """One contemplation: of each killed agent, tokens and seconds after the decision."""
     stream = client.contemplate(
-        QUESTIONS[number % len(QUESTIONS)], model=model, agents=agents, quorum="first:1",
-        seed=number, temperature=0.8, max_tokens=tokens, tools=[],
+        QUESTIONS[number % len(QUESTIONS)], model=model, agents=agents, strategy="vote",
+        quorum="first:1", seed=number, temperature=0.8, max_tokens=tokens, tools=[],
     )  # fmt: skip
     seen: Counter[int] = Counter()
     decided_ns = 0

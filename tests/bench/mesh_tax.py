@@ -70,8 +70,8 @@ def through_mesh(
 ) -> dict[str, float]:
     """Asks and reads the events to the verdict."""
     stream = client.contemplate(
-        asked.text, system=asked.system, model=model, agents=agents, quorum="all", seed=seed,
-        temperature=TEMPERATURE, max_tokens=tokens, tools=[],
+        asked.text, system=asked.system, model=model, agents=agents, strategy="vote", quorum="all",
+        seed=seed, temperature=TEMPERATURE, max_tokens=tokens, tools=[],
     )  # fmt: skip
     # The plain client has no such option.
     request: Any = stream._request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -553,6 +554,35 @@ async def test_identical_calls_of_siblings_run_once() -> None:
     injected = [c.inject for d in m.decoders for c in d.commands if c.HasField("inject")]
     assert sorted(i.agent_id for i in injected) == [0, 1, 2, 3]
     assert {i.tool_result.parts[0].text for i in injected} == {"3"}
+
+
+async def test_a_crop_of_a_crop_is_that_of_the_agent_who_has_it() -> None:
+    picture = common.ImagePart(digest="sha256:" + "a" * 64)
+
+    def cropped(arguments_json: str) -> common.ToolResult:
+        box = common.Box(x0_permille=json.loads(arguments_json)["left"], x1_permille=900)
+        part = common.ImagePart(digest=picture.digest, box=box, width_px=50)
+        return common.ToolResult(parts=[common.Part(image=part)])
+
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        left = 100 if agent.agent_id else 200
+        first = Call("zoom", f'{{"left": {left}, "image": 0}}')
+        return ["a", first, "b", Call("zoom", '{"left": 300, "image": 1}'), "c", End("3")]
+
+    async with mesh(script, tools=FakeTools({"zoom": cropped})) as m:
+        asked = [common.Part(text="What is there?"), common.Part(image=picture)]
+        message = common.Message(role=common.ROLE_USER, parts=asked)
+        events = await m.ask(agent_count=3, conversation=[message])
+        ledger = check_grammar(events).verdict.certificate.ledger
+        ran = [list(run.images) for run in m.tools.ran]
+    assert (ledger.tool_call_count, ledger.tool_execution_count) == (6, 4)
+    assert all(images[0] == picture for images in ran)
+    assert [len(images) for images in ran] == [1, 1, 2, 2]
+    crops = [images[1] for images in ran[2:]]
+    assert sorted(crop.box.x0_permille for crop in crops) == [100, 200]
+    assert {(crop.digest, crop.box.x1_permille, crop.width_px) for crop in crops} == {
+        (picture.digest, 900, 50)
+    }
 
 
 async def test_agents_are_told_what_the_tools_do() -> None:

@@ -336,6 +336,25 @@ def test_identical_calls_run_once_and_late_ones_get_the_result_at_once() -> None
     assert s.machine.tools.num_calls == 3
 
 
+def test_only_a_call_about_a_picture_of_ones_own_is_apart() -> None:
+    s = Script(num_images=1).running()
+    shown = [m.Picture("sha256:1", (0, 0, 500, 500)), m.Picture("sha256:1", (500, 0, 1000, 500))]
+    for agent_id, picture in enumerate(shown):
+        s.call(agent_id, arguments=f'{{"left": {agent_id}}}')
+        s.put(m.ToolReturned(f"a{agent_id}.1.c1", m.Result(False, "", "crop", (picture,))))
+    s.call(0, 2, arguments='{"image": 1}')
+    assert [run.pictures for run in s.all(m.RunTool)] == [(shown[0],)]
+    s.call(1, 2, arguments='{"image": 1}')
+    assert [run.pictures for run in s.all(m.RunTool)] == [(shown[1],)]
+    for number, arguments in enumerate(('{"image": 0}', '{"image": -1}', '{"image": 2}', "[]"), 3):
+        for agent_id in (0, 1):
+            s.result(f"a{agent_id}.1.c{number - 1}")
+        s.call(0, number, arguments=arguments)
+        assert len(s.all(m.RunTool)) == 1
+        s.call(1, number, arguments=arguments)
+        assert s.all(m.RunTool) == []
+
+
 def test_a_tool_of_the_client_is_not_run_here() -> None:
     s = Script(client_tools=frozenset({"ask"})).running()
     s.call(0, name="ask")

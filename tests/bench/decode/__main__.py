@@ -107,7 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="new ones (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="beside a short one to warm up (3)")
     parser.add_argument(
-        "--once-over-s", type=float, default=90.0, metavar="S",
+        "--once-over-s", type=float, default=30.0, metavar="S",
         help="what takes longer is not repeated in later rounds (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)

@@ -1,5 +1,6 @@
 """How fast a step could be: what it must read over the bandwidth, what it must multiply over the
-peak of a product, whichever is more. Both peaks are measured in the run (`tests.bench.machine`).
+peak of a product. Whichever is more is the floor of a machine that does both at once without loss,
+the sum that of one which does them in turn. Both peaks are measured in the run.
 
 Named dimensions: ``N`` agents, ``P`` positions of the prompt, ``G`` new tokens.
 """
@@ -46,9 +47,10 @@ class Size:
 
     def floor_s(
         self, engine: Engine, shape: tuple[int, int, int], tokens: int, peaks: dict[str, float]
-    ) -> float:
-        """The least a step may take, half-way through the new tokens; the prompt read once for all
-        its agents. `shape` is prompt, contemplations, agents.
+    ) -> tuple[float, float]:
+        """The least a step may take, half-way through the new tokens, reading and multiplying at
+        once and in turn; the prompt read once for all its agents. `shape` is prompt,
+        contemplations, agents.
         """
         prompt, contemplations, agents = shape
         rows = contemplations * agents
@@ -59,4 +61,5 @@ class Size:
         attended = rows * (prompt + tokens / 2) * 2 * self.query_width
         flops = 2 * (rows * (self.layer_parameters + self.head_parameters) + attended)
         peak = max(value for name, value in peaks.items() if name.endswith("gflop_s"))
-        return max(read_s, flops / (peak * 1e9))
+        multiply_s = flops / (peak * 1e9)
+        return max(read_s, multiply_s), read_s + multiply_s

@@ -50,7 +50,7 @@ def _row(
     step_s = statistics.median(
         (run["total_s"] - run["first_token_s"]) / max(1, tokens - 1) for run in runs
     )
-    floor_s = size.floor_s(engine, shape, tokens, peaks)
+    floor_s, in_turn_s = size.floor_s(engine, shape, tokens, peaks)
     peak_mib = max(run["peak_mib"] for run in runs)
     return {
         "engine": engine.label,
@@ -65,6 +65,7 @@ def _row(
         "step_ms": round(1000 * step_s, 3),
         "floor_ms": round(1000 * floor_s, 3),
         "step_to_floor": round(step_s / floor_s, 2),
+        "step_to_floor_in_turn": round(step_s / in_turn_s, 2),
         "peak_mib": peak_mib,
         "resident_mib": max(run["resident_mib"] for run in runs),
         "beyond_weights_mib": round(peak_mib - size.weight_bytes(engine) / 2**20),
@@ -97,6 +98,7 @@ def floors(found: list[Row]) -> Table:
         "step",
         "floor",
         "step / floor",
+        "… in turn",
         "peak memory",
         "beyond weights",
         "at the end",
@@ -110,6 +112,7 @@ def floors(found: list[Row]) -> Table:
             f"{row['step_ms']:.1f} ms",
             f"{row['floor_ms']:.1f} ms",
             f"{row['step_to_floor']:.2f}",
+            f"{row['step_to_floor_in_turn']:.2f}",
             f"{row['peak_mib']:.0f} MiB",
             f"{row['beyond_weights_mib']:.0f} MiB",
             f"{row['resident_mib']:.0f} MiB",

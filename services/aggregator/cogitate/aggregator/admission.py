@@ -70,6 +70,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         patience_s=config.place_timeout_s,
         budget_micro_usd=request.budget.max_cost_micro_usd,
         prepares=config.prepare,
+        num_images=len(images_of(request)),
     )
 
 

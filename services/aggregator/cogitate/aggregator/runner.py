@@ -464,7 +464,7 @@ class Runner:
                 self.spec.contemplation_id,
                 wire.to_call(effect.call),
                 self._allowed,
-                self._images,
+                [*self._images, *map(wire.from_picture, effect.pictures)],
                 self.epoch,
             )
         self.tool_returned(effect.call.call_id, result, time.monotonic() - began, ran)

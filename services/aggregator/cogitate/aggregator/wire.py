@@ -115,7 +115,30 @@ def to_result(result: common.ToolResult, question: str) -> m.Result:
     """A tool's result. A proof of something that was not asked is taken off it."""
     if not claim_stands(result.proof.claim, question):
         result.ClearField("proof")
-    return m.Result(result.is_error, result.proof.answer, result)
+    pictures = tuple(to_picture(part.image) for part in result.parts if part.HasField("image"))
+    return m.Result(result.is_error, result.proof.answer, result, pictures)
+
+
+def to_picture(image: common.ImagePart) -> m.Picture:
+    """An image of a tool; its bytes are in the store, under the digest."""
+    box = image.box
+    edges = (box.x0_permille, box.y0_permille, box.x1_permille, box.y1_permille)
+    return m.Picture(
+        image.digest, edges if image.HasField("box") else None, image.width_px, image.height_px
+    )
+
+
+def from_picture(picture: m.Picture) -> common.ImagePart:
+    """As tools take it."""
+    image = common.ImagePart(
+        digest=picture.digest, width_px=picture.width_px, height_px=picture.height_px
+    )
+    if picture.box is not None:
+        x0, y0, x1, y1 = picture.box
+        image.box.CopyFrom(
+            common.Box(x0_permille=x0, y0_permille=y0, x1_permille=x1, y1_permille=y1)
+        )
+    return image
 
 
 # -- from the router ---------------------------------------------------------------------------

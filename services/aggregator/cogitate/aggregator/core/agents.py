@@ -11,6 +11,7 @@ from cogitate.aggregator.core.messages import (
     AgentOrder,
     Call,
     Delta,
+    Picture,
     Result,
     Segment,
 )
@@ -49,6 +50,11 @@ class AgentState:
     def placeless(self) -> bool:
         """Whether it needs a place."""
         return self.open and not self.gang_id
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """What tools have shown it, in order."""
+        return tuple(picture for segment in self.segments for picture in segment.pictures)
 
     def record(self, delta: Delta) -> None:
         """Books sampled tokens, so that the agent can go on elsewhere."""
@@ -120,7 +126,7 @@ class ToolRun:
 class ToolRuns:
     """Identical calls of a contemplation run once (single-flight, also after the end)."""
 
-    by_content: dict[tuple[str, str], ToolRun] = field(default_factory=dict)
+    by_content: dict[tuple[str, str, Picture | None], ToolRun] = field(default_factory=dict)
     by_call_id: dict[str, ToolRun] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
@@ -129,10 +135,13 @@ class ToolRuns:
         """Calls the agents asked for, run or shared."""
         return len(self.seen)
 
-    def join(self, agent_id: int, call: Call) -> tuple[ToolRun, bool]:
-        """Adds a call; True if it is the first of its kind and must be run."""
+    def join(self, agent_id: int, call: Call, about: Picture | None) -> tuple[ToolRun, bool]:
+        """Adds a call; True if it is the first of its kind and must be run.
+
+        ``about`` is the picture it means, if that is one a tool has shown this agent.
+        """
         self.seen.add(call.call_id)
-        key = (call.name, _canonical(call.arguments_json))
+        key = (call.name, _canonical(call.arguments_json), about)
         run = self.by_content.get(key)
         first = run is None
         if run is None:

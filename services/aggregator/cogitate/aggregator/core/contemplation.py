@@ -269,7 +269,7 @@ class Contemplation:
             self.likeness.ask_again()
             for agent_id, call in self.tools.unanswered():
                 if call.name not in self.spec.client_tools:
-                    self._out.add(m.RunTool(agent_id, call))
+                    self._out.add(m.RunTool(agent_id, call, self.agents[agent_id].pictures))
 
     def _cancel_requested(self, event: m.CancelRequested) -> None:
         if not self._settled:

@@ -13,6 +13,7 @@ from cogitate.aggregator.core.parts import (
     AgentOrder,
     Call,
     Delta,
+    Picture,
     PlacedGang,
     Result,
     Segment,
@@ -20,7 +21,7 @@ from cogitate.aggregator.core.parts import (
 )
 
 # What is taken over from there; everything defined here is meant for others anyhow.
-__all__ = ["AgentOrder", "Call", "Delta", "PlacedGang", "Result", "Segment", "Spec"]
+__all__ = ["AgentOrder", "Call", "Delta", "Picture", "PlacedGang", "Result", "Segment", "Spec"]
 
 # -- inputs ----------------------------------------------------------------------------------
 
@@ -274,10 +275,11 @@ class SetThreshold:
 
 @dataclass(frozen=True, slots=True)
 class RunTool:
-    """Run a tool call; ToolReturned answers."""
+    """Run a tool call; ToolReturned answers. ``pictures`` are those tools have shown the agent."""
 
     agent_id: int
     call: Call
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class Spec:
     patience_s: float = 0.0  # how long an agent may wait for a place
     budget_micro_usd: int = 0  # 0: no limit
     prepares: bool = False  # the next round's prompt is computed while agents still write
+    num_images: int = 0  # of the conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,23 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """An image by its digest, or a region of it in per mille: x0, y0, x1, y1."""
+
+    digest: str
+    box: tuple[int, int, int, int] | None = None
+    width_px: int = 0
+    height_px: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A tool's result; ``proved_answer`` is empty unless the tool proved one."""
 
     is_error: bool
     proved_answer: str
     payload: Any
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,7 @@ class Segment:
 
     token_ids: tuple[int, ...] = ()
     result: Any = None
+    pictures: tuple[Picture, ...] = ()  # of the result
 
 
 @dataclass(frozen=True, slots=True)

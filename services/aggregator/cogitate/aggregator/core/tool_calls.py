@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 
 from cogitate.aggregator.core import messages as m
@@ -28,7 +29,7 @@ class ToolCalls:
         if call.call_id in self.runs.seen:
             return
         agent.pending_call = call
-        run, first = self.runs.join(agent.agent_id, call)
+        run, first = self.runs.join(agent.agent_id, call, self._about(agent, call))
         self._out.emit(
             "tool_call_started",
             agent_id=agent.agent_id,
@@ -40,7 +41,18 @@ class ToolCalls:
         elif first and call.name in self._spec.client_tools:
             self._out.emit("awaiting_client", agent_ids=(agent.agent_id,), call=call)
         elif first:
-            self._out.add(m.RunTool(agent.agent_id, call))
+            self._out.add(m.RunTool(agent.agent_id, call, agent.pictures))
+
+    def _about(self, agent: AgentState, call: m.Call) -> m.Picture | None:
+        """The picture of an agent's own that a call means: they are counted after the question's.
+
+        The same number is another picture to another agent, so such calls are not the same.
+        """
+        try:
+            index = json.loads(call.arguments_json)["image"] - self._spec.num_images
+            return agent.pictures[index] if index >= 0 else None
+        except (ValueError, RecursionError, LookupError, TypeError):
+            return None  # the tool says what is wrong with it, if anything is
 
     def returned(self, event: m.ToolReturned) -> None:
         """A run has its result. One that is not known, or that came before, is ignored."""
@@ -67,7 +79,7 @@ class ToolCalls:
                 shared=call.call_id != run.call.call_id,
             )
             agent.pending_call = None
-            agent.segments.append(m.Segment(result=result.payload))
+            agent.segments.append(m.Segment(result=result.payload, pictures=result.pictures))
             agent.proved_answer = result.proved_answer or agent.proved_answer
             if self._spec.quorum == "verified" and key_of(
                 result.proved_answer, self._spec.equivalence
