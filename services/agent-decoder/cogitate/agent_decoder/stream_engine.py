@@ -297,13 +297,19 @@ class StreamEngine:
     async def _run(self, live: _Live, agent: Agent) -> None:
         """One call, from its prompt to its end."""
         gang, source = live.gang, self._source
-        limit = agent.granted if source.continues(agent) else agent.params.max_tokens
+        most = agent.granted if source.continues(agent) else agent.params.max_tokens
+        limit = most - len(agent.sampled)
         end: tuple[Finish, str] | None = None
         try:
-            async with aclosing(source.draw(gang, agent, limit - len(agent.sampled))) as chunks:
+            async with aclosing(source.draw(gang, agent, limit)) as chunks:
                 since = self._monotonic()
+                num_drawn = 0
                 async for chunk in chunks:
                     since = self._heard(live, agent, chunk, since)
+                    num_drawn += len(chunk.tokens)
+                    if num_drawn >= limit:
+                        # The agent ends with these: the call's account comes behind them.
+                        chunk = await self._with_rest(live, agent, chunk, chunks)
                     for drawn in chunk.tokens:
                         if not await self._may_take(live, agent):
                             return
@@ -321,6 +327,20 @@ class StreamEngine:
             log.error("a call failed: %s", stack_of(error))
             end = Finish.ERROR, "ENGINE_FAILURE"
         await self._end(live, agent, end)
+
+    async def _with_rest(
+        self, live: _Live, agent: Agent, chunk: Chunk, chunks: AsyncGenerator[Chunk, None]
+    ) -> Chunk:
+        """A chunk with all that follows it; what breaks then costs the account only."""
+        tokens, finish = list(chunk.tokens), chunk.finish
+        try:
+            async for more in chunks:
+                self._heard(live, agent, more, self._monotonic())
+                tokens += more.tokens
+                finish = more.finish or finish
+        except CogitateError as error:
+            log.warning("a call's account is missing: %s", error.reason)
+        return Chunk(tokens, finish)
 
     async def _end(self, live: _Live, agent: Agent, end: tuple[Finish, str] | None) -> None:
         """The call is over, and the agent, too, unless it waits for a result or went on."""

@@ -172,7 +172,7 @@ class _Probe:
             (await self._say(ask, temperature=1.0, seed=seed))["message"].get("content")
             for seed in (11, 11, 12)
         ]
-        return said[0] == said[1] != said[2]
+        return bool(said[0] == said[1] != said[2])
 
     async def _continues(self, continuation: Mapping[str, Any]) -> bool:
         """Ends a word that was begun, which no new turn begins with."""
