@@ -999,7 +999,7 @@ async def test_an_engine_failure_is_told_to_every_agent(
             raise RuntimeError("secret")
 
         with monkeypatch.context() as patch:
-            patch.setattr(made.runtime.model.runner, "forward", broken)
+            patch.setattr(made.runtime.engine.model.runner, "forward", broken)
             seen = await stream.end()
         ends = [r.finished for r in seen if r.HasField("finished")]
         assert [e.finish_reason for e in ends] == [common.FINISH_REASON_ERROR] * 2

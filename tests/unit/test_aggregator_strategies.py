@@ -124,6 +124,22 @@ def test_rounds_may_be_limited_and_need_something_to_build_on() -> None:
     assert verdict["outcome"].abstained
 
 
+@pytest.mark.parametrize("name", ["refine:3", "best_of", "synthesis"])
+@pytest.mark.parametrize("quorum", ["verified", "all"])
+def test_what_is_proved_is_not_worked_on_where_a_proof_decides(name: str, quorum: str) -> None:
+    played = Played(spec(3, strategy=name, quorum=quorum))
+    played.end(0, "5")
+    call = m.Call("a1.1.c1", "prove", "{}")
+    played._perform(played.machine.handle(m.ToolCalled(played.gang_of[1], 1, 1, call)))
+    played._perform(played.machine.handle(m.ToolReturned("a1.1.c1", m.Result(False, "6", None))))
+    if quorum == "verified":
+        assert [e["key"] for e in played.events("decided")] == ["6"]
+    for agent_id, answer in ((1, "6"), (2, "5")):
+        played.end(agent_id, answer, finish="CANCELLED" if quorum == "verified" else "STOP")
+    rounds = [e["round_number"] for e in played.events("round_started")]
+    assert rounds == ([1] if quorum == "verified" else [1, 2])
+
+
 def test_the_deadline_between_two_rounds_ends_it() -> None:
     played = Played(spec(3, strategy="refine", quorum="unbeatable"))
     played.end(0, "5")

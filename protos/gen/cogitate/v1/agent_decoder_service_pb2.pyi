@@ -49,6 +49,16 @@ class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability
     """Follows JSON schemas and regular expressions."""
     CAPABILITY_BATCH_INVARIANT: _Capability.ValueType  # 10
     """An agent's tokens do not depend on what else is in the batch."""
+    CAPABILITY_TOKEN_IDS: _Capability.ValueType  # 11
+    """Token ids are the model's own. Without it they name pieces of text: good for counting and, with the same build
+    digest, for going on, and for nothing else.
+    """
+    CAPABILITY_CONTINUE: _Capability.ValueType  # 12
+    """Goes on behind text it is given: hints, assistant prefixes, steering, resume states. Without it a grant bounds
+    what is taken from the model, not what the model spends.
+    """
+    CAPABILITY_JSON_SCHEMA: _Capability.ValueType  # 13
+    """Follows JSON schemas, whatever it does with regular expressions."""
 
 class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
     """Capability is something an engine can do; what is not declared is not there."""
@@ -75,6 +85,16 @@ CAPABILITY_CONSTRAINT: Capability.ValueType  # 9
 """Follows JSON schemas and regular expressions."""
 CAPABILITY_BATCH_INVARIANT: Capability.ValueType  # 10
 """An agent's tokens do not depend on what else is in the batch."""
+CAPABILITY_TOKEN_IDS: Capability.ValueType  # 11
+"""Token ids are the model's own. Without it they name pieces of text: good for counting and, with the same build
+digest, for going on, and for nothing else.
+"""
+CAPABILITY_CONTINUE: Capability.ValueType  # 12
+"""Goes on behind text it is given: hints, assistant prefixes, steering, resume states. Without it a grant bounds
+what is taken from the model, not what the model spends.
+"""
+CAPABILITY_JSON_SCHEMA: Capability.ValueType  # 13
+"""Follows JSON schemas, whatever it does with regular expressions."""
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 @_typing.final
@@ -1269,8 +1289,13 @@ class GangFinished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     STEP_COUNT_FIELD_NUMBER: _builtins.int
     DECODE_DURATION_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     step_count: _builtins.int
     """Engine steps."""
+    cost_micro_usd: _builtins.int
+    """What a provider that charges by the token asks for it, prompts included, by the prices the endpoint was told, in
+    millionths of a US dollar.
+    """
     @_builtins.property
     def usage(self) -> _common_pb2.Usage:
         """Tokens of the whole gang on this endpoint."""
@@ -1285,10 +1310,11 @@ class GangFinished(_message.Message):
         usage: _common_pb2.Usage | None = ...,
         step_count: _builtins.int = ...,
         decode_duration: _duration_pb2.Duration | None = ...,
+        cost_micro_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decode_duration", b"decode_duration", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_duration", b"decode_duration", "step_count", b"step_count", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro_usd", b"cost_micro_usd", "decode_duration", b"decode_duration", "step_count", b"step_count", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1317,6 +1343,7 @@ class EndpointDescription(_message.Message):
     MAX_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
     BUILD_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
+    PRICE_PER_MILLION_PROMPT_TOKENS_MICRO_USD_FIELD_NUMBER: _builtins.int
     endpoint_id: _builtins.str
     """Unique in the fleet, matching ^[A-Za-z0-9._-]{1,64}$."""
     address: _builtins.str
@@ -1347,6 +1374,8 @@ class EndpointDescription(_message.Message):
     """Build digest."""
     max_model_len: _builtins.int
     """The longest sequence, in positions."""
+    price_per_million_prompt_tokens_micro_usd: _builtins.int
+    """Price per million prompt tokens, in millionths of a US dollar; 0 if priced per hour."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models it serves."""
@@ -1375,10 +1404,11 @@ class EndpointDescription(_message.Message):
         max_sequence_count: _builtins.int = ...,
         build_digest: _builtins.str = ...,
         max_model_len: _builtins.int = ...,
+        price_per_million_prompt_tokens_micro_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size_count", b"block_size_count", "build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "engine", b"engine", "failure_domain", b"failure_domain", "hardware", b"hardware", "is_spot", b"is_spot", "max_model_len", b"max_model_len", "max_sequence_count", b"max_sequence_count", "models", b"models", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "region", b"region", "total_block_count", b"total_block_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size_count", b"block_size_count", "build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "engine", b"engine", "failure_domain", b"failure_domain", "hardware", b"hardware", "is_spot", b"is_spot", "max_model_len", b"max_model_len", "max_sequence_count", b"max_sequence_count", "models", b"models", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_prompt_tokens_micro_usd", b"price_per_million_prompt_tokens_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "region", b"region", "total_block_count", b"total_block_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,11 @@ class AgentDecoderConfig(ServiceConfig):
     Example: agent-decoder --listen 127.0.0.1:7105 --router-addresses 127.0.0.1:7102
     """
 
+    engine: str = knob(
+        "native",
+        "what makes the tokens: our own, or a server that speaks OpenAI's chat completions",
+        choices=("native", "openai"),
+    )
     model: str = knob("mini", "model to serve: a shipped name, or a directory under models-path")
     models_path: Path = knob(Path("models"), "folder with further checkpoint directories")
     device: str = knob("auto", "torch device: auto, cpu or cuda")
@@ -75,4 +80,60 @@ class AgentDecoderConfig(ServiceConfig):
     grammar_cache_count: int = knob(64, "compiled grammars kept", minimum=1, maximum=100_000)
     fetch_timeout_s: float = knob(
         10.0, "how long fetching embeddings may take", minimum=0.1, maximum=600
+    )
+
+    openai_base_url: str = knob("", "the server of the engine openai, such as http://host:8080/v1")
+    openai_model: str = knob("", "what the server calls the model; empty means as here")
+    openai_reply_models: tuple[str, ...] = knob(
+        (), "further names its replies may carry; any other ends the agent"
+    )
+    openai_key_file: str = knob("", "file that holds the server's key")
+    openai_key_variable: str = knob("", "environment variable that holds it, by name")
+    openai_flavour: str = knob(
+        "auto",
+        "whose API it is; auto: as its list of models says",
+        choices=("auto", "openai", "vllm", "llamacpp"),
+    )
+    openai_continue: str = knob(
+        "auto", "whether it continues a begun turn; auto: tried", choices=("auto", "on", "off")
+    )
+    openai_images: str = knob(
+        "auto", "whether its model sees images; auto: tried", choices=("auto", "on", "off")
+    )
+    openai_temperature: float = knob(
+        1.0, "temperature of an agent whose request does not say", minimum=0.0, maximum=2.0
+    )
+    openai_connect_s: float = knob(5.0, "how long connecting may take", minimum=0.01, maximum=600)
+    openai_first_token_s: float = knob(
+        60.0, "how long a call may wait for its first token", minimum=0.01, maximum=3600
+    )
+    openai_token_gap_s: float = knob(
+        20.0, "how long it may wait for each further one", minimum=0.01, maximum=3600
+    )
+    openai_max_call_count: int = knob(
+        64, "calls at once; further ones wait", minimum=1, maximum=100_000
+    )
+    openai_max_retry_count: int = knob(
+        2, "times a call is tried again before its first token", minimum=0, maximum=100
+    )
+    openai_max_retry_wait_s: float = knob(
+        20.0, "a longer Retry-After ends the call", minimum=0.0, maximum=3600
+    )
+    openai_start_s: float = knob(
+        120.0, "how long to wait for a server that is not there", minimum=0.0, maximum=86_400
+    )
+    openai_check_s: float = knob(
+        5.0, "how often to look whether it is there", minimum=0.05, maximum=3600
+    )
+    openai_max_prompt_bytes: int = knob(
+        32 * 1024 * 1024, "largest conversation sent, images included", minimum=1, maximum=2**31
+    )
+    openai_max_image_bytes: int = knob(
+        16 * 1024 * 1024, "largest image sent", minimum=1, maximum=2**31
+    )
+    openai_price_per_million_prompt_tokens_micro_usd: int = knob(
+        0, "its price of prompts, in millionths of a US dollar", minimum=0, maximum=10**12
+    )
+    openai_price_per_million_tokens_micro_usd: int = knob(
+        0, "its price of sampled tokens, in millionths of a US dollar", minimum=0, maximum=10**12
     )

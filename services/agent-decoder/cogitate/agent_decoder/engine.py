@@ -83,6 +83,11 @@ class Engine:
 
     # -- from any thread ---------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Always: it is in this process."""
+        return True
+
     def start(self) -> None:
         """Begins to step."""
         self._thread.start()

@@ -57,7 +57,7 @@ class Renderer:
         self._check_size([part for turn in turns for part in turn.parts])
         embeddings = await self._fetch(gang, wire.images_of(parts))
         instant = gang.effort == common.EFFORT_INSTANT
-        tools = [_tool_text(tool) for tool in gang.tools]
+        tools = [tool_text(tool) for tool in gang.tools]
         self._check_size([Text(tool) for tool in tools])
         prompt = self._template.prompt(turns, instant=instant, tools=tools)
         return GangStart(
@@ -241,7 +241,7 @@ def _positions(token_ids: Iterable[int]) -> list[Position]:
     return [Position(token_id) for token_id in token_ids]
 
 
-def _tool_text(tool: common.ToolSpec) -> str:
+def tool_text(tool: common.ToolSpec) -> str:
     """A tool as chat templates have it, as JSON. Raises InvalidRequest."""
     try:
         parameters = json.loads(tool.parameters_json_schema or '{"type":"object","properties":{}}')

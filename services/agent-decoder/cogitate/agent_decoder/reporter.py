@@ -38,7 +38,7 @@ def load_of(runtime: Runtime) -> decoder_pb.EndpointLoad:
         sampled_token_count=stats.num_sampled,
         computed_prompt_token_count=stats.num_prompt,
         cached_prompt_token_count=stats.num_cached,
-        draining=runtime.draining,
+        draining=runtime.draining or not runtime.engine.ready,
         cpu_utilization=now.cpu_share,
         mem_utilization=now.memory_share,
         application_utilization=now.busy_share,

@@ -1,7 +1,7 @@
 """The shell around the engine: one Decode stream's commands in and events out.
 
 State owned here: which stream listens to which gang, the newest epoch seen of each contemplation,
-fetched embeddings, the gangs' spans. Everything else lives in the engine's thread.
+the gangs' spans. Everything else is the engine's (``engines``).
 """
 
 from __future__ import annotations
@@ -18,17 +18,9 @@ from dataclasses import dataclass, field, replace
 from cogitate.agent_decoder import wire
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.core import events as ev
-from cogitate.agent_decoder.core.load import EngineLimits
-from cogitate.agent_decoder.core.scheduler import StepLimits
 from cogitate.agent_decoder.core.starts import AgentStart
-from cogitate.agent_decoder.embeddings import EmbeddingFetcher
-from cogitate.agent_decoder.engine import Engine
-from cogitate.agent_decoder.engine_meter import EngineMeter
+from cogitate.agent_decoder.engines import MakeEngine
 from cogitate.agent_decoder.gang_spans import GangSpans
-from cogitate.agent_decoder.grammars import Grammars, read_tokenizer
-from cogitate.agent_decoder.model.loader import LoadedModel
-from cogitate.agent_decoder.rendering import Renderer
-from cogitate.kit.config import model_directory
 from cogitate.kit.errors import CogitateError, InvalidRequest, NotOwner, Rejected
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
@@ -77,36 +69,12 @@ class _Stream:
 class Runtime:
     """Serves gangs on one engine."""
 
-    def __init__(self, config: AgentDecoderConfig, endpoint_id: str, model: LoadedModel) -> None:
-        self.config, self.endpoint_id, self.model = config, endpoint_id, model
+    def __init__(self, config: AgentDecoderConfig, endpoint_id: str, make: MakeEngine) -> None:
+        self.config, self.endpoint_id = config, endpoint_id
         self.draining = False
-        limits = EngineLimits(
-            num_blocks=config.block_count,
-            block_size=config.block_size_count,
-            max_sequences=config.max_sequence_count,
-            max_waiting_gangs=config.max_waiting_gang_count,
-            max_injected=config.max_injected_token_count,
-            flush_interval_s=config.flush_interval_s,
-            prefill_slice_s=config.prefill_slice_s,
-            step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
-        )
-        self.engine = Engine(model, limits, self._on_events)
-        self.meter = EngineMeter(self.engine)
-        self.embeddings = EmbeddingFetcher(
-            model.name,
-            model.config.hidden_size,
-            config.embedding_cache_bytes,
-            config.fetch_timeout_s,
-        )
-        self._grammars = Grammars(
-            lambda: read_tokenizer(model_directory(config.model, (config.models_path,))),
-            model.config.vocab_size,
-            model.template.control.end,
-            config.grammar_cache_count,
-        )
-        self._renderer = Renderer(
-            config, model, self.embeddings, self._grammars, self.engine.max_model_len
-        )
+        serving = make(self._on_events)
+        self.engine, self._renderer = serving.engine, serving.renderer
+        self.meter, self.about, self._stop_engine = serving.meter, serving.about, serving.stop
         self._keys = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._epochs: OrderedDict[str, int] = OrderedDict()
@@ -115,7 +83,7 @@ class Runtime:
         self._idle.set()
 
     def start(self) -> None:
-        """Starts the engine's thread; events come back to the running loop."""
+        """Starts the engine; events come back to the running loop."""
         self._loop = asyncio.get_running_loop()
         self.engine.start()
 
@@ -130,10 +98,8 @@ class Runtime:
         await self._idle.wait()
 
     async def stop(self) -> None:
-        """Kills what is left and ends the thread."""
-        await asyncio.to_thread(self.engine.stop)
-        await self.embeddings.close()
-        await self._grammars.close()
+        """Kills what is left and ends the engine."""
+        await self._stop_engine()
 
     async def decode(
         self,
@@ -153,6 +119,9 @@ class Runtime:
         self._check_owner(gang)
         if self.draining:
             await write(_refused("UNAVAILABLE", "the endpoint is draining", 1.0))
+            return
+        if not self.engine.ready:
+            await write(_refused("UNAVAILABLE", "the endpoint's model server does not answer", 2.0))
             return
         stream = _Stream(next(self._keys), gang, GangSpans(gang, self.endpoint_id, self._provider))
         self._streams[stream.key] = stream
@@ -190,7 +159,7 @@ class Runtime:
     # -- events out --------------------------------------------------------------------------
 
     def _on_events(self, key: int, events: list[ev.Event]) -> None:
-        """On the engine's thread."""
+        """On any thread."""
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._deliver, key, events)
@@ -218,7 +187,7 @@ class Runtime:
             steps += max(of_agents.values(), default=0)
             for response in wire.to_responses(events, steps, self._admitted(stream.gang)):
                 if response.resume_state.HasField("state"):
-                    response.resume_state.state.build_digest = self.model.build_digest
+                    response.resume_state.state.build_digest = self.about.build_digest
                 await self._write(write, response)
             if any(isinstance(event, ev.GangDone | ev.Refused) for event in events):
                 return
@@ -238,17 +207,11 @@ class Runtime:
             return pb.GangAdmitted(
                 hints={agent_id: hint for agent_id, hint in hints.items() if hint},
                 endpoint_id=self.endpoint_id,
-                build_digest=self.model.build_digest,
-                capabilities=self.capabilities(),
+                build_digest=self.about.build_digest,
+                capabilities=self.about.capabilities,
             )
 
         return admitted
-
-    def capabilities(self) -> list[pb.Capability.ValueType]:
-        """What this engine does with this model."""
-        vision = [pb.CAPABILITY_VISION] if self.model.has_vision else []
-        invariant = [pb.CAPABILITY_BATCH_INVARIANT] if self.model.runner.batch_invariant else []
-        return [*wire.CAPABILITIES, *vision, *invariant]
 
     @property
     def _provider(self) -> str:
@@ -384,11 +347,11 @@ class Runtime:
                 stream.queue.put_nowait(_not_owner(gang.owner_epoch))
 
     def _check(self, gang: pb.OpenGang) -> None:
-        if gang.model != self.model.name:
+        if gang.model != self.about.model:
             raise InvalidRequest(
-                f"this endpoint serves {self.model.name!r}",
+                f"this endpoint serves {self.about.model!r}",
                 reason="UNKNOWN_MODEL",
-                metadata={"models": self.model.name},
+                metadata={"models": self.about.model},
                 field="model",
             )
         if not 1 <= len(gang.agents) <= self.config.max_sequence_count:

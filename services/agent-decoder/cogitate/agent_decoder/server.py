@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import grpc
-import torch
 from cogitate.agent_decoder.config import AgentDecoderConfig
-from cogitate.agent_decoder.model import backend, loader
+from cogitate.agent_decoder.engines import MakeEngine
 from cogitate.agent_decoder.reporter import Reporter, load_of, orca_report
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics
-from cogitate.kit.config import model_directory
 from cogitate.kit.tasks import Supervisor
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
 
+# The engines and the modules that prepare them.
+ENGINES = {"native": "native_engine", "openai": "adapter.build"}
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
 
 
@@ -46,24 +47,26 @@ class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
 
 def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescription:
     """What the endpoint is."""
-    model = runtime.model
+    about = runtime.about
     return pb.EndpointDescription(
         endpoint_id=runtime.endpoint_id,
         address=config.advertise_address or config.listen,
         provider=config.provider,
         region=config.region,
         failure_domain=config.failure_domain or config.provider,
-        models=[model.name],
-        capabilities=runtime.capabilities(),
-        engine="torch",
-        hardware=backend.hardware(model.runner.device),
+        models=[about.model],
+        capabilities=about.capabilities,
+        engine=about.engine,
+        hardware=about.hardware,
         price_per_hour_micro_usd=config.price_per_hour_micro_usd,
         is_spot=config.spot,
-        total_block_count=config.block_count,
-        block_size_count=config.block_size_count,
+        price_per_million_tokens_micro_usd=about.price_per_million_tokens_micro_usd,
+        price_per_million_prompt_tokens_micro_usd=about.price_per_million_prompt_tokens_micro_usd,
+        total_block_count=about.block_count,
+        block_size_count=about.block_size,
         max_sequence_count=config.max_sequence_count,
-        build_digest=model.build_digest,
-        max_model_len=runtime.engine.max_model_len,
+        build_digest=about.build_digest,
+        max_model_len=about.max_model_len,
     )
 
 
@@ -105,22 +108,13 @@ class AgentDecoder:
 
 
 async def build(config: AgentDecoderConfig, server: grpc.aio.Server) -> AgentDecoder:
-    """Loads the model and puts the service together."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    directory = model_directory(config.model, (config.models_path,))
-    wanted = backend.Wanted(
-        device=config.device,
-        dtype=config.dtype,
-        step=config.step,
-        threads=config.threads,
-        block_size=config.block_size_count,
-        batch_invariant=config.batch_invariant,
-    )
-    model = await asyncio.to_thread(loader.load, config.model, directory, wanted)
+    """Prepares the engine and puts the service together."""
+    # By name: an engine's own dependencies need not be there for another's.
+    module = import_module(f"cogitate.agent_decoder.{ENGINES[config.engine]}")
+    make: MakeEngine = await module.prepare(config)
     port = config.listen.rpartition(":")[2]
     endpoint_id = config.endpoint_id or f"{config.provider}-{port}"
-    runtime = Runtime(config, endpoint_id, model)
+    runtime = Runtime(config, endpoint_id, make)
     service = AgentDecoder(config, runtime)
     add: Any = pb_grpc.add_AgentDecoderServiceServicer_to_server
     add(service.servicer, server)

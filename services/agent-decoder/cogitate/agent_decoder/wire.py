@@ -41,6 +41,9 @@ CAPABILITIES = (
     pb.CAPABILITY_KILL,
     pb.CAPABILITY_INJECT,
     pb.CAPABILITY_CONSTRAINT,
+    pb.CAPABILITY_TOKEN_IDS,
+    pb.CAPABILITY_CONTINUE,
+    pb.CAPABILITY_JSON_SCHEMA,
 )
 
 
@@ -284,13 +287,15 @@ def _follows(last: pb.AgentDelta, event: ev.Delta) -> bool:
         and last.is_answer == event.is_answer
         and last.token_offset + len(last.token_ids) == event.token_offset
         and bool(last.top_logprobs) == bool(event.top_token_ids)
+        and bool(last.logprobs) == (event.logprob is not None)
     )
 
 
 def _extend(last: pb.AgentDelta, event: ev.Delta) -> None:
     last.token_ids.append(event.token_id)
     last.text += event.text
-    last.logprobs.append(event.logprob)
+    if event.logprob is not None:
+        last.logprobs.append(event.logprob)
     last.group_confidence = event.group_confidence
     if event.top_token_ids:
         last.top_logprobs.add(token_ids=event.top_token_ids, logprobs=event.top_logprobs)
@@ -306,7 +311,7 @@ def _delta(event: ev.Delta) -> pb.AgentDelta:
         token_offset=event.token_offset,
         token_ids=(event.token_id,),
         text=event.text,
-        logprobs=(event.logprob,),
+        logprobs=() if event.logprob is None else (event.logprob,),
         top_logprobs=top,
         group_confidence=event.group_confidence,
         is_answer=event.is_answer,
@@ -361,6 +366,7 @@ def _response(event: ev.Event) -> pb.DecodeResponse:
                 injected_token_count=event.num_injected,
             ),
             step_count=event.num_steps,
+            cost_micro_usd=event.cost_micro_usd,
         )
         done.decode_duration.FromNanoseconds(int(event.decode_s * 1e9))
         return pb.DecodeResponse(gang_finished=done)

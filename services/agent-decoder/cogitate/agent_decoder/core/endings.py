@@ -29,9 +29,9 @@ def ending_of(agent: Agent, rules: GangRules, threshold: float) -> Ending | None
     return None
 
 
-def why_unusable(agent: Agent, logprob: float) -> str:
+def why_unusable(agent: Agent, logprob: float | None) -> str:
     """Why the token that was drawn means nothing, as a reason; empty if it is one."""
-    if not math.isfinite(logprob):  # numbers ran over (an absurd embedding)
+    if logprob is not None and not math.isfinite(logprob):  # numbers ran over (an absurd embedding)
         return "NOT_FINITE"
     # What may come could not be computed within the grammar's limits.
     return "CONSTRAINT" if agent.matcher is not None and agent.matcher.broken else ""

@@ -17,6 +17,7 @@ class Finish(Enum):
     BUDGET = "BUDGET"
     CONFIDENCE = "CONFIDENCE"
     ERROR = "ERROR"
+    CONTENT_FILTER = "CONTENT_FILTER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Delta:
     token_offset: int
     token_id: int
     text: str
-    logprob: float
+    logprob: float | None  # None where the engine is not told
     group_confidence: float
     is_answer: bool
     top_token_ids: tuple[int, ...] = ()
@@ -151,6 +152,7 @@ class GangDone:
     num_steps: int
     decode_s: float
     num_cached: int = 0  # of the prompt's positions
+    cost_micro_usd: int = 0  # where a provider charges by the token
 
 
 Event = (

@@ -135,6 +135,10 @@ class Gang:
             self.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
         self.agents[start.agent_id] = self.begin(start)
 
+    def start_agent(self, agent: Agent) -> None:
+        """Has an agent begin whose memory is another engine's."""
+        self._follow(agent, ending_of(agent, self.rules, self.threshold))
+
     def branch(self, agent: Agent, source: Sequence, length: int) -> None:
         """Has the agent go on behind the source's first ``length`` positions.
 
@@ -274,8 +278,8 @@ class Gang:
         self,
         agent: Agent,
         token_id: int,
-        logprob: float,
-        confidence: float,
+        logprob: float | None,
+        confidence: float | None,
         top: tuple[Seq[int], Seq[float]] = ((), ()),
     ) -> None:
         """Books a sampled token and moves the agent on: text, pause, grant or end."""

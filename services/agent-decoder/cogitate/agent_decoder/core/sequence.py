@@ -138,10 +138,12 @@ class Agent:
             at = count
         yield from map(Position, self.sampled[at:])
 
-    def observe(self, token_id: int, logprob: float, confidence: float) -> None:
-        """Books one sampled token."""
+    def observe(self, token_id: int, logprob: float | None, confidence: float | None) -> None:
+        """Books one sampled token; what is not known of it counts as 0, or not at all."""
         self.sampled.append(token_id)
-        self.logprob_sum += logprob
+        self.logprob_sum += logprob or 0.0
+        if confidence is None:
+            return
         self.confidences.append(confidence)
         if len(self.confidences) == CONFIDENCE_WINDOW:
             self.lowest_confidence = min(self.lowest_confidence, self.group_confidence)

@@ -62,6 +62,8 @@ class Rounds:
     @property
     def is_last(self) -> bool:
         """Whether no round can follow, or none should after the ballots there are."""
+        if self._spec.quorum == "verified" and any(ballot.proved for ballot in self.ballots):
+            return True  # nothing is gained by refining, judging or rewording what is proved
         if self.strategy.rounds_are_sure or self.number >= self._most_rounds:
             return self.number >= self._most_rounds
         carried = self.budget.carries(self._spec.num_agents)

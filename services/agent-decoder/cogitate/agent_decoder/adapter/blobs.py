@@ -1,0 +1,51 @@
+"""Fetches images, or crops of them, as files from the vision-encoder that stores them."""
+
+from __future__ import annotations
+
+import grpc
+from cogitate.kit.channels import cancelling, from_rpc_error, open_channel, outgoing
+from cogitate.kit.errors import InvalidRequest, NoEndpoint
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import vision_encoder_service_pb2 as pb
+from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
+
+
+class BlobFetcher:
+    """One for each decoder; keeps nothing but its channels."""
+
+    def __init__(self, timeout_s: float, max_bytes: int) -> None:
+        self._timeout_s, self._max_bytes = timeout_s, max_bytes
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def fetch(self, image: common.ImagePart, address: str) -> tuple[bytes, str]:
+        """The file and its media type. Raises InvalidRequest for one that is too large,
+        NoEndpoint, or what the vision-encoder says.
+        """
+        if not address:
+            raise NoEndpoint("the gang has images but no vision-encoder was named")
+        request = pb.GetBlobRequest(digest=image.digest)
+        if image.HasField("box"):
+            request.box.CopyFrom(image.box)
+        if address not in self._channels:
+            self._channels[address] = open_channel(address, bulk=True)
+        stub = VisionEncoderServiceStub(self._channels[address])
+        data, media_type = bytearray(), ""
+        try:
+            with cancelling(stub.GetBlob(request, **outgoing(self._timeout_s))) as call:
+                async for response in call:
+                    data += response.chunk
+                    media_type = media_type or response.media_type
+                    if len(data) > self._max_bytes:
+                        raise InvalidRequest(
+                            f"an image sent to this endpoint's model server has at most "
+                            f"{self._max_bytes} bytes",
+                            field="conversation",
+                        )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return bytes(data), media_type or "image/png"
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels.values():
+            await channel.close()
