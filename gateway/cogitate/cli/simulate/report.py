@@ -111,6 +111,7 @@ def write(
 def plot(outcomes: Sequence[Outcome], path: Path) -> None:
     """Draws the distribution of makespans, and p99 against cost. Needs matplotlib."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(11.5, 4.6), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -135,5 +136,9 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> None:
     )
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.legend(fontsize=7)
     figure.savefig(path)

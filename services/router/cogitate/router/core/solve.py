@@ -129,14 +129,20 @@ def _pool(
         kept = [promising(part, part.effective(k), most, spread) for k in ks]
         return places[np.unique(np.concatenate(kept))]
     limit = best / (1 + penalty * (fewest - 1))
+    if spread.domains == 1:
+        # All columns at once. From where so few can have k agents on, those are all there are.
+        curves = part.curves(count - fewest + 1)
+        able = np.count_nonzero(curves < limit, axis=0)
+        last = int(np.argmax(able <= most)) if able[-1] <= most else len(able) - 1
+        few = min(most, len(part))
+        first = np.argpartition(curves[:, : last + 1], few - 1, axis=0)[:few]
+        return places[np.unique(first)]
     kept = []
     for k in range(1, count - fewest + 2):
         column = part.effective(k)
-        able = np.flatnonzero(column < limit)  # nobody else can have k agents and be better
-        if not len(able):
-            break
-        if len(able) <= most:
-            kept.append(able)  # whoever can have more than k is among them
+        fits = np.flatnonzero(column < limit)  # nobody else can have k agents and be better
+        if len(fits) <= most:
+            kept.append(fits)  # whoever can have more than k is among them
             break
         kept.append(promising(part, column, most, spread))
     return places[np.unique(np.concatenate(kept))]
