@@ -526,6 +526,15 @@ async def test_pages_list_everything_once_newest_first() -> None:
             assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_deadline_that_is_over_when_the_question_comes_is_exceeded_not_invalid() -> None:
+    async with mesh(saying("3")) as m:
+        budget = common.Budget()
+        budget.deadline_time.FromSeconds(1)
+        code, details = await status_of(first(open_stream(m, budget=budget)))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "before the question was accepted" in details
+
+
 async def test_one_contemplation_more_than_may_run_is_refused() -> None:
     async with mesh(every(Hold()), max_contemplation_count=1) as m:
         call = open_stream(m)

@@ -265,5 +265,8 @@ def test_tool_release(tmp_path: Path) -> None:
     assert one["gone_ms"] > 0
 
 
-def test_router_place() -> None:
-    assert "1000 endpoints" in run("tests.bench.router_place")
+def test_router_place(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run("tests.bench.router_place", "--endpoints", "60", "--count", "3", "--json", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 9 and all(row["wall_p99_ms"] > 0 for row in rows)

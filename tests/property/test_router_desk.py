@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cogitate.router.core.desk import Desk
 from cogitate.router.core.fleet import EndpointChanged, Fleet
@@ -187,6 +189,16 @@ class RouterMachine(RuleBasedStateMachine):
             assert snapshot.free_sequences >= 0
             assert snapshot.free_blocks >= 0
         assert len(self.desk.leases.leases) <= 2
+
+    @invariant()
+    def the_board_is_the_snapshot(self) -> None:
+        board = self.desk.board(self.now)
+        there = {s.endpoint_id: s for s in board.snapshots}
+        for snapshot in self.desk.snapshot(self.now):
+            on_board = there.pop(snapshot.endpoint_id)
+            # Silence is told by the hour on it; all else is written.
+            assert replace(on_board, state=snapshot.state) == snapshot
+        assert not there
 
     @invariant()
     def what_was_said_is_true(self) -> None:

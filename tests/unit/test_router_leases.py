@@ -8,6 +8,7 @@ import pytest
 from cogitate.router.core.desk import Desk
 from cogitate.router.core.fleet import EndpointChanged, Fleet
 from cogitate.router.core.leases import Leases
+from cogitate.router.core.policies import POLICIES
 from cogitate.router.core.types import (
     Change,
     Confirm,
@@ -237,7 +238,7 @@ def test_an_endpoint_that_was_full_is_avoided_once() -> None:
 def test_an_unknown_policy_is_refused_and_a_known_one_is_used() -> None:
     at = desk("a")
     unknown = denied(at.declare(declare(terms=Terms(policy="x")), 1, 0.0))
-    assert unknown.message == "unknown policy; there is: gang, least_load, pack, round_robin"
+    assert unknown.message == f"unknown policy; there is: {', '.join(sorted(POLICIES))}"
     assert granted(at.declare(declare(terms=Terms(policy="pack")), 1, 0.0)).policy == "pack"
 
 

@@ -18,8 +18,10 @@ COMMANDS: Final = (
     "models",
     "fleet",
     "trace",
+    "explain",
     "replay",
     "evaluate",
+    "simulate",
     "doctor",
     "demo",
 )

@@ -159,6 +159,10 @@ class Endpoint:
     report_age_s: float
     busy: float = 0.0  # share of the time in steps, 0 to 1
     kv_used: float = 0.0  # share of KV blocks in use, 0 to 1
+    is_spot: bool = False
+    price_per_million_tokens_usd: float = 0.0
+    learned_step_s: float = 0.0  # of one sequence, as the router learned it; 0: not yet
+    prediction_error: float = 0.0  # of step times lately, relative
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,10 @@ def fleet(raw: gateway_service_pb2.DescribeFleetResponse) -> Fleet:
                 step_s=_duration(load.step_duration),
                 report_age_s=_duration(one.report_age),
                 busy=load.application_utilization,
+                is_spot=what.is_spot,
+                price_per_million_tokens_usd=what.price_per_million_tokens_micro_usd / 1e6,
+                learned_step_s=one.speed.base_s + one.speed.per_sequence_s,
+                prediction_error=one.speed.prediction_error,
             )
         )
     return Fleet(tuple(endpoints), raw.lease_count)

@@ -14,7 +14,8 @@ from rich.text import Text
 NAME = "fleet"
 HELP = "list the endpoints and their load"
 DESCRIPTION = (
-    "Lists the agent-decoders as the router sees them: where, what, how busy, at what price."
+    "Lists the agent-decoders as the router sees them: where, what, how busy, at what price. "
+    "`off` is by how much the router's predictions of their steps were wrong lately."
 )
 
 _STATES = {"READY": "green", "STALE": "yellow", "DRAINING": "yellow", "EJECTED": "red"}
@@ -43,7 +44,7 @@ def render(fleet: Fleet) -> Table:
     )
     for name in ("endpoint", "state", "where", "models", "engine"):
         table.add_column(name, no_wrap=name in ("endpoint", "state"))
-    for name in ("agents", "busy", "KV free", "step", "$/h"):
+    for name in ("agents", "busy", "KV free", "step", "off", "$/h", "$/Mtok"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in fleet.endpoints:
         table.add_row(
@@ -56,7 +57,9 @@ def render(fleet: Fleet) -> Table:
             f"{one.busy:.0%}",
             f"{one.free_blocks / one.total_blocks:.0%}" if one.total_blocks else "–",
             f"{one.step_s * 1000:.0f} ms" if one.step_s else "–",
-            f"{one.price_per_hour_usd:.3f}",
+            f"{one.prediction_error:.0%}" if one.learned_step_s else "–",
+            f"{one.price_per_hour_usd:.3f}{' spot' if one.is_spot else ''}",
+            f"{one.price_per_million_tokens_usd:.2f}" if one.price_per_million_tokens_usd else "–",
         )
     return table
 

@@ -222,10 +222,13 @@ class PlacementConstraints(_message.Message):
     MIN_FAILURE_DOMAIN_COUNT_FIELD_NUMBER: _builtins.int
     MAX_PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: _builtins.int
     EXCLUDED_ENDPOINT_IDS_FIELD_NUMBER: _builtins.int
+    MIN_SURVIVING_AGENT_COUNT_FIELD_NUMBER: _builtins.int
     min_failure_domain_count: _builtins.int
     """Spread over at least this many failure domains where so many exist; 0 means one."""
     max_price_per_hour_micro_usd: _builtins.int
     """Highest price per hour of an endpoint, in millionths of a US dollar; 0 means no limit."""
+    min_surviving_agent_count: _builtins.int
+    """The loss of any one provider leaves at least so many agents of each gang, where that can be; 0 asks for nothing."""
     @_builtins.property
     def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed providers; empty means all."""
@@ -246,10 +249,11 @@ class PlacementConstraints(_message.Message):
         min_failure_domain_count: _builtins.int = ...,
         max_price_per_hour_micro_usd: _builtins.int = ...,
         excluded_endpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
+        min_surviving_agent_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_endpoint_ids", b"excluded_endpoint_ids", "max_price_per_hour_micro_usd", b"max_price_per_hour_micro_usd", "min_failure_domain_count", b"min_failure_domain_count", "providers", b"providers", "regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_endpoint_ids", b"excluded_endpoint_ids", "max_price_per_hour_micro_usd", b"max_price_per_hour_micro_usd", "min_failure_domain_count", b"min_failure_domain_count", "min_surviving_agent_count", b"min_surviving_agent_count", "providers", b"providers", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,19 +571,25 @@ class RejectedEndpoint(_message.Message):
 
     ENDPOINT_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ENDPOINT_COUNT_FIELD_NUMBER: _builtins.int
     endpoint_id: _builtins.str
     """The endpoint."""
     reason: _builtins.str
     """Why, in a sentence."""
+    endpoint_count: _builtins.int
+    """For how many endpoints it speaks, itself among them: of a large fleet a few are named for each kind of reason.
+    0 means 1.
+    """
     def __init__(
         self,
         *,
         endpoint_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        endpoint_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_count", b"endpoint_count", "endpoint_id", b"endpoint_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ from cogitate.kit.auth import current_tenant
 from cogitate.kit.channels import remaining_s
 from cogitate.kit.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     InvalidRequest,
     NoEndpoint,
     NotFound,
@@ -272,7 +273,8 @@ class Runtime:
         if remaining is not None and request.on_disconnect != pb.ON_DISCONNECT_CONTINUE:
             limits.append(remaining)
         if min(limits, default=1.0) <= 0:
-            raise InvalidRequest("the deadline is over already", field="spec.budget.deadline_time")
+            # It may have been in time when it was sent.
+            raise DeadlineExceeded("the deadline was over before the question was accepted")
         limits = [limit - min(DEADLINE_MARGIN_S, limit * DEADLINE_MARGIN_SHARE) for limit in limits]
         return min([self.config.max_duration_s, *limits])
 

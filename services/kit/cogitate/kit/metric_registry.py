@@ -17,6 +17,8 @@ _TTFT_S = _bounds("0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 
 _TOKEN_S = _bounds("0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5")
 _REQUEST_S = _bounds("0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28 2.56 5.12 10.24 20.48 40.96 81.92")
 _STEP_S = _bounds("0.0005 0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5")
+_SHARE = _bounds("0.01 0.02 0.05 0.1 0.2 0.3 0.5 0.75 1")
+_PLACE_S = _bounds("0.0001 0.0002 0.0005 0.001 0.002 0.005 0.01 0.02 0.05 0.1")
 _POSITIONS = _bounds("1 2 4 8 16 32 64 128 256 512 1024 2048 4096")
 
 
@@ -124,6 +126,16 @@ class Metric(Enum):
     )
     DEVICE_UTILIZATION = "cogitate.device.utilization", GAUGE, "1", "As NVML says."
     DEVICE_POWER = "cogitate.device.power", GAUGE, "W", "As NVML says."
+
+    # Of the router.
+    STEP_PREDICTION_ERROR = (
+        "cogitate.router.step_prediction_error", HISTOGRAM, "1",
+        "By how much a reported mean step differed from what was predicted, relative.", _SHARE,
+    )  # fmt: skip
+    PLACEMENT_DURATION = (
+        "cogitate.router.placement.duration", HISTOGRAM, "s",
+        "Time of a declaration or replacement, from its command to its answer.", _PLACE_S,
+    )  # fmt: skip
 
     def __init__(
         self, key: str, kind: str, unit: str, description: str, bounds: tuple[float, ...] = ()

@@ -56,3 +56,14 @@ class RouterConfig(ServiceConfig):
     growth_share: float = knob(
         0.5, "share of an agent's expected KV growth that must be free", minimum=0, maximum=1
     )
+    region: str = knob("", "region of the aggregators served, for distances; empty: none count")
+    region_distance_s: float = knob(0.1, "round trip between two regions", minimum=0, maximum=60)
+    spot_losses_per_hour: float = knob(
+        0.05, "how often spot capacity is expected to be taken away", minimum=0, maximum=3600
+    )
+    prefix_count: int = knob(
+        10_000, "prefixes remembered with where they are computed", minimum=0, maximum=10_000_000
+    )
+    prefix_endpoint_count: int = knob(
+        8, "endpoints remembered of each prefix", minimum=1, maximum=1024
+    )

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cogitate.kit import telemetry
+from cogitate.kit import metrics, telemetry
 from cogitate.kit.clock import Clock, SystemClock
 from cogitate.kit.errors import NoEndpoint, Rejected
+from cogitate.kit.metric_registry import Metric
 from cogitate.kit.telemetry import Attr, Span
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
@@ -24,6 +25,7 @@ from cogitate.router.core.estimate import CostModel
 from cogitate.router.core.fleet import EndpointChanged, Fleet
 from cogitate.router.core.leases import Leases
 from cogitate.router.core.placement import PlacementPolicy
+from cogitate.router.core.prefixes import Prefixes
 from cogitate.router.core.types import Declare, Denied, Granted, Replace
 from cogitate.v1 import router_service_pb2 as router_pb2
 
@@ -127,6 +129,7 @@ class Runtime:
             Attr.MODEL: command.gangs[0].model,
             Attr.AGENT_COUNT: sum(len(gang.agent_ids) for gang in command.gangs),
         }
+        began = self.clock.monotonic()
         with telemetry.span(Span.PLACE, attributes, parent=traceparent or None) as span:
             if isinstance(command, Declare):
                 answer = self.desk.declare(command, holder.number, now)
@@ -137,6 +140,7 @@ class Runtime:
             else:
                 endpoints = sorted({gang.share.endpoint_id for gang in answer.gangs})
                 span.set_attribute(Attr.ENDPOINT_ID, ",".join(endpoints))
+        metrics.record(Metric.PLACEMENT_DURATION, self.clock.monotonic() - began)
         self._log(answer)
         if isinstance(answer, Denied):
             self.post(holder, wire.denial(answer, self.config.retry_delay_s))
@@ -155,10 +159,22 @@ class Runtime:
 
     def apply(self, changes: Iterable[EndpointChanged]) -> None:
         """Logs what happened to endpoints and tells the lease holders concerned."""
+        self.desk.board(self.clock.monotonic())
         for changed in changes:
             logger.info("endpoint %s: %s", changed.endpoint_id, changed.change)
             for news in self.desk.news((changed,)):
                 self.post(self._holders[news.holder], wire.news(news))
+
+    def observations(self, endpoint_id: str) -> int:
+        """How many reports of steps were learned from."""
+        entry = self.desk.fleet.entries.get(endpoint_id)
+        return entry.learner.observations if entry and entry.learner else 0
+
+    def learned(self, endpoint_id: str, before: int) -> None:
+        """Tells how wrong the prediction was, if the latest report could be compared with one."""
+        entry = self.desk.fleet.entries.get(endpoint_id)
+        if entry and entry.learner and entry.learner.observations > max(before, 1):
+            metrics.record(Metric.STEP_PREDICTION_ERROR, entry.learner.last_error or 0.0)
 
     def fleet(self) -> router_pb2.GetFleetResponse:
         """Returns the fleet and the number of leases."""
@@ -204,6 +220,8 @@ def make_desk(config: RouterConfig) -> Desk:
         spread_penalty=config.spread_penalty,
         seconds_per_usd=config.seconds_per_usd,
         growth_share=config.growth_share,
+        far_s=config.region_distance_s,
+        spot_losses_per_hour=config.spot_losses_per_hour,
     )
     return Desk(
         fleet=Fleet(
@@ -217,4 +235,6 @@ def make_desk(config: RouterConfig) -> Desk:
         policy=PlacementPolicy(config.policy, model),
         max_leases=config.max_lease_count,
         max_agents=config.max_agent_count,
+        region=config.region,
+        prefixes=Prefixes(config.prefix_count, config.prefix_endpoint_count),
     )

@@ -69,7 +69,9 @@ class RouterServicer(router_grpc.RouterServiceServicer):
             raise InvalidRequest("the first report must be a description", field="description")
         if which == "load":
             load = wire.load(request.load)
+            learned = runtime.observations(described.endpoint_id)
             runtime.apply(fleet.report(stream, described.endpoint_id, load, now))
+            runtime.learned(described.endpoint_id, learned)
         elif which == "drain":
             left = request.drain
             remaining_s = (

@@ -114,6 +114,7 @@ def declare(message: router_pb2.DeclareGangs) -> Declare:
     """Returns a declaration. Raises InvalidRequest naming the field."""
     limits = message.constraints
     _check(limits.min_failure_domain_count >= 0, "min_failure_domain_count", "is negative")
+    _check(limits.min_surviving_agent_count >= 0, "min_surviving_agent_count", "is negative")
     _check(limits.max_price_per_hour_micro_usd >= 0, "max_price_per_hour_micro_usd", "is negative")
     _check(message.budget.max_cost_micro_usd >= 0, "budget.max_cost_micro_usd", "is negative")
     constraints = Constraints(
@@ -122,6 +123,7 @@ def declare(message: router_pb2.DeclareGangs) -> Declare:
         min_failure_domains=limits.min_failure_domain_count,
         max_price_per_hour_micro_usd=limits.max_price_per_hour_micro_usd,
         excluded=frozenset(limits.excluded_endpoint_ids),
+        min_survivors=limits.min_surviving_agent_count,
     )
     contemplation_id = _contemplation_id(message.contemplation_id)
     return Declare(
@@ -248,7 +250,10 @@ def _placed(gang: GrantedShare) -> router_pb2.PlacedGang:
 
 def _rejected(rejections: Iterable[Rejection]) -> list[router_pb2.RejectedEndpoint]:
     return [
-        router_pb2.RejectedEndpoint(endpoint_id=r.endpoint_id, reason=r.reason) for r in rejections
+        router_pb2.RejectedEndpoint(
+            endpoint_id=r.endpoint_id, reason=r.reason, endpoint_count=r.count
+        )
+        for r in rejections
     ]
 
 
@@ -338,6 +343,7 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
     for message in messages:
         _check(0 < len(message.model) <= _MAX_NAME_CHARS, "gangs.model", "is missing or too long")
         _check(len(message.role) <= _MAX_NAME_CHARS, "gangs.role", "is too long")
+        _check(len(message.prefix_digest) <= _MAX_NAME_CHARS, "prefix_digest", "is too long")
         _check(len(message.agent_ids) > 0, "gangs.agent_ids", "are missing")
         where = message.prefilled_endpoint_id
         _check(not where or bool(_ID.fullmatch(where)), "prefilled_endpoint_id", "is malformed")
@@ -353,6 +359,7 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
             prefix_tokens=message.prefix_token_count,
             tokens_per_agent=message.tokens_per_agent,
             prefilled_at=message.prefilled_endpoint_id,
+            prefix_digest=message.prefix_digest,
         )
         for message in messages
     )

@@ -8,18 +8,22 @@ Invariants, checked by the state machine in tests/property/test_router_desk.py:
 1. A grant books exactly the agents it places; a denial books nothing.
 2. Answers are given for the attempt that asked; an attempt older than the lease's is refused.
 3. After `end` of every holder, and after `release` of every lease, nothing is booked.
+4. The board holds what a snapshot says, whatever happened since the last placement.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cogitate.router.core.fleet import EndpointChanged, Fleet
+from cogitate.router.core.board import Board
+from cogitate.router.core.fleet import EndpointChanged, Entry, Fleet
 from cogitate.router.core.leases import Booking, Lease, Leases, News
-from cogitate.router.core.placement import PlacementPolicy, place
+from cogitate.router.core.placement import PlacementPolicy, place_on
 from cogitate.router.core.policies import POLICIES
+from cogitate.router.core.prefixes import Prefixes
 from cogitate.router.core.types import (
     Confirm,
     Constraints,
@@ -49,30 +53,60 @@ class Desk:
     policy: PlacementPolicy = field(default_factory=PlacementPolicy)
     max_leases: int = 10_000
     max_agents: int = 1024
+    region: str = ""  # where gangs are asked for from that do not say it
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    agents_placed: int = 0
+    _board: Board = field(init=False)
+    # When bookings stop to be pending by themselves, and where.
+    _settles: list[tuple[float, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._board = Board(self.policy.model)
+        self.fleet.touched.update(self.fleet.entries)
+
+    def board(self, now: float) -> Board:
+        """The fleet at `now` as arrays. O(endpoints that changed since the last call).
+
+        Call it when endpoints report, so that a placement does not pay for all of them at once.
+        """
+        touched = self.fleet.touched | self.leases.touched
+        while self._settles and self._settles[0][0] <= now:
+            touched.add(heapq.heappop(self._settles)[1])
+        for endpoint_id in sorted(touched):
+            entry = self.fleet.entries.get(endpoint_id)
+            if entry is None:
+                self._board.remove(endpoint_id)
+            else:
+                self._board.put(self._snapshot(endpoint_id, entry, now))
+        self.fleet.touched.clear()
+        self.leases.touched.clear()
+        return self._board
 
     def snapshot(self, now: float) -> tuple[EndpointSnapshot, ...]:
         """Returns the fleet at `now`, by endpoint id."""
-        snapshots = []
-        for endpoint_id, entry in sorted(self.fleet.entries.items()):
-            booked = self.leases.booked(endpoint_id, entry.load_at_s, now)
-            snapshots.append(
-                EndpointSnapshot(
-                    description=entry.description,
-                    state=self.fleet.state(entry, now),
-                    load=entry.load,
-                    unknown_because=entry.unknown_because,
-                    reported_at_s=entry.reported_at_s,
-                    expires_at_s=entry.reported_at_s + self.fleet.expiry_s,
-                    incarnation=entry.incarnation,
-                    booked_agents=booked.agents,
-                    booked_blocks=booked.blocks,
-                    pending_agents=booked.pending_agents,
-                    pending_blocks=booked.pending_blocks,
-                    speed=entry.learner.speed if entry.learner else None,
-                    speed_error=entry.learner.error if entry.learner else None,
-                )
-            )
-        return tuple(snapshots)
+        return tuple(
+            self._snapshot(endpoint_id, entry, now)
+            for endpoint_id, entry in sorted(self.fleet.entries.items())
+        )
+
+    def _snapshot(self, endpoint_id: str, entry: Entry, now: float) -> EndpointSnapshot:
+        booked = self.leases.booked(endpoint_id, entry.load_at_s, now)
+        return EndpointSnapshot(
+            description=entry.description,
+            state=self.fleet.state(entry, now),
+            load=entry.load,
+            unknown_because=entry.unknown_because,
+            reported_at_s=entry.reported_at_s,
+            expires_at_s=entry.reported_at_s + self.fleet.expiry_s,
+            incarnation=entry.incarnation,
+            booked_agents=booked.agents,
+            booked_blocks=booked.blocks,
+            pending_agents=booked.pending_agents,
+            pending_blocks=booked.pending_blocks,
+            speed=entry.learner.speed if entry.learner else None,
+            prior=entry.prior,
+            speed_error=entry.learner.error if entry.learner else None,
+        )
 
     def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied:
         """Places and books a declaration, or denies it; denied, its terms are remembered.
@@ -175,9 +209,9 @@ class Desk:
         avoid: frozenset[str] = frozenset(),
     ) -> Granted | Denied:
         lease.attempt, terms = command.attempt, lease.terms
-        policy = dataclasses.replace(self.policy, name=terms.policy or self.policy.name)
-        fleet = self.snapshot(now)
-        failed = _still_failed(lease, fleet) | avoid
+        policy = terms.policy or self.policy.name
+        board = self.board(now)
+        failed = self._still_failed(lease) | avoid
         placements: list[tuple[GangNeed, Placement]] = []
         for gang in command.gangs:
             need = dataclasses.replace(
@@ -185,13 +219,19 @@ class Desk:
                 constraints=terms.constraints,
                 max_cost_micro_usd=terms.max_cost_micro_usd,
                 failed=failed,
+                cached_at=self._cached_at(gang.prefix_digest),
+                region=gang.region or self.region,
+                turn=self.agents_placed,
             )
-            placement = place(need, fleet, now, policy)
+            placement = place_on(need, board, now, policy)
             if not placement.shares:
                 return self._denial(command, need, placement)
             placements.append((need, placement))
-            fleet = tuple(_with_shares(snapshot, placement.shares) for snapshot in fleet)
-        return self._reserve(lease, placements, policy.name, now)
+            for share in placement.shares if len(command.gangs) > 1 else ():
+                # The next gang sees it; what is on the board is taken back at the next look.
+                board.put(_with_share(board.snapshots[board.rows[share.endpoint_id]], share))
+                self.leases.touched.add(share.endpoint_id)
+        return self._reserve(lease, placements, policy, now)
 
     def _reserve(
         self,
@@ -215,14 +255,31 @@ class Desk:
                     made_at_s=now,
                 )
                 self.leases.reserve(lease, booking)
-                description = self.fleet.entries[share.endpoint_id].description
-                gangs.append(GrantedShare(gang_id, share, need, description))
+                heapq.heappush(self._settles, (now + self.leases.settle_s, share.endpoint_id))
+                entry = self.fleet.entries[share.endpoint_id]
+                self.prefixes.note(need.prefix_digest, share.endpoint_id, entry.incarnation)
+                self.agents_placed += len(share.agent_ids)
+                gangs.append(GrantedShare(gang_id, share, need, entry.description))
         return Granted(
             contemplation_id=lease.contemplation_id,
             attempt=lease.attempt,
             gangs=tuple(gangs),
             rejected=_unused(placements),
             policy=policy,
+        )
+
+    def _cached_at(self, digest: str) -> frozenset[str]:
+        """The endpoints that were given a prefix and are still the same process."""
+        known, entries = self.prefixes.where(digest), self.fleet.entries
+        return frozenset(
+            e for e, i in known.items() if e in entries and entries[e].incarnation == i
+        )
+
+    def _still_failed(self, lease: Lease) -> frozenset[str]:
+        """The endpoints that failed the lease and are still the same process."""
+        failed, entries = lease.failed, self.fleet.entries
+        return frozenset(
+            e for e, i in failed.items() if e in entries and entries[e].incarnation == i
         )
 
     def _denial(self, command: Declare | Replace, need: GangNeed, placement: Placement) -> Denied:
@@ -254,27 +311,17 @@ def _guessed(terms: Terms, command: Confirm) -> Terms:
     return dataclasses.replace(terms, constraints=constraints)
 
 
-def _still_failed(lease: Lease, fleet: Sequence[EndpointSnapshot]) -> frozenset[str]:
-    """Returns the endpoints that failed the lease and are still the same process."""
-    return frozenset(
-        s.endpoint_id for s in fleet if lease.failed.get(s.endpoint_id) == s.incarnation
+def _with_share(snapshot: EndpointSnapshot, share: Share) -> EndpointSnapshot:
+    """Returns the snapshot as it will be once the share is booked."""
+    agents = len(share.agent_ids)
+    blocks = share.prefix_blocks + agents * share.blocks_per_agent
+    return dataclasses.replace(
+        snapshot,
+        booked_agents=snapshot.booked_agents + agents,
+        booked_blocks=snapshot.booked_blocks + blocks,
+        pending_agents=snapshot.pending_agents + agents,
+        pending_blocks=snapshot.pending_blocks + blocks,
     )
-
-
-def _with_shares(snapshot: EndpointSnapshot, shares: Iterable[Share]) -> EndpointSnapshot:
-    """Returns the snapshot as it will be once the shares are booked."""
-    for share in shares:
-        if share.endpoint_id == snapshot.endpoint_id:
-            agents = len(share.agent_ids)
-            blocks = share.prefix_blocks + agents * share.blocks_per_agent
-            snapshot = dataclasses.replace(
-                snapshot,
-                booked_agents=snapshot.booked_agents + agents,
-                booked_blocks=snapshot.booked_blocks + blocks,
-                pending_agents=snapshot.pending_agents + agents,
-                pending_blocks=snapshot.pending_blocks + blocks,
-            )
-    return snapshot
 
 
 def _unused(placements: Sequence[tuple[GangNeed, Placement]]) -> tuple[Rejection, ...]:

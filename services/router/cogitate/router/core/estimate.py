@@ -7,13 +7,16 @@ as learned from the endpoint's steps (``learning``). Of an endpoint that does no
 c * (1 + batch_slope * b), where `c` comes from its own last report (a step duration at a batch
 size) and from a prior while it has none. Agents of an endpoint decode in one batch, so they end
 together; the share of an hourly price that a gang pays is its share of that batch. `effective` adds
-money to time at a fixed exchange rate, so that policies compare one number.
+money to time at a fixed exchange rate, so that policies compare one number, and what a spot machine
+is expected to lose: half of the duration, as often as it is taken away. `scores` has the same
+formulas for a whole fleet; `test_scores_agree_with_estimates` holds the two together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cogitate.router.core.learning import Speed
 from cogitate.router.core.types import EndpointSnapshot, GangNeed
 
 
@@ -28,63 +31,48 @@ class CostModel:
     spread_penalty: float = 0.1
     seconds_per_usd: float = 60.0
     growth_share: float = 0.5
+    far_s: float = 0.1  # round trip between two regions
+    spot_losses_per_hour: float = 0.05
 
 
-@dataclass(frozen=True, slots=True)
 class Estimate:
-    """An endpoint seen by one gang. Every method is non-decreasing in `k`, the number of agents."""
+    """An endpoint seen by one gang. Every method is non-decreasing in `k`, the number of agents.
 
-    snapshot: EndpointSnapshot
-    need: GangNeed
-    model: CostModel
+    `steps`: tokens each agent is expected to sample, no more than the window leaves. `prefill_s`:
+    time of the one prefill all agents there share, none where most of it is computed.
+    `distance_s`: time to its region and back; regions that are not told are near.
+    """
 
-    @property
-    def steps(self) -> int:
-        """Tokens each agent is expected to sample; no more than the window leaves."""
-        wanted = self.need.tokens_per_agent or self.model.prior_tokens_per_agent
-        window = self.snapshot.description.max_model_len
-        return max(1, min(wanted, window - self.need.prefix_tokens)) if window else wanted
+    __slots__ = (
+        "_fixed_s", "_per_agent_s", "distance_s", "is_prefilled", "model", "need", "prefill_s",
+        "snapshot", "steps",
+    )  # fmt: skip
 
-    @property
-    def prefill_s(self) -> float:
-        """Time of the one prefill all agents there share; none where most of it is computed."""
-        if self.is_prefilled:
-            return 0.0
-        speed = self.snapshot.speed
-        if speed is not None and speed.per_prompt_position_s:
-            return self.need.prefix_tokens * speed.per_prompt_position_s
-        load = self.snapshot.load
-        reported = load.prefill_tokens_per_s if load else 0.0
-        return self.need.prefix_tokens / (reported or self.model.prior_prefill_tokens_per_s)
-
-    @property
-    def is_prefilled(self) -> bool:
-        """Whether its prefix cache has most of the prefix."""
-        return self.need.prefilled_at == self.snapshot.endpoint_id
+    def __init__(self, snapshot: EndpointSnapshot, need: GangNeed, model: CostModel) -> None:
+        self.snapshot, self.need, self.model = snapshot, need, model
+        what, where = snapshot.description, snapshot.endpoint_id
+        wanted = need.tokens_per_agent or model.prior_tokens_per_agent
+        window = what.max_model_len
+        left = min(wanted, window - need.prefix_tokens) if window else wanted
+        self.steps = max(1, left) if window else wanted
+        self.is_prefilled = where == need.prefilled_at or where in need.cached_at
+        self.prefill_s = (
+            0.0 if self.is_prefilled else need.prefix_tokens * prompt_position_s(snapshot, model)
+        )
+        far = need.region and what.region and need.region != what.region
+        self.distance_s = model.far_s if far else 0.0
+        speed = speed_of(snapshot, model)
+        positions = positions_of(snapshot) + need.prefix_tokens
+        self._fixed_s = speed.step_s(snapshot.sequences, positions)
+        self._per_agent_s = speed.per_sequence_s + speed.per_position_s * self.steps / 2
 
     def step_s(self, k: int) -> float:
         """Time of a step with `k` more agents in the batch, when they have half of their tokens."""
-        if (speed := self.snapshot.speed) is not None:
-            added = self.need.prefix_tokens + k * self.steps / 2
-            return speed.step_s(self.snapshot.sequences + k, self._positions + added)
-        slope = self.model.batch_slope
-        load = self.snapshot.load
-        if load and load.step_s > 0:
-            base = load.step_s / (1 + slope * load.step_batch_size)
-        else:
-            base = self.model.prior_step_s / (1 + slope)
-        return base * (1 + slope * (self.snapshot.sequences + k))
-
-    @property
-    def _positions(self) -> int:
-        """KV positions that are held there now."""
-        what, load = self.snapshot.description, self.snapshot.load
-        free = self.snapshot.free_blocks if load is None else load.free_blocks
-        return (what.total_blocks - free) * what.block_size
+        return self._fixed_s + k * self._per_agent_s
 
     def duration_s(self, k: int) -> float:
         """Time until `k` agents there are done."""
-        return self.prefill_s + self.steps * self.step_s(k)
+        return self.distance_s + self.prefill_s + self.steps * self.step_s(k)
 
     def cost_micro_usd(self, k: int) -> float:
         """What `k` agents there cost."""
@@ -94,8 +82,13 @@ class Estimate:
         return by_token + part * self.duration_s(k) * what.price_per_hour_micro_usd / 3600
 
     def effective_s(self, k: int) -> float:
-        """Duration plus cost, in seconds."""
-        return self.duration_s(k) + self.cost_micro_usd(k) / 1e6 * self.model.seconds_per_usd
+        """Duration, what a spot machine is expected to lose of it, and cost, in seconds."""
+        duration_s = self.duration_s(k)
+        lost_s = 0.0
+        if self.snapshot.description.is_spot:
+            lost_s = duration_s**2 / 2 * self.model.spot_losses_per_hour / 3600
+        money = self.cost_micro_usd(k) / 1e6 * self.model.seconds_per_usd
+        return duration_s + lost_s + money
 
     @property
     def prefix_blocks(self) -> int:
@@ -122,3 +115,35 @@ class Estimate:
             return sequences
         blocks = what.total_blocks if idle else self.snapshot.free_blocks
         return max(0, min(sequences, (blocks - self.prefix_blocks) // self.blocks_per_agent))
+
+
+def speed_of(snapshot: EndpointSnapshot, model: CostModel) -> Speed:
+    """How fast it steps: as learned, as it said last, or as its hardware lets expect."""
+    if snapshot.speed is not None:
+        return snapshot.speed
+    load, slope = snapshot.load, model.batch_slope
+    if load and load.step_s > 0:
+        base = load.step_s / (1 + slope * load.step_batch_size)
+    elif snapshot.prior is not None:
+        return snapshot.prior
+    else:
+        base = model.prior_step_s / (1 + slope)
+    return Speed(base, base * slope)
+
+
+def prompt_position_s(snapshot: EndpointSnapshot, model: CostModel) -> float:
+    """How long it takes for a position of a prompt, from the same sources."""
+    if snapshot.speed is not None and snapshot.speed.per_prompt_position_s:
+        return snapshot.speed.per_prompt_position_s
+    if snapshot.load and snapshot.load.prefill_tokens_per_s:
+        return 1 / snapshot.load.prefill_tokens_per_s
+    if snapshot.prior is not None and snapshot.prior.per_prompt_position_s:
+        return snapshot.prior.per_prompt_position_s
+    return 1 / model.prior_prefill_tokens_per_s
+
+
+def positions_of(snapshot: EndpointSnapshot) -> int:
+    """KV positions that are held there now."""
+    what, load = snapshot.description, snapshot.load
+    free = snapshot.free_blocks if load is None else load.free_blocks
+    return (what.total_blocks - free) * what.block_size

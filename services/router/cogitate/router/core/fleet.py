@@ -51,6 +51,7 @@ class Entry:
     drains: bool = False
     work: Work = field(default_factory=Work)  # as last reported
     learner: Learner | None = None  # None until it reports steps
+    prior: Speed | None = None  # by its hardware
 
     @property
     def draining(self) -> bool:
@@ -69,6 +70,7 @@ class Fleet:
     prior_prefill_tokens_per_s: float = 2000.0
     entries: dict[str, Entry] = field(default_factory=dict)
     models_seen: set[str] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)  # changed since who empties it looked
     _incarnations: int = 0
 
     def describe(
@@ -76,13 +78,15 @@ class Fleet:
     ) -> tuple[EndpointChanged, ...]:
         """Takes an endpoint in, or its new description. The latest stream owns the endpoint."""
         known = self.entries.get(description.endpoint_id)
+        self.touched.add(description.endpoint_id)
         if len(self.models_seen) < _MAX_MODELS_SEEN:
             self.models_seen.update(description.models)
         if known is not None and known.stream == stream:
             known.description = description
+            known.prior = self.prior(description)
             return self._heard(known, now)
         self._incarnations += 1
-        entry = Entry(stream, description, self._incarnations, now)
+        entry = Entry(stream, description, self._incarnations, now, prior=self.prior(description))
         if known is not None and _same_machine(known.description, description):
             entry.learner = known.learner
         self.entries[description.endpoint_id] = entry
@@ -130,6 +134,7 @@ class Fleet:
         if self._owned(stream, endpoint_id) is None:
             return ()
         del self.entries[endpoint_id]
+        self.touched.add(endpoint_id)
         return (EndpointChanged(endpoint_id, Change.GONE),)
 
     def expire(self, now: float) -> tuple[EndpointChanged, ...]:
@@ -141,6 +146,7 @@ class Fleet:
         ]
         for entry in silent:
             entry.expired = True
+            self.touched.add(entry.description.endpoint_id)
         return tuple(
             EndpointChanged(entry.description.endpoint_id, Change.EXPIRED) for entry in silent
         )
@@ -161,17 +167,22 @@ class Fleet:
         if more is None or not (more.steps or more.prompt_positions):
             return
         if entry.learner is None:
-            entry.learner = Learner(self._prior(entry.description))
+            entry.learner = Learner(self.prior(entry.description))
         entry.learner.observe(more)
 
-    def _prior(self, what: Description) -> Speed:
+    def prior(self, what: Description) -> Speed:
+        """What its hardware lets expect."""
         return prior_of(
             what.hardware, self.prior_step_s, self.prior_slope, self.prior_prefill_tokens_per_s
         )
 
     def _owned(self, stream: int, endpoint_id: str) -> Entry | None:
+        """The entry that a stream may change; it is taken to be changed."""
         entry = self.entries.get(endpoint_id)
-        return entry if entry is not None and entry.stream == stream else None
+        if entry is None or entry.stream != stream:
+            return None
+        self.touched.add(endpoint_id)
+        return entry
 
     def _heard(self, entry: Entry, now: float) -> tuple[EndpointChanged, ...]:
         entry.reported_at_s = now

@@ -30,7 +30,7 @@ DOUBT = 10.0
 STALL = 0.4
 # What a coefficient is multiplied with, so that all are of one size.
 _SEQUENCES, _POSITIONS = 8.0, 4096.0
-_LEAST_STEP_S = 1e-6
+LEAST_STEP_S = 1e-6
 _ERROR_SHARE = 0.1  # of the newest in the running error
 _PROMPT_SHARE = 0.3  # of the newest in the prefill speed
 # Which coefficients may differ from zero, all of them first.
@@ -49,7 +49,7 @@ class Speed:
     def step_s(self, batch: float, positions: float) -> float:
         """Time of a step of ``batch`` sequences that read so many positions in all."""
         linear = self.base_s + self.per_sequence_s * batch + self.per_position_s * positions
-        return max(_LEAST_STEP_S, linear)
+        return max(LEAST_STEP_S, linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Learner:
     def __init__(self, prior: Speed) -> None:
         self.observations = 0
         self.error: float | None = None
+        self.last_error: float | None = None  # of the newest observation alone
         self.speed = prior
         self._has_prefilled = False
         # Normal equations of the weighed squares, scaled as observations are; first the prior's.
@@ -102,7 +103,7 @@ class Learner:
             )
         if not (work.steps and work.step_s):
             return
-        measured = max(_LEAST_STEP_S, work.step_s / work.steps)
+        measured = max(LEAST_STEP_S, work.step_s / work.steps)
         batch, positions = work.sequences / work.steps, work.positions / work.steps
         off = measured - self.speed.step_s(batch, positions)
         noise = (NOISE * measured) ** 2
@@ -114,6 +115,7 @@ class Learner:
             and wrong > STALL
         ):
             noise += off**2  # a stall of the machine is no step; if it goes on, the error grows
+        self.last_error = wrong
         self.error = wrong if self.error is None else self.error + _ERROR_SHARE * (
             wrong - self.error
         )  # fmt: skip

@@ -84,6 +84,7 @@ class Leases:
 
     settle_s: float
     leases: dict[str, Lease] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)  # changed since who empties it looked
     _by_endpoint: dict[str, dict[tuple[str, str], Booking]] = field(default_factory=dict)
 
     def hold(self, contemplation_id: str, holder: int, owner_epoch: int | None = None) -> Lease:
@@ -101,6 +102,7 @@ class Leases:
         self._drop(lease, (booking.gang_id,))
         lease.bookings[booking.gang_id] = booking
         key = (lease.contemplation_id, booking.gang_id)
+        self.touched.add(booking.endpoint_id)
         self._by_endpoint.setdefault(booking.endpoint_id, {})[key] = booking
 
     def rollback(self, lease: Lease, attempt: int, gang_ids: Iterable[str]) -> None:
@@ -224,6 +226,7 @@ class Leases:
             if booking is None:
                 continue
             here = self._by_endpoint[booking.endpoint_id]
+            self.touched.add(booking.endpoint_id)
             del here[(lease.contemplation_id, gang_id)]
             if not here:
                 del self._by_endpoint[booking.endpoint_id]

@@ -1,4 +1,4 @@
-"""Who runs where: filter, score, split. A pure function of a gang and a snapshot of the fleet.
+"""Who runs where: filter, score, split. A pure function of a gang and a fleet.
 
 Invariants, each a property test in tests/property/test_router_placement.py:
 1. A filtered endpoint is never used (test_filtered_endpoints_are_never_used).
@@ -8,24 +8,25 @@ Invariants, each a property test in tests/property/test_router_placement.py:
    (test_unknown_load_never_beats_a_known_one).
 5. At least min_failure_domains are used where the candidates have so many
    (test_failure_domains_are_spread_over).
+6. The loss of any one provider leaves min_survivors where that can be
+   (test_no_provider_has_more_than_may_be_lost).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from cogitate.router.core import board as b
+from cogitate.router.core import filters
+from cogitate.router.core.board import Board, Ints
+from cogitate.router.core.deal import Split, Spread
 from cogitate.router.core.estimate import CostModel, Estimate
-from cogitate.router.core.policies import POLICIES, Candidate, Split
-from cogitate.router.core.types import (
-    EndpointSnapshot,
-    GangNeed,
-    Placement,
-    Rejection,
-    Share,
-    State,
-)
+from cogitate.router.core.filters import Codes
+from cogitate.router.core.policies import POLICIES
+from cogitate.router.core.scores import Scores, room, steps
+from cogitate.router.core.types import EndpointSnapshot, GangNeed, Placement, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,246 +40,167 @@ class PlacementPolicy:
 def place(
     need: GangNeed, fleet: Sequence[EndpointSnapshot], now: float, policy: PlacementPolicy
 ) -> Placement:
-    """Places all agents of a gang, or none and says why.
+    """Places all agents of a gang, or none and says why. Does not raise.
 
-    Agents are handed out in the order of `need.agent_ids`, endpoints by id. Endpoints are compared
-    in tie order: fewest sequences, then a hash of contemplation and endpoint. Does not raise.
+    Agents are handed out in the order of `need.agent_ids`, endpoints by id. Equal endpoints go by
+    fewest sequences, then by a hash of contemplation and endpoint.
     """
-    rejected: list[Rejection] = []
-    fits: list[EndpointSnapshot] = []
-    for snapshot in sorted(fleet, key=lambda s: s.endpoint_id):
-        rejection = reject(need, snapshot, now, policy.model)
-        if rejection is None:
-            fits.append(snapshot)
-        else:
-            rejected.append(rejection)
-    candidates = sorted((_candidate(s, need, policy.model) for s in fits), key=_tie_key)
-    full = [c for c in candidates if not c.room]
-    rejected += [_full(c) for c in full]
-    candidates = [c for c in candidates if c.room]
-    room = sum(c.room for c in candidates)
-    if room < len(need.agent_ids):
-        return _denied(need, fleet, fits, rejected, room, policy)
-    split = _split(candidates, need, policy)
-    return _placement(need, candidates, split, rejected, policy)
+    return place_on(need, Board.of(fleet, policy.model), now, policy.name)
 
 
-def reject(
-    need: GangNeed, snapshot: EndpointSnapshot, now: float, model: CostModel
-) -> Rejection | None:
-    """Returns why an endpoint may not take any agent of the gang, or None if it may."""
-    what, limits = snapshot.description, need.constraints
-    missing = need.capabilities - what.capabilities
-    window, per_hour = what.max_model_len, what.price_per_hour_micro_usd
-    highest, budget = limits.max_price_per_hour_micro_usd, need.max_cost_micro_usd
-    one = Estimate(snapshot, need, model).cost_micro_usd(1)
-    checks: tuple[tuple[bool, str, bool], ...] = (
-        (need.model not in what.models, f"it does not serve the model {need.model}", False),
-        (bool(missing), f"it lacks {', '.join(sorted(missing))}", False),
-        (
-            bool(limits.providers) and what.provider not in limits.providers,
-            f"its provider {what.provider or 'without a name'} is not allowed",
-            False,
-        ),
-        (
-            bool(limits.regions) and what.region not in limits.regions,
-            f"its region {what.region or 'without a name'} is not allowed",
-            False,
-        ),
-        (
-            0 < highest < per_hour,
-            f"it costs {per_hour / 1e6:.4g} USD an hour, more than {highest / 1e6:.4g}",
-            False,
-        ),
-        (
-            0 < budget < one,
-            f"one agent would cost {one / 1e6:.4g} USD, more than the budget {budget / 1e6:.4g}",
-            False,
-        ),
-        (snapshot.endpoint_id in limits.excluded, "the request excludes it", False),
-        (
-            0 < window <= need.prefix_tokens,
-            f"the prompt of {need.prefix_tokens} tokens exceeds its window of {window}",
-            False,
-        ),
-        (snapshot.endpoint_id in need.failed, "it failed this contemplation", True),
-        (snapshot.state is State.DRAINING, "it is draining", True),
-        (
-            snapshot.state is State.STALE or snapshot.expires_at_s <= now,
-            "its reports stopped",
-            True,
-        ),
-    )
-    for failed, reason, temporary in checks:
-        if failed:
-            return Rejection(snapshot.endpoint_id, reason, temporary)
-    return None
-
-
-def _candidate(snapshot: EndpointSnapshot, need: GangNeed, model: CostModel) -> Candidate:
-    estimate = Estimate(snapshot, need, model)
-    room = min(estimate.room(), len(need.agent_ids))
-    curve = tuple(estimate.effective_s(k) for k in range(1, room + 1))
-    return Candidate(estimate, curve, _hash(need.contemplation_id))
-
-
-def _tie_key(candidate: Candidate) -> tuple[int, int, str]:
-    snapshot, need = candidate.estimate.snapshot, candidate.estimate.need
-    mixed = _hash(f"{need.contemplation_id}\0{snapshot.endpoint_id}")
-    return (snapshot.sequences, mixed, snapshot.endpoint_id)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _split(candidates: Sequence[Candidate], need: GangNeed, policy: PlacementPolicy) -> Split:
-    """Splits over endpoints of known load; what they cannot hold goes to the others."""
-    known = [c for c in candidates if c.estimate.snapshot.load is not None]
-    unknown = [c for c in candidates if c.estimate.snapshot.load is None]
+def place_on(need: GangNeed, board: Board, now: float, policy: str) -> Placement:
+    """The same on a board, which stays as it is."""
     count = len(need.agent_ids)
-    inside = min(count, sum(c.room for c in known))
+    why = filters.codes(need, board, now)
+    fits = np.flatnonzero(why == 0)
+    scores = Scores(board, need, fits)
+    if not scores.room.all():
+        why[fits[scores.room == 0]] = filters.FULL
+        scores = scores.part(scores.room > 0)
+    free = int(np.minimum(scores.room, count).sum())
+    if free < count:
+        return _denied(need, board, fits, why, free, policy)
+    split = _split(scores, policy)
+    return _placement(scores, split, why, policy)
+
+
+def _split(scores: Scores, policy: str) -> Split:
+    """Splits over endpoints of known load; what they cannot hold goes to the others."""
+    count = len(scores.need.agent_ids)
+    known = scores.board.number(b.KNOWN)[scores.rows] > 0
+    if known.all():
+        return _split_tier(scores, count, policy, None)
+    inside = min(count, int(np.minimum(scores.room[known], count).sum()))
     split: Split = {}
-    for tier, agents in ((known, inside), (unknown, count - inside)):
-        if agents:
-            used = {c.domain for c in known if c.endpoint_id in split}
-            split |= _split_tier(tier, agents, need, policy, used)
+    for places, agents in ((np.flatnonzero(known), inside), (np.flatnonzero(~known), count)):
+        left = min(agents, count - sum(split.values()))
+        if left:
+            used = scores.rows[list(split)] if split else None
+            for place, k in _split_tier(scores.part(places), left, policy, used).items():
+                split[int(places[place])] = k
     return split
 
 
-def _split_tier(
-    tier: Sequence[Candidate],
-    count: int,
-    need: GangNeed,
-    policy: PlacementPolicy,
-    used: Collection[tuple[str, str]],
-) -> Split:
-    wanted = max(1, need.constraints.min_failure_domains - len(used))
-    tier = [Candidate(c.estimate, c.curve[:count], c.rotation) for c in tier]
-    domains = min(wanted, count, len({c.domain for c in tier}))
-    split = POLICIES[policy.name](tier, count, domains, policy.model.spread_penalty)
-    rooms = {c.endpoint_id: c.room for c in tier}
-    if sum(split.values()) != count or any(k > rooms[e] for e, k in split.items()):
-        raise AssertionError(f"policy {policy.name} broke its promise")
+def _split_tier(scores: Scores, count: int, policy: str, used: Ints | None) -> Split:
+    spread = _spread(scores, count, used)
+    split = POLICIES[policy](scores, count, spread)
+    if sum(split.values()) != count or any(k > scores.room[p] for p, k in split.items()):
+        raise AssertionError(f"policy {policy} broke its promise")
     return split
 
 
-def _placement(
-    need: GangNeed,
-    candidates: Sequence[Candidate],
-    split: Split,
-    rejected: Sequence[Rejection],
-    policy: PlacementPolicy,
-) -> Placement:
-    shares: list[Share] = []
-    unused: list[Rejection] = []
+def _spread(scores: Scores, count: int, used: Ints | None) -> Spread:
+    """The constraints, as far as these endpoints allow them."""
+    limits = scores.need.constraints
+    domains, limit = 1, 2**31
+    if limits.min_failure_domains > 1:
+        before = 0 if used is None else len(np.unique(scores.board.index(b.DOMAIN)[used]))
+        there = len(np.unique(scores.domains))
+        domains = max(1, min(limits.min_failure_domains - before, count, there))
+    if limits.min_survivors > 0:
+        rooms = np.bincount(scores.providers, np.minimum(scores.room, count))
+        limit = max(1, len(scores.need.agent_ids) - limits.min_survivors)
+        while np.minimum(rooms, limit).sum() < count:
+            limit += 1
+        domains = min(domains, _domains_within(scores, limit))
+    return Spread(domains, limit)
+
+
+def _domains_within(scores: Scores, limit: int) -> int:
+    """How many failure domains can be used when a provider may have only so many agents."""
+    pairs = np.unique(np.stack((scores.providers, scores.domains)), axis=1)
+    return int(np.minimum(np.bincount(pairs[0]), limit).sum())
+
+
+def _placement(scores: Scores, split: Split, why: Codes, policy: str) -> Placement:
+    need, board = scores.need, scores.board
     agents = iter(need.agent_ids)
-    alone = _alone(candidates, len(need.agent_ids))
-    for candidate in sorted(candidates, key=lambda c: c.endpoint_id):
-        k = split.get(candidate.endpoint_id, 0)
-        if not k:
-            unused.append(Rejection(candidate.endpoint_id, _why_not(candidate)))
-            continue
-        estimate = candidate.estimate
+    alone = _alone(scores, len(need.agent_ids)) if len(split) > 1 else None
+    by_id = sorted((board.snapshots[int(scores.rows[p])].endpoint_id, k) for p, k in split.items())
+    shares: list[Share] = []
+    for endpoint_id, k in by_id:
+        estimate = Estimate(board.snapshots[board.rows[endpoint_id]], need, board.model)
+        duration_s = estimate.duration_s(k)
         shares.append(
             Share(
-                endpoint_id=candidate.endpoint_id,
+                endpoint_id=endpoint_id,
                 agent_ids=tuple(next(agents) for _ in range(k)),
                 blocks_per_agent=estimate.blocks_per_agent,
                 prefix_blocks=estimate.prefix_blocks,
-                predicted_s=estimate.duration_s(k),
+                predicted_s=duration_s,
                 predicted_cost_micro_usd=round(estimate.cost_micro_usd(k)),
-                reason=_why(estimate, k, need, len(split), alone),
+                reason=_why(estimate, k, duration_s, len(split), alone),
             )
         )
+    unused = np.ones(len(scores), np.bool_)
+    unused[list(split)] = False
+    rows = scores.rows[unused]
+    why[rows] = np.where(board.number(b.KNOWN)[rows] > 0, filters.UNNEEDED, filters.UNKNOWN)
     return Placement(
-        policy=policy.name,
+        policy=policy,
         shares=tuple(shares),
-        rejected=tuple(sorted([*rejected, *unused], key=lambda r: r.endpoint_id)),
+        rejected=filters.summary(need, board, why),
         makespan_s=max(share.predicted_s for share in shares),
     )
 
 
-def _alone(candidates: Sequence[Candidate], count: int) -> float | None:
+def _alone(scores: Scores, count: int) -> float | None:
     """Returns how long the whole gang would take on the one endpoint best for it."""
-    times = [c.estimate.duration_s(count) for c in candidates if c.room >= count]
-    return min(times, default=None)
+    roomy = scores.room >= count
+    return float(scores.duration_s(count)[roomy].min()) if roomy.any() else None
 
 
-def _why(estimate: Estimate, k: int, need: GangNeed, used: int, alone: float | None) -> str:
-    snapshot = estimate.snapshot
+def _why(estimate: Estimate, k: int, duration_s: float, used: int, alone: float | None) -> str:
+    snapshot, need = estimate.snapshot, estimate.need
+    limits = need.constraints
     parts = [
-        f"{k} of {len(need.agent_ids)} agents: {estimate.duration_s(k):.2f} s predicted, of it "
+        f"{k} of {len(need.agent_ids)} agents: {duration_s:.2f} s predicted, of it "
         f"{estimate.prefill_s:.2f} s prefill, {estimate.steps} steps of "
         f"{estimate.step_s(k) * 1000:.1f} ms beside {snapshot.sequences} other sequences"
     ]
     if estimate.is_prefilled:
         parts.append("most of its prompt is computed there already")
+    if estimate.distance_s:
+        parts.append(f"{estimate.distance_s:.2f} s of it to another region and back")
     if snapshot.load is None:
         parts.append(f"its load is unknown ({snapshot.unknown_because}), but no other has room")
-    if used > 1 and need.constraints.min_failure_domains > 1:
-        parts.append(f"{need.constraints.min_failure_domains} failure domains were asked for")
+    if snapshot.description.is_spot:
+        parts.append("it is spot capacity")
+    if used > 1 and limits.min_failure_domains > 1:
+        parts.append(f"{limits.min_failure_domains} failure domains were asked for")
+    if used > 1 and limits.min_survivors > 0:
+        parts.append(f"{limits.min_survivors} agents are to survive the loss of any provider")
     if used > 1 and alone is not None:
         parts.append(f"one endpoint alone would take {alone:.2f} s")
     return "; ".join(parts)
 
 
-def _why_not(candidate: Candidate) -> str:
-    if candidate.estimate.snapshot.load is None:
-        because = candidate.estimate.snapshot.unknown_because
-        return f"its load is unknown ({because}) and others have room"
-    return f"others suit the gang better; one agent here: {candidate.curve[0]:.2f} s with its price"
-
-
-def _full(candidate: Candidate) -> Rejection:
-    estimate = candidate.estimate
-    snapshot = estimate.snapshot
-    if not estimate.room(idle=True):
-        reason = (
-            f"its {snapshot.description.total_blocks} KV blocks cannot hold one agent, which needs "
-            f"{estimate.prefix_blocks + estimate.blocks_per_agent}"
-        )
-        return Rejection(snapshot.endpoint_id, reason)
-    reason = (
-        f"it is full: room for {snapshot.free_sequences} sequences and {snapshot.free_blocks} KV "
-        f"blocks, one agent needs {estimate.prefix_blocks + estimate.blocks_per_agent} blocks"
-    )
-    return Rejection(snapshot.endpoint_id, reason, temporary=True)
-
-
 def _denied(
-    need: GangNeed,
-    fleet: Sequence[EndpointSnapshot],
-    fits: Sequence[EndpointSnapshot],
-    rejected: Sequence[Rejection],
-    room: int,
-    policy: PlacementPolicy,
+    need: GangNeed, board: Board, fits: Ints, why: Codes, free: int, policy: str
 ) -> Placement:
     """Says why nothing was placed, and whether waiting may help."""
-    models = sorted({model for s in fleet for model in s.description.models})
+    models = sorted({model for s in board.snapshots for model in s.description.models})
     count = len(need.agent_ids)
     reason, retryable = "NO_ENDPOINT", True
-    if not fleet:
+    if not len(board):
         denial = "no endpoint reports to this router"
     elif need.model not in models:
         reason, retryable = "UNKNOWN_MODEL", False
         denial = f"no endpoint serves the model {need.model}; there is: {', '.join(models)}"
-    elif lacking := _lacking(need, fleet):
+    elif lacking := _lacking(need, board.snapshots):
         retryable = False
         denial = f"no endpoint with the model {need.model} has {', '.join(lacking)}"
     else:
-        idle = sum(Estimate(s, need, policy.model).room(idle=True) for s in fits)
-        filtered = {s.endpoint_id for s in fleet} - {s.endpoint_id for s in fits}
-        may_return = any(r.temporary for r in rejected if r.endpoint_id in filtered)
-        retryable = idle >= count or may_return
+        idle = int(room(board, need, fits, steps(board, need, fits), idle=True).sum())
+        retryable = idle >= count or filters.may_return(why)
         denial = (
-            f"there is room for {room} of {count} agents on {len(fits)} of {len(fleet)} endpoints"
+            f"there is room for {free} of {count} agents on {len(fits)} of {len(board)} endpoints"
         )
         if not retryable:
             denial += f", and for {idle} if all of them were idle"
     return Placement(
-        policy=policy.name,
-        rejected=tuple(sorted(rejected, key=lambda r: r.endpoint_id)),
+        policy=policy,
+        rejected=filters.summary(need, board, why),
         denial=denial,
         denial_reason=reason,
         retryable=retryable,

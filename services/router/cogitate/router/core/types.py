@@ -110,6 +110,7 @@ class EndpointSnapshot:
     pending_agents: int = 0
     pending_blocks: int = 0
     speed: Speed | None = None  # None until its steps were seen
+    prior: Speed | None = None  # a guess by its hardware, for when it has reported no speed
     speed_error: float | None = None  # running relative error of what was predicted by it
 
     @property
@@ -147,6 +148,7 @@ class Constraints:
     min_failure_domains: int = 0
     max_price_per_hour_micro_usd: int = 0
     excluded: frozenset[str] = frozenset()
+    min_survivors: int = 0  # agents of each gang that the loss of any one provider leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,10 @@ class GangNeed:
     max_cost_micro_usd: int = 0
     failed: frozenset[str] = frozenset()  # endpoints that failed this contemplation
     prefilled_at: str = ""  # an endpoint that has most of the prefix computed; empty: none
+    prefix_digest: str = ""  # names the common prefix; empty: unknown
+    cached_at: frozenset[str] = frozenset()  # endpoints that lately were given that prefix
+    region: str = ""  # where it is asked for from; empty: unknown
+    turn: int = 0  # agents placed before it: where round robin goes on
     constraints: Constraints = field(default_factory=Constraints)
 
 
@@ -181,11 +187,15 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an endpoint was not used. `temporary` if waiting may help."""
+    """Why an endpoint was not used. `temporary` if waiting may help.
+
+    `count` is for how many endpoints it speaks: in a large fleet few are named for each kind.
+    """
 
     endpoint_id: str
     reason: str
     temporary: bool = False
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ TOOL = Tool(
                 "type": "integer",
                 "minimum": 0,
                 "default": 0,
-                "description": "Which image, counted from 0: the question's, then what tools showed.",
+                "description": "Which image, from 0: the question's, then those tools showed.",
             },
         },
         "required": ["box"],

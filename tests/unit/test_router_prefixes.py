@@ -1,0 +1,96 @@
+"""Prefixes that endpoints were given, and what else declarations say of places, wire to desk."""
+
+from __future__ import annotations
+
+import pytest
+from cogitate.kit.errors import InvalidRequest
+from cogitate.router import wire
+from cogitate.router.core.desk import Desk
+from cogitate.router.core.fleet import Fleet
+from cogitate.router.core.leases import Leases
+from cogitate.router.core.types import Description, Granted, Load
+from cogitate.v1 import router_service_pb2 as router_pb2
+
+pytestmark = pytest.mark.unit
+
+
+def desk(*names: str, **fields: object) -> Desk:
+    made = Desk(Fleet(3.0), Leases(2.0), **fields)  # type: ignore[arg-type]
+    for number, name in enumerate(names):
+        join(made, name, number)
+    return made
+
+
+def join(at: Desk, name: str, stream: int) -> None:
+    what = Description(
+        name, "h:1", f"p-{name}", f"r-{name}", models=("mini",), max_sequences=16
+    )  # fmt: skip
+    at.fleet.describe(stream, what, 0.0)
+    at.fleet.report(stream, name, Load(prefill_tokens_per_s=1000.0), 0.0)
+
+
+def message(name: str, digest: str = "", survivors: int = 0, agents: int = 1):
+    return router_pb2.DeclareGangs(
+        contemplation_id=name,
+        attempt=1,
+        gangs=[
+            router_pb2.GangSpec(
+                model="mini", agent_ids=range(agents), prefix_digest=digest,
+                prefix_token_count=2000, tokens_per_agent=10,
+            )
+        ],
+        constraints=router_pb2.PlacementConstraints(min_surviving_agent_count=survivors),
+    )  # fmt: skip
+
+
+def granted(at: Desk, asked: router_pb2.DeclareGangs) -> Granted:
+    answer = at.declare(wire.declare(asked), 1, 0.5)
+    assert isinstance(answer, Granted)
+    return answer
+
+
+def where(answer: Granted) -> dict[str, int]:
+    return {g.share.endpoint_id: len(g.share.agent_ids) for g in answer.gangs}
+
+
+def test_a_prefix_goes_where_it_was_given_before() -> None:
+    at = desk(*"abcdef")
+    (first,) = where(granted(at, message("c0", "digest")))
+    for number in range(1, 6):
+        answer = granted(at, message(f"c{number}", "digest"))
+        assert set(where(answer)) == {first}
+        assert "most of its prompt is computed there already" in answer.gangs[0].share.reason
+    assert len({next(iter(where(granted(at, message(f"d{n}"))))) for n in range(5)}) > 1
+
+
+def test_a_process_that_came_back_has_nothing_computed() -> None:
+    at = desk("a")
+    granted(at, message("c0", "digest"))
+    assert "computed there" in granted(at, message("c1", "digest")).gangs[0].share.reason
+    join(at, "a", 7)
+    assert "computed there" not in granted(at, message("c2", "digest")).gangs[0].share.reason
+
+
+def test_a_provider_gets_no_more_than_may_be_lost() -> None:
+    at = desk("a", "b", "c")
+    assert max(where(granted(at, message("c0", survivors=6, agents=8))).values()) <= 8 - 6 + 1
+    assert max(where(granted(at, message("c1", survivors=5, agents=8))).values()) <= 3
+    assert sum(where(granted(at, message("c2", survivors=8, agents=8))).values()) == 8
+    assert where(granted(desk("a"), message("c3", survivors=8, agents=8))) == {"a": 8}
+
+
+def test_a_nearer_endpoint_is_preferred_and_the_distance_is_told() -> None:
+    answers = [granted(desk("a", "b", region="r-b"), message(f"c{n}")) for n in range(6)]
+    assert [where(answer) for answer in answers] == [{"b": 1}] * 6
+    anywhere = [granted(desk("a", "b"), message(f"c{n}")) for n in range(12)]
+    assert {next(iter(where(answer))) for answer in anywhere} == {"a", "b"}
+    alone = granted(desk("a", region="r-b"), message("c"))
+    assert "0.10 s of it to another region and back" in alone.gangs[0].share.reason
+
+
+def test_limits_of_what_is_declared() -> None:
+    assert wire.declare(message("c", "d" * 256)).gangs[0].prefix_digest == "d" * 256
+    with pytest.raises(InvalidRequest, match="prefix_digest is too long"):
+        wire.declare(message("c", "d" * 257))
+    with pytest.raises(InvalidRequest, match="min_surviving_agent_count is negative"):
+        wire.declare(message("c", survivors=-1))
