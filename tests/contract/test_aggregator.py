@@ -938,6 +938,30 @@ async def test_what_agents_leave_of_the_budget_goes_to_others() -> None:
     assert verdict.certificate.ledger.generated_token_count == 34
 
 
+async def test_a_prompt_has_one_name_for_its_tenant() -> None:
+    async with mesh(saying("3")) as m:
+        for agent_count in (2, 3):
+            await m.ask(agent_count=agent_count, strategy="refine")
+        await m.ask(agent_count=2, strategy="vote", effort=common.EFFORT_CONTEMPLATING)
+        metadata = (("x-cogitate-tenant", "stranger"),)
+        request = pb.ContemplateRequest(spec=spec(agent_count=2, strategy="vote"))
+        async for _ in m.stub.Contemplate(request, timeout=10, metadata=metadata):
+            pass
+        asked = [getattr(c, c.WhichOneof("command")) for c in m.router.commands]
+        declared = [
+            gang.prefix_digest
+            for each in asked
+            if isinstance(each, router_pb.DeclareGangs | router_pb.ReplaceAgents)
+            for gang in each.gangs
+        ]
+        opened = [opening.prefix_digest for opening in m.decoders[0].opened]
+    assert opened == declared
+    first, first_again, voted, strangers = declared[0], declared[2], declared[4], declared[5]
+    assert first == first_again == voted != declared[1]
+    assert strangers not in declared[:5]
+    assert all(digest.startswith("sha256:") for digest in declared)
+
+
 async def test_calls_carry_the_tenant_and_the_deadline_of_the_contemplation() -> None:
     async with mesh(every(Call("zoom"), End("3")), kill_ack_timeout_s=0.5) as m:
         call = m.stub.Contemplate(

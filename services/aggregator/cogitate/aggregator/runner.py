@@ -334,7 +334,8 @@ class Runner:
         if self._sampling.WhichOneof("constraint"):
             needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
-        text += sum(len(turn.text) for turn in self.machine.rounds.plan.turns)
+        plan = self.machine.rounds.plan
+        text += sum(len(turn.text) for turn in plan.turns)
         prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
         gang = router_pb.GangSpec(
             model=self.spec.model,
@@ -344,6 +345,7 @@ class Runner:
             prefix_token_count=prefix,
             tokens_per_agent=TOKENS_PER_AGENT,
             prefilled_endpoint_id=effect.prefilled_at,
+            prefix_digest=wire.digest_of(self._prompt(effect.role, plan.shown, plan.has_tools)),
         )
         failures = [
             router_pb.EndpointFailure(endpoint_id=endpoint, reason=reason)
@@ -433,19 +435,26 @@ class Runner:
 
     def _opening(self, effect: m.OpenGang | m.Prepare) -> decoder_pb.OpenGang:
         """All that a gang opens with but its agents."""
+        opening = self._prompt(effect.role, effect.turns, effect.has_tools)
+        opening.prefix_digest = wire.digest_of(opening)
+        opening.contemplation_id = opening.lease_id = self.spec.contemplation_id
+        opening.gang_id = effect.gang.gang_id
+        opening.owner_epoch = self.epoch
+        opening.vision_encoder_address = self._n.config.vision_encoder_address
+        opening.priority = self._request.priority
+        return opening
+
+    def _prompt(
+        self, role: str, turns: Iterable[tuple[str, str]], has_tools: bool
+    ) -> decoder_pb.OpenGang:
+        """Of an opening, what makes the prompt, and for whom it may be cached."""
         return decoder_pb.OpenGang(
-            contemplation_id=self.spec.contemplation_id,
-            gang_id=effect.gang.gang_id,
-            owner_epoch=self.epoch,
             tenant=current_tenant(),
             model=self.spec.model,
-            conversation=[*self._request.conversation, *wire.to_messages(effect.turns)],
-            tools=self._tools() if effect.has_tools else [],
+            conversation=[*self._request.conversation, *wire.to_messages(turns)],
+            tools=self._tools() if has_tools else [],
             effort=common.Effort.Value(f"EFFORT_{self.spec.effort}"),
-            role=effect.role,
-            vision_encoder_address=self._n.config.vision_encoder_address,
-            lease_id=self.spec.contemplation_id,
-            priority=self._request.priority,
+            role=role,
         )
 
     def _tools(self) -> list[common.ToolSpec]:

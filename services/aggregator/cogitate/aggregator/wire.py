@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -207,6 +208,11 @@ def _segment(segment: m.Segment) -> decoder_pb.Segment:
     if segment.token_ids:
         return decoder_pb.Segment(sampled=decoder_pb.TokenIds(token_ids=segment.token_ids))
     return decoder_pb.Segment(tool_result=segment.result)
+
+
+def digest_of(prompt: decoder_pb.OpenGang) -> str:
+    """Names a prompt."""
+    return f"sha256:{hashlib.sha256(prompt.SerializeToString(deterministic=True)).hexdigest()}"
 
 
 def to_messages(turns: Iterable[tuple[str, str]]) -> list[common.Message]:
