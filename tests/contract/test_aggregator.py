@@ -326,7 +326,9 @@ async def test_a_schema_reaches_every_agent_and_equal_json_is_one_answer() -> No
         agents = m.decoders[0].agents()
         [declared] = m.router.told("declare")
     assert {a.sampling_params.json_schema for a in agents} == {'{"type":"object"}'}
-    assert decoder_pb.CAPABILITY_CONSTRAINT in declared.gangs[0].required_capabilities
+    needs = declared.gangs[0].required_capabilities
+    assert decoder_pb.CAPABILITY_JSON_SCHEMA in needs
+    assert decoder_pb.CAPABILITY_CONSTRAINT not in needs
     assert verdict.key == '{"a":1,"b":[true]}'
     assert verdict.answer in answers[:2]  # the text itself
     ballots = sorted(verdict.certificate.ballots, key=lambda b: b.agent_id)

@@ -331,7 +331,9 @@ class Runner:
         needs = [decoder_pb.CAPABILITY_KILL]
         needs += [decoder_pb.CAPABILITY_VISION] if self._images else []
         needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self.spec.client_tools else []
-        if self._sampling.WhichOneof("constraint"):
+        if self._sampling.HasField("json_schema"):
+            needs.append(decoder_pb.CAPABILITY_JSON_SCHEMA)
+        elif self._sampling.HasField("regex"):
             needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
         plan = self.machine.rounds.plan
