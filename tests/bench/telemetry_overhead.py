@@ -29,9 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cogitate.agent_decoder import native_engine
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.core.counters import EngineCounters
-from cogitate.agent_decoder.model import backend, loader
+from cogitate.agent_decoder.model import loader
+from cogitate.agent_decoder.model.checkpoint import read_directory, shapes_in
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics, telemetry
 from cogitate.kit.config import ServiceConfig, model_directory
@@ -88,13 +90,12 @@ def running_sink() -> Iterator[str]:
 class Bench:
     """The engine of one model behind the service's runtime."""
 
-    def __init__(self, model: str, args: argparse.Namespace) -> None:
-        self._args = args
-        config = AgentDecoderConfig(model=model, threads=args.threads)
-        wanted = backend.Wanted(threads=args.threads)
-        loaded = loader.load(model, model_directory(model), wanted)
-        self.runtime = Runtime(config, "bench", loaded)
-        control = loaded.template.control
+    def __init__(self, runtime: Runtime, args: argparse.Namespace) -> None:
+        self._args, self.runtime = args, runtime
+        directory = model_directory(args.model)
+        checkpoint = read_directory(directory, weights=False)
+        _, template = loader.interpret(checkpoint, shapes_in(directory, checkpoint.config))
+        control = template.control
         # Never calls, never ends, never answers: every gang is the same work.
         self._bias = dict.fromkeys((control.call, *control.end, control.answer), -100.0)
         self._gangs = 0
@@ -113,7 +114,7 @@ class Bench:
         opening = pb.OpenGang(
             contemplation_id=f"c{self._gangs}",
             gang_id="g",
-            model=self.runtime.model.name,
+            model=self.runtime.about.model,
             agents=agents,
             conversation=[common.Message(role=common.ROLE_USER, parts=[part])],
         )
@@ -152,7 +153,8 @@ class Bench:
 
 async def measure(args: argparse.Namespace, endpoint: str) -> list[dict[str, dict[str, float]]]:
     """Rounds of one block a side; the first warms up and is not counted."""
-    bench = Bench(args.model, args)
+    config = AgentDecoderConfig(model=args.model, threads=args.threads)
+    bench = Bench(Runtime(config, "bench", await native_engine.prepare(config)), args)
     bench.runtime.start()
     rounds = []
     for number in range(args.rounds + 1):
