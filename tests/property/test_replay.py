@@ -174,7 +174,7 @@ class RecordedFleet(Fleet):
         self.asks, self.waits, self.stale, self.embeds = [], [], [], []
         self.gangs, self.ran, self.preparing = {}, [], ""
         self.num_positions = self.machine.accounts.prompt
-        waiting = [call for _, call in self.machine.tools.unanswered()]
+        waiting = [run.call for _, run in self.machine.tools.unanswered()]
         self.tools = [call.call_id for call in waiting if call.name == "ask_user"]
         self.events = [
             m.Emit(event.WhichOneof("event") or "", fields_of(event)) for event in self.shown[1:]

@@ -118,6 +118,7 @@ class ToolRun:
     """One execution and the agents that wait for it."""
 
     call: Call
+    pictures: tuple[Picture, ...] = ()  # those of the first agent's own that it may mean
     waiting: list[tuple[int, Call]] = field(default_factory=list)
     result: Result | None = None
 
@@ -135,24 +136,27 @@ class ToolRuns:
         """Calls the agents asked for, run or shared."""
         return len(self.seen)
 
-    def join(self, agent_id: int, call: Call, about: Picture | None) -> tuple[ToolRun, bool]:
+    def join(
+        self, agent_id: int, call: Call, pictures: tuple[Picture, ...] = ()
+    ) -> tuple[ToolRun, bool]:
         """Adds a call; True if it is the first of its kind and must be run.
 
-        ``about`` is the picture it means, if that is one a tool has shown this agent.
+        ``pictures`` are those tools have shown this agent, up to the one that it means.
         """
         self.seen.add(call.call_id)
+        about = pictures[-1] if pictures else None
         key = (call.name, _canonical(call.arguments_json), about)
         run = self.by_content.get(key)
         first = run is None
         if run is None:
-            run = self.by_content[key] = self.by_call_id[call.call_id] = ToolRun(call)
+            run = self.by_content[key] = self.by_call_id[call.call_id] = ToolRun(call, pictures)
         run.waiting.append((agent_id, call))
         return run, first
 
-    def unanswered(self) -> list[tuple[int, Call]]:
+    def unanswered(self) -> list[tuple[int, ToolRun]]:
         """Runs somebody waits for, each with the first agent that does."""
         runs = self.by_call_id.values()
-        return [(run.waiting[0][0], run.call) for run in runs if run.waiting and not run.result]
+        return [(run.waiting[0][0], run) for run in runs if run.waiting and not run.result]
 
 
 def _canonical(arguments_json: str) -> str:

@@ -267,9 +267,9 @@ class Contemplation:
         if self.decision is None:
             self.places.owner_changed()
             self.likeness.ask_again()
-            for agent_id, call in self.tools.unanswered():
-                if call.name not in self.spec.client_tools:
-                    self._out.add(m.RunTool(agent_id, call, self.agents[agent_id].pictures))
+            for agent_id, run in self.tools.unanswered():
+                if run.call.name not in self.spec.client_tools:
+                    self._out.add(m.RunTool(agent_id, run.call, run.pictures))
 
     def _cancel_requested(self, event: m.CancelRequested) -> None:
         if not self._settled:

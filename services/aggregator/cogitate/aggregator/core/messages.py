@@ -275,7 +275,7 @@ class SetThreshold:
 
 @dataclass(frozen=True, slots=True)
 class RunTool:
-    """Run a tool call; ToolReturned answers. ``pictures`` are those tools have shown the agent."""
+    """Run a tool call; ToolReturned answers. ``pictures`` follow the conversation's."""
 
     agent_id: int
     call: Call

@@ -29,7 +29,7 @@ class ToolCalls:
         if call.call_id in self.runs.seen:
             return
         agent.pending_call = call
-        run, first = self.runs.join(agent.agent_id, call, self._about(agent, call))
+        run, first = self.runs.join(agent.agent_id, call, self._pictures(agent, call))
         self._out.emit(
             "tool_call_started",
             agent_id=agent.agent_id,
@@ -41,18 +41,19 @@ class ToolCalls:
         elif first and call.name in self._spec.client_tools:
             self._out.emit("awaiting_client", agent_ids=(agent.agent_id,), call=call)
         elif first:
-            self._out.add(m.RunTool(agent.agent_id, call, agent.pictures))
+            self._out.add(m.RunTool(agent.agent_id, call, run.pictures))
 
-    def _about(self, agent: AgentState, call: m.Call) -> m.Picture | None:
-        """The picture of an agent's own that a call means: they are counted after the question's.
+    def _pictures(self, agent: AgentState, call: m.Call) -> tuple[m.Picture, ...]:
+        """What tools have shown an agent, up to the picture a call means, if it means one of these.
 
-        The same number is another picture to another agent, so such calls are not the same.
+        They are counted after the question's. The same number is another picture to another agent,
+        so such calls are not the same. Calls that mean none are given none: a tool takes so many.
         """
         try:
             index = json.loads(call.arguments_json)["image"] - self._spec.num_images
-            return agent.pictures[index] if index >= 0 else None
+            return agent.pictures[: index + 1] if index >= 0 else ()
         except (ValueError, RecursionError, LookupError, TypeError):
-            return None  # the tool says what is wrong with it, if anything is
+            return ()  # the tool says what is wrong with it, if anything is
 
     def returned(self, event: m.ToolReturned) -> None:
         """A run has its result. One that is not known, or that came before, is ignored."""
