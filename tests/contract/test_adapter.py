@@ -14,14 +14,12 @@ from cogitate.agent_decoder.adapter.client import retry_after_s
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.server import build
 from cogitate.kit import lifecycle
-from cogitate.kit.channels import open_channel
 from cogitate.kit.config import ConfigError
 from cogitate.kit.errors import EngineFailure
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
-from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
 
-from tests.fakes.decode_stream import Stream, kinds
+from tests.fakes.decode_stream import Caller, kinds
 from tests.fakes.provider import Provider
 
 pytestmark = pytest.mark.contract
@@ -31,33 +29,16 @@ TOOL = common.ToolSpec(name="calculator", parameters_json_schema='{"type":"objec
 QUICK = {"openai_max_retry_count": 0, "openai_start_s": 0.0, "openai_check_s": 0.1}
 
 
-class Adapter:
+class Adapter(Caller):
     """A running decoder."""
 
     def __init__(self, running: lifecycle.Running) -> None:
+        super().__init__(running.address)
         self.service: Any = running.service
-        self.runtime, self.address = self.service._runtime, running.address
-        self.streams: list[Stream] = []
+        self.runtime = self.service._runtime
 
-    async def opened(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
-        self.streams.append(Stream(self.address))
-        await self.streams[-1].send(open=opening(*agents, **fields))
-        return self.streams[-1]
-
-    async def run(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
-        """A gang to its end."""
-        stream = await self.opened(*agents, **fields)
-        await stream.send(close=pb.CloseGang())
-        await stream.end()
-        return stream
-
-    async def endpoint(self) -> pb.GetEndpointResponse:
-        async with open_channel(self.address) as channel:
-            stub = AgentDecoderServiceStub(channel)
-            found: pb.GetEndpointResponse = await stub.GetEndpoint(
-                pb.GetEndpointRequest(), timeout=10
-            )
-            return found
+    def opening(self, *agents: pb.AgentSpec, **fields: Any) -> pb.OpenGang:
+        return opening(*agents, **fields)
 
 
 @asynccontextmanager
@@ -73,9 +54,7 @@ async def adapter(provider: Provider, **knobs: Any) -> AsyncIterator[Adapter]:
         try:
             yield made
         finally:
-            for stream in made.streams:
-                stream.call.cancel()
-                await stream.channel.close()
+            await made.close()
 
 
 def spec(agent_id: int = 0, **fields: Any) -> pb.AgentSpec:

@@ -30,6 +30,7 @@ from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
 from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from tests.fakes import decode_stream
 from tests.fakes.chat_model import QWEN25, chat_tokenizer, write_tokenizer_files
 from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint
 from tests.fakes.tiny_model import CONTROL, HIDDEN, write_tiny_model
@@ -108,40 +109,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Stream:
-    """One Decode stream, as an aggregator has it."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = open_channel(address)
-        self.call = AgentDecoderServiceStub(self.channel).Decode(timeout=30)
-        self.seen: list[pb.DecodeResponse] = []
-
-    async def send(self, **command: Any) -> None:
-        await self.call.write(pb.DecodeRequest(**command))
-
-    async def read(self) -> pb.DecodeResponse:
-        async with asyncio.timeout(20):
-            response = await self.call.read()
-        assert response is not grpc.aio.EOF, "the stream ended"
-        self.seen.append(response)
-        return response  # type: ignore[no-any-return]
-
-    async def until(self, kind: str, count: int = 1) -> Any:
-        """Reads until the kind was seen that often in all; returns the last of them."""
-        found = [r for r in self.seen if r.HasField(kind)]
-        while len(found) < count:
-            response = await self.read()
-            if response.HasField(kind):
-                found.append(response)
-        return getattr(found[-1], kind)
-
-    async def end(self) -> list[pb.DecodeResponse]:
-        """Reads to the end, which must be in order."""
-        async with asyncio.timeout(20):
-            while (response := await self.call.read()) is not grpc.aio.EOF:
-                self.seen.append(response)
-        assert await self.call.code() is grpc.StatusCode.OK
-        return self.seen
+class Stream(decode_stream.Stream):
+    """Sends commands and keeps what was seen; may also end badly."""
 
     async def error(self) -> CogitateError:
         async with asyncio.timeout(20):
@@ -157,15 +126,6 @@ class Stream:
                         await self.call.trailing_metadata(),
                     )
         return from_rpc_error(caught.value)
-
-    def tokens(self, agent_id: int) -> list[int]:
-        return [
-            token
-            for response in self.seen
-            for delta in response.step.deltas
-            if delta.agent_id == agent_id
-            for token in delta.token_ids
-        ]
 
 
 class Decoder:

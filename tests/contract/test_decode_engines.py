@@ -16,12 +16,10 @@ import pytest
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.server import build
 from cogitate.kit import lifecycle
-from cogitate.kit.channels import open_channel
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
-from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
 
-from tests.fakes.decode_stream import Stream, kinds
+from tests.fakes.decode_stream import Caller, kinds
 from tests.fakes.provider import Provider
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -30,38 +28,21 @@ pytestmark = pytest.mark.contract
 ENGINES = ("native", "openai", "server")
 
 
-class Endpoint:
-    """A running decoder, whatever its engine."""
+class Endpoint(Caller):
+    """A running decoder, whatever its engine. A `foreign` one declares what it likes."""
 
-    def __init__(self, address: str, model: str) -> None:
-        self.address, self.model = address, model
-        self.streams: list[Stream] = []
+    def __init__(self, address: str, model: str, *, foreign: bool) -> None:
+        super().__init__(address, 100.0)
+        self.model, self.foreign = model, foreign
         self.capabilities: set[int] = set()
 
-    async def opened(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
-        self.streams.append(Stream(self.address, 100.0))
+    def opening(self, *agents: pb.AgentSpec, **fields: Any) -> pb.OpenGang:
         text = [common.Part(text="Count from one to one hundred in words.")]
-        gang = pb.OpenGang(
+        return pb.OpenGang(
             contemplation_id="c", gang_id="g", attempt=1, owner_epoch=1, model=self.model,
             agents=agents, conversation=[common.Message(role=common.ROLE_USER, parts=text)],
             **fields,
         )  # fmt: skip
-        await self.streams[-1].send(open=gang)
-        return self.streams[-1]
-
-    async def run(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
-        stream = await self.opened(*agents, **fields)
-        await stream.send(close=pb.CloseGang())
-        await stream.end()
-        return stream
-
-    async def asked(self) -> pb.GetEndpointResponse:
-        async with open_channel(self.address) as channel:
-            stub = AgentDecoderServiceStub(channel)
-            found: pb.GetEndpointResponse = await stub.GetEndpoint(
-                pb.GetEndpointRequest(), timeout=30
-            )
-            return found
 
 
 @asynccontextmanager
@@ -86,14 +67,13 @@ async def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     async with knobs_of(request.param, tmp_path) as knobs:
         config = AgentDecoderConfig(**{"engine": engine, "drain_grace_s": 0.2, **knobs})
         async with lifecycle.serving(config, build, name="agent-decoder") as running:
-            made = Endpoint(running.address, config.model)
-            made.capabilities = set((await made.asked()).description.capabilities)
+            foreign = request.param == "server"
+            made = Endpoint(running.address, config.model, foreign=foreign)
+            made.capabilities = set((await made.endpoint()).description.capabilities)
             try:
                 yield made
             finally:
-                for stream in made.streams:
-                    stream.call.cancel()
-                    await stream.channel.close()
+                await made.close()
 
 
 def spec(agent_id: int = 0, max_tokens: int = 24, **fields: Any) -> pb.AgentSpec:
@@ -102,7 +82,7 @@ def spec(agent_id: int = 0, max_tokens: int = 24, **fields: Any) -> pb.AgentSpec
 
 
 async def test_events_come_in_order_and_the_account_adds_up(endpoint: Endpoint) -> None:
-    before = (await endpoint.asked()).load
+    before = (await endpoint.endpoint()).load
     stream = await endpoint.run(*(spec(i) for i in range(3)))
     seen = kinds(stream.seen)
     assert seen[:2] == ["admitted", "prefilled"] and seen[-1] == "gang_finished"
@@ -115,7 +95,7 @@ async def test_events_come_in_order_and_the_account_adds_up(endpoint: Endpoint) 
     total = sum(end.usage.sampled_token_count for end in ends)
     account = stream.seen[-1].gang_finished.usage
     assert account.sampled_token_count == total > 0 and account.prompt_token_count > 0
-    after = (await endpoint.asked()).load
+    after = (await endpoint.endpoint()).load
     assert after.used_token_count - before.used_token_count == total
     assert (after.killed_token_count, after.lost_token_count) == (0, 0)
 
@@ -169,8 +149,9 @@ async def test_a_begun_turn_is_continued_or_refused(endpoint: Endpoint) -> None:
 
 
 async def test_one_seed_draws_the_same_again(endpoint: Endpoint) -> None:
-    if pb.CAPABILITY_SEED not in endpoint.capabilities:
-        pytest.skip("the engine does not declare seeds")
+    if endpoint.foreign and pb.CAPABILITY_SEED not in endpoint.capabilities:
+        pytest.skip("this server does not keep to a seed, and says so")
+    assert pb.CAPABILITY_SEED in endpoint.capabilities
     texts = [(await endpoint.run(spec())).text(0) for _ in range(2)]
     assert texts[0] == texts[1]
 
@@ -180,7 +161,7 @@ async def test_a_stream_that_is_left_leaves_nothing_behind(endpoint: Endpoint) -
     await stream.until("prefilled")
     stream.call.cancel()
     for _ in range(1000):
-        load = (await endpoint.asked()).load
+        load = (await endpoint.endpoint()).load
         if not (load.running_sequence_count or load.running_gang_count):
             return
     raise AssertionError("agents of a stream that is gone go on")

@@ -1,4 +1,4 @@
-"""One Decode stream, as an aggregator has it."""
+"""Decode streams, as an aggregator has them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,42 @@ class Stream:
     def text(self, agent_id: int) -> str:
         """An agent's text."""
         return "".join(delta.text for delta in self._deltas(agent_id))
+
+
+class Caller:
+    """Has gangs run on one decoder; subclasses say what one opens with."""
+
+    def __init__(self, address: str, timeout_s: float = 60.0) -> None:
+        self.address, self._timeout_s = address, timeout_s
+        self.streams: list[Stream] = []
+
+    def opening(self, *agents: pb.AgentSpec, **fields: Any) -> pb.OpenGang:
+        raise NotImplementedError
+
+    async def opened(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
+        self.streams.append(Stream(self.address, self._timeout_s))
+        await self.streams[-1].send(open=self.opening(*agents, **fields))
+        return self.streams[-1]
+
+    async def run(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
+        """A gang to its end."""
+        stream = await self.opened(*agents, **fields)
+        await stream.send(close=pb.CloseGang())
+        await stream.end()
+        return stream
+
+    async def endpoint(self) -> pb.GetEndpointResponse:
+        async with open_channel(self.address) as channel:
+            stub = AgentDecoderServiceStub(channel)
+            found: pb.GetEndpointResponse = await stub.GetEndpoint(
+                pb.GetEndpointRequest(), timeout=30
+            )
+            return found
+
+    async def close(self) -> None:
+        for stream in self.streams:
+            stream.call.cancel()
+            await stream.channel.close()
 
 
 def kinds(responses: Iterable[pb.DecodeResponse]) -> list[str]:
