@@ -21,7 +21,6 @@ class VllmLoad:
     kv_share: dict[int, float] = field(default_factory=dict)
     num_computed: int = 0  # positions of prompts
     num_cached: int = 0  # positions of prompts found in its prefix cache
-    num_generated: int = 0
     num_preemptions: int = 0
 
     def record(
@@ -36,7 +35,6 @@ class VllmLoad:
             prompts = iteration_stats.prompt_token_stats
             self.num_computed += prompts.computed
             self.num_cached += prompts.cached_tokens
-            self.num_generated += iteration_stats.num_generation_tokens
             self.num_preemptions += iteration_stats.num_preempted_reqs
 
     def log_engine_initialized(self) -> None:
