@@ -25,6 +25,7 @@ from cogitate.agent_decoder.vllm_engine.draws import KEY, request_of
 from cogitate.agent_decoder.vllm_engine.grammars import Elsewhere
 from cogitate.kit.errors import EngineFailure, InvalidRequest
 from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 # What vLLM does for an agent whose tokens it draws; elsewhere `draws` does all of it.
@@ -79,15 +80,15 @@ class VllmSource:
         salted = {"cache_salt": salt} if salt else {}
         ids = [p.token_id for p in positions]
         if all(p.embedding is None for p in positions):
-            return vllm.TokensPrompt(prompt_token_ids=ids, **salted)
+            return tokens_input(ids, **salted)
         rows = np.zeros((len(positions), self._hidden_size), np.float32)
         for i, position in enumerate(positions):
             if position.embedding is not None:
                 rows[i] = position.embedding
-        return vllm.inputs.EmbedsPrompt(
-            prompt_embeds=torch.from_numpy(rows).to(self._llm.model_config.dtype),
+        return embeds_input(
+            torch.from_numpy(rows).to(self._llm.model_config.dtype),
             prompt_token_ids=ids,
-            prompt_is_token_ids=[p.embedding is None for p in positions],
+            is_token_ids=[p.embedding is None for p in positions],
             **salted,
         )
 
