@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cogitate.kit
 import grpc
@@ -22,6 +24,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 MODEL = "smollm2-135m-instruct"
+# Where `cogitate models fetch` puts it.
+MODELS = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "cogitate/models"
+# Compiling takes minutes where two cores do it, and no test is about it.
+QUICK = {"enforce_eager": True, "max_model_len": 4096, "max_num_batched_tokens": 2048}
 START_S = 200.0
 ROOT = Path(__file__).parents[2]
 
@@ -45,12 +51,14 @@ def python() -> str:
     found = os.environ.get("COGITATE_TEST_VLLM", "")
     if not found:
         pytest.skip("COGITATE_TEST_VLLM names no Python that has vLLM")
+    if not (MODELS / MODEL).is_dir():
+        pytest.skip(f"the model is not there: cogitate models fetch {MODEL}")
     return found
 
 
 @contextmanager
-def running(*flags: str, model: str = MODEL) -> Iterator[Decoder]:
-    """Starts one, waits until it serves, and ends it."""
+def running(*flags: str, **arguments: Any) -> Iterator[Decoder]:
+    """Starts one, with further flags and arguments of vLLM's; waits until it serves, and ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,7 +71,8 @@ def running(*flags: str, model: str = MODEL) -> Iterator[Decoder]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     command = [
-        python(), "-m", "cogitate.agent_decoder", "--engine", "vllm", "--model", model,
+        python(), "-m", "cogitate.agent_decoder", "--engine", "vllm", "--model", MODEL,
+        "--models-path", str(MODELS), "--vllm-arguments", json.dumps(QUICK | arguments),
         "--listen", f"127.0.0.1:{port}", "--drain-grace-s", "1", *flags,
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
