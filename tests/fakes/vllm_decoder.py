@@ -58,7 +58,7 @@ def python() -> str:
 
 @contextmanager
 def running(*flags: str, **arguments: Any) -> Iterator[Decoder]:
-    """Starts one, with further flags and arguments of vLLM's; waits until it serves, and ends it."""
+    """Starts one with more flags and arguments of vLLM's, waits for it, and ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
