@@ -75,7 +75,7 @@ async def ask(
                 count = sum(delta.token_count for delta in event.deltas.deltas)
                 run.tokens_at.append((time.perf_counter(), count))
             elif event.HasField("verdict"):
-                run.outcome = "answer" if not event.verdict.certificate.degraded_reasons else "cut"
+                run.outcome = "answer" if not event.verdict.degraded_reasons else "cut"
             elif event.HasField("failed"):
                 run.outcome = event.failed.reason
     except grpc.aio.AioRpcError as error:

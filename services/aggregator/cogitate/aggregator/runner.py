@@ -380,6 +380,7 @@ class Runner:
             left_s = max(0.0, self._ends_at - time.monotonic())
             wait_s = min(self._n.config.place_timeout_s, left_s / 2)
             declare.max_wait_duration.FromMicroseconds(round(wait_s * 1e6))
+            declare.remaining_duration.FromMicroseconds(round(left_s * 1e6))
         if not declare.constraints.min_failure_domain_count and self.spec.num_agents > 1:
             # Losing one provider is to cost agents, not the answer.
             declare.constraints.min_failure_domain_count = 2

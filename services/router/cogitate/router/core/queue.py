@@ -8,8 +8,9 @@ than one whose gangs are small. A tenant's own declarations go in the order they
 Whoever's turn it is waits for room at the head of its line, and nobody of its line passes it:
 otherwise small gangs would take every place that comes free, and a large one would never start.
 
-What cannot be served in the time it may wait is refused at once, as far as that can be predicted
-from what the line served lately. When the queue is full, the tenant that has most in it gives way.
+What cannot be served in the time it may wait, or be done by its deadline if it runs as long as
+others did, is refused at once, as far as that can be predicted from what the line served lately.
+When the queue is full, the tenant that has most in it gives way.
 
 Invariants, checked by the state machine in tests/property/test_router_queue.py:
 1. What was added leaves exactly once: taken, removed or evicted.
@@ -29,6 +30,8 @@ from cogitate.router.core.types import Declare
 
 # How far back the rate looks at which a line is served, in seconds of its having waiters.
 RATE_WINDOW_S = 10.0
+# How much the latest run counts in the mean of runs.
+RUN_WEIGHT = 0.2
 # Not before a line had waiters for so long is its rate taken for known.
 RATE_LEAST_S = 1.0
 
@@ -42,7 +45,6 @@ class Waiting:
     command: Declare
     holder: int
     since_s: float
-    until_s: float
 
     @property
     def cost(self) -> float:
@@ -110,6 +112,7 @@ class _Line:
     served: float = 0.0
     busy_s: float = 0.0
     looked_at_s: float = 0.0
+    run_s: float = 0.0  # how long those that were served ran of late
 
     def look(self, now: float) -> None:
         """Lets time pass; only time in which somebody waits tells how fast a line is served."""
@@ -214,7 +217,7 @@ class Queue:
 
     def next_end_s(self) -> float:
         """When the next one's time is over; infinite if nobody waits. O(waiting)."""
-        return min((item.until_s for item in self._items.values()), default=math.inf)
+        return min((self.end_s(item) for item in self._items.values()), default=math.inf)
 
     def of(self, holder: int) -> list[str]:
         """The contemplations of a holder that wait."""
@@ -222,7 +225,19 @@ class Queue:
 
     def overdue(self, now: float) -> list[Waiting]:
         """Those whose time is over; they are still there. O(waiting)."""
-        return [item for item in self._items.values() if item.until_s <= now]
+        return [item for item in self._items.values() if self.end_s(item) <= now]
+
+    def end_s(self, item: Waiting) -> float:
+        """When it has waited as long as it may: by its wish, or to be done by its deadline."""
+        command, line = item.command, self._lines.get(line_of(item.command))
+        run_s = line.run_s if line is not None else 0.0
+        return item.since_s + min(command.max_wait_s, max(0.0, command.remaining_s - run_s))
+
+    def ran(self, key: LineKey, seconds: float) -> None:
+        """One of a line ended after so long."""
+        line = self._lines.get(key)
+        if line is not None:
+            line.run_s += RUN_WEIGHT * (seconds - line.run_s) if line.run_s else seconds
 
     def ahead_of(self, contemplation_id: str) -> int:
         """How many of its line, with its priority or a higher one, came before it."""
