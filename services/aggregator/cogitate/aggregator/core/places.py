@@ -20,8 +20,6 @@ from cogitate.aggregator.core.agents import Accounts, AgentState
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.rounds import Rounds
 
-# An agent that lost its endpoint this often is given up.
-MAX_LOSSES = 3
 # A router or an endpoint that asks for less is not hammered.
 MIN_RETRY_S = 0.05
 
@@ -34,7 +32,7 @@ class Places:
         rounds: Rounds,
         accounts: Accounts,
         outbox: Outbox,
-        patience_s: float,
+        spec: m.Spec,
     ) -> None:
         self.gangs: dict[str, m.PlacedGang] = {}
         self.gave_up = False
@@ -42,7 +40,7 @@ class Places:
         self.failure: tuple[str, str, bool] | None = None
         self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
         self._accounts = accounts
-        self._out, self._patience_s = outbox, patience_s
+        self._out, self._patience_s, self._max_losses = outbox, spec.patience_s, spec.max_losses
         self._attempt = 0
         self._asked: dict[int, m.Declare] = {}
 
@@ -251,7 +249,7 @@ class Places:
         for agent in agents:
             agent.gang_id, agent.starved = "", False
             agent.num_losses += 1
-            moves = agent.num_losses < MAX_LOSSES
+            moves = agent.num_losses < self._max_losses
             self._out.emit(
                 "agent_lost",
                 agent_id=agent.agent_id,
