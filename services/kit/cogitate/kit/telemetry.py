@@ -47,6 +47,7 @@ class Span(StrEnum):
     BALLOT = "ballot"
     KILL = "kill"
     VERDICT = "verdict"
+    QUEUED = "queued"  # on that of a placement
 
 
 class Attr(StrEnum):
