@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.contemplation import Contemplation
-from cogitate.aggregator.core.places import MAX_LOSSES
 
 pytestmark = pytest.mark.unit
+
+MAX_LOSSES = 3  # the default of a Spec
 
 
 def spec(**fields: Any) -> m.Spec:

@@ -52,7 +52,7 @@ class Contemplation:
         self.decision: Decision | None = None
         self.ended = False
         self._out = Outbox()
-        self.places = Places(self.rounds, self.accounts, self._out, spec.patience_s)
+        self.places = Places(self.rounds, self.accounts, self._out, spec)
         self._ahead = Preparation(self.rounds, self.places, self._out, wanted=spec.prepares)
         self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
         self.tools = self._calls.runs

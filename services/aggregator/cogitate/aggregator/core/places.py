@@ -20,8 +20,6 @@ from cogitate.aggregator.core.agents import Accounts, AgentState
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.rounds import Rounds
 
-# An agent that lost its endpoint this often is given up.
-MAX_LOSSES = 3
 # A router or an endpoint that asks for less is not hammered.
 MIN_RETRY_S = 0.05
 
@@ -34,14 +32,14 @@ class Places:
         rounds: Rounds,
         accounts: Accounts,
         outbox: Outbox,
-        patience_s: float,
+        spec: m.Spec,
     ) -> None:
         self.gangs: dict[str, m.PlacedGang] = {}
         self.gave_up = False
         self.failure: m.Failure | None = None  # the last thing that went wrong
         self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
         self._accounts = accounts
-        self._out, self._patience_s = outbox, patience_s
+        self._out, self._patience_s, self._max_losses = outbox, spec.patience_s, spec.max_losses
         self._attempt = 0
         self._asked: dict[int, m.Declare] = {}
 
@@ -258,7 +256,7 @@ class Places:
         for agent in agents:
             agent.gang_id, agent.starved = "", False
             agent.num_losses += 1
-            moves = agent.num_losses < MAX_LOSSES
+            moves = agent.num_losses < self._max_losses
             self._out.emit(
                 "agent_lost",
                 agent_id=agent.agent_id,
