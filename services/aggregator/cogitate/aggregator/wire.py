@@ -209,6 +209,7 @@ def to_agent_spec(
                 sampled_token_count=order.num_sampled,
                 build_digest=order.build_digest,
                 pending_call_id=order.pending_call_id,
+                confidence=common.Confidence(mean_logprob=order.mean_logprob),
             )
         )
     return spec
