@@ -282,6 +282,22 @@ def test_who_has_most_in_a_full_queue_gives_way() -> None:
     assert (answer.reason, answer.retryable) == ("EVICTED", True)
 
 
+def test_who_gave_way_and_left_is_not_told() -> None:
+    one = admission(max_count=1)
+    one.declare(declaration("busy", 8), 1, 0.0)
+    one.declare(declaration("large", 8, "hog"), 1, 0.1)
+    one.declare(declaration("small", 1, "me"), 2, 0.2)
+    assert one.waiting_of(1) == ["large"]
+    assert not one.release("large", 2, 0.3)  # it is another's
+    assert one.release("large", 1, 0.3)
+    assert one.serve(0.4) == ([], False)
+    # Asked again, it has one answer.
+    one.declare(declaration("large", 8, "hog"), 1, 0.5)
+    one.end(1, 0.6)
+    assert one.waiting_of(1) == []
+    assert one.waiting_of(2) == ["small"]
+
+
 def test_who_waited_as_long_as_it_may_is_told_why() -> None:
     one = admission()
     one.declare(declaration("busy", 8), 1, 0.0)

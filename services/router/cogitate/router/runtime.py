@@ -36,8 +36,9 @@ from opentelemetry.trace import Span as OtelSpan
 logger = logging.getLogger(__name__)
 
 _SWEEPS_PER_EXPIRY = 8
-# How often room that came free is handed out: each time costs a failed placement.
-_SERVE_INTERVAL_S = 0.01
+# How often room that came free is handed out: each time costs a failed placement, and a look at
+# the end of every wait (about 3 ms for 1,000 that wait).
+_SERVE_INTERVAL_S = 0.02
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ class Runtime:
             yield holder
         finally:
             del self._holders[holder.number]
-            for contemplation_id in self.admission.queue.of(holder.number):
+            for contemplation_id in self.admission.waiting_of(holder.number):
                 self._left(contemplation_id)
             ended = self.admission.end(holder.number, self.clock.monotonic())
             self._room.set()
@@ -137,8 +138,7 @@ class Runtime:
             self.desk.confirm(wire.confirm(request.confirm), holder.number, now)
             self._room.set()
         elif which == "release":
-            self.admission.release(request.release.contemplation_id, holder.number, now)
-            if self.admission.queue.get(request.release.contemplation_id) is None:
+            if self.admission.release(request.release.contemplation_id, holder.number, now):
                 self._left(request.release.contemplation_id)
             self._room.set()
 
@@ -180,7 +180,7 @@ class Runtime:
         if isinstance(answer, Denied):
             self.post(holder, wire.denial(answer, self.config.retry_delay_s))
         elif not self.post(holder, wire.grant(answer, self.config.vision_encoder_address)):
-            self.desk.rollback(answer)
+            self.admission.rollback(answer)
 
     def _left(self, contemplation_id: str) -> None:
         """Nobody waits for its answer any more."""

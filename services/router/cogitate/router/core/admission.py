@@ -38,7 +38,7 @@ class Admission:
 
     def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied | Queued:
         """Places a declaration, puts it in the queue, or denies it."""
-        self.queue.remove(command.contemplation_id, now)
+        self._leave(command.contemplation_id, now)
         if not command.max_wait_s or not self.queue.max_count:
             return self.desk.declare(command, holder, now)
         if self.queue.has_line(command) and self.desk.may_run(command, now):
@@ -81,21 +81,36 @@ class Admission:
 
     def release(self, contemplation_id: str, holder: int, now: float) -> bool:
         """Ends a lease, or a wait; says whether this holder had it."""
-        item = self.queue.get(contemplation_id)
-        if item is not None and item.holder == holder:
-            self.queue.remove(contemplation_id, now)
+        waits = contemplation_id in self.waiting_of(holder)
+        if waits:
+            self._leave(contemplation_id, now)
         ended = self.desk.release(contemplation_id, holder)
         began = self._running.pop(contemplation_id, None) if ended else None
         if began is not None:
             key, since_s = began
             self.queue.ran(key, now - since_s)
-        return ended or item is not None
+        return ended or waits
+
+    def rollback(self, granted: Granted) -> None:
+        """Takes back a grant that could not be delivered."""
+        self._running.pop(granted.contemplation_id, None)
+        self.desk.rollback(granted)
+
+    def waiting_of(self, holder: int) -> list[str]:
+        """The contemplations of a holder that wait for an answer."""
+        evicted = [w.command.contemplation_id for w in self.gave_way if w.holder == holder]
+        return self.queue.of(holder) + evicted
+
+    def _leave(self, contemplation_id: str, now: float) -> None:
+        """Nobody is to be told of it any more."""
+        self.queue.remove(contemplation_id, now)
+        left = [w for w in self.gave_way if w.command.contemplation_id != contemplation_id]
+        self.gave_way = left
 
     def end(self, holder: int, now: float) -> tuple[str, ...]:
         """Ends all leases and waits of a holder; returns the contemplations that had a lease."""
-        for contemplation_id in self.queue.of(holder):
-            self.queue.remove(contemplation_id, now)
-        self.gave_way = [item for item in self.gave_way if item.holder != holder]
+        for contemplation_id in self.waiting_of(holder):
+            self._leave(contemplation_id, now)
         ended = self.desk.end(holder)
         for contemplation_id in ended:
             self._running.pop(contemplation_id, None)

@@ -25,6 +25,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cogitate.router.core.types import Declare
 
@@ -38,7 +39,7 @@ RATE_LEAST_S = 1.0
 LineKey = tuple[str, frozenset[str], frozenset[str], int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Waiting:
     """A declaration in the queue. Times are seconds of the desk's clock."""
 
@@ -46,7 +47,12 @@ class Waiting:
     holder: int
     since_s: float
 
-    @property
+    @cached_property
+    def line(self) -> LineKey:
+        """What it competes for."""
+        return line_of(self.command)
+
+    @cached_property
     def cost(self) -> float:
         """Its predicted cost in positions: every prompt once, and what its agents will write."""
         return sum(
@@ -153,7 +159,7 @@ class Queue:
         Before it come all of higher priority, and of its own either all or its tenant's times the
         number of tenants, whichever is less: each of them is served as much.
         """
-        line = self._lines.get(line_of(item.command))
+        line = self._lines.get(item.line)
         if line is None:
             return None
         line.look(now)
@@ -177,7 +183,7 @@ class Queue:
             if evicted is item:
                 return item
             self._drop(evicted, served=False)
-        line = self._lines.setdefault(line_of(item.command), _Line(looked_at_s=now))
+        line = self._lines.setdefault(item.line, _Line(looked_at_s=now))
         line.look(now)
         band = line.bands.setdefault(item.command.priority, _Band(self.quantum))
         flow = band.flows.setdefault(item.command.tenant, _Flow())
@@ -193,12 +199,12 @@ class Queue:
 
     def next_of(self, item: Waiting) -> Waiting | None:
         """Whose turn it is in the line of an item that has left it."""
-        line = self._lines.get(line_of(item.command))
+        line = self._lines.get(item.line)
         return line.bands[max(line.bands)].head() if line is not None and line.bands else None
 
     def take(self, item: Waiting, now: float) -> None:
         """It was served."""
-        line = self._lines[line_of(item.command)]
+        line = self._lines[item.line]
         line.look(now)
         line.served += item.cost
         self._drop(item, served=True)
@@ -207,7 +213,7 @@ class Queue:
         """Takes it out unserved, if it is there."""
         item = self._items.get(contemplation_id)
         if item is not None:
-            self._lines[line_of(item.command)].look(now)
+            self._lines[item.line].look(now)
             self._drop(item, served=False)
         return item
 
@@ -229,7 +235,7 @@ class Queue:
 
     def end_s(self, item: Waiting) -> float:
         """When it has waited as long as it may: by its wish, or to be done by its deadline."""
-        command, line = item.command, self._lines.get(line_of(item.command))
+        command, line = item.command, self._lines.get(item.line)
         run_s = line.run_s if line is not None else 0.0
         return item.since_s + min(command.max_wait_s, max(0.0, command.remaining_s - run_s))
 
@@ -242,7 +248,7 @@ class Queue:
     def ahead_of(self, contemplation_id: str) -> int:
         """How many of its line, with its priority or a higher one, came before it."""
         item = self._items[contemplation_id]
-        bands = self._lines[line_of(item.command)].bands
+        bands = self._lines[item.line].bands
         return sum(
             other.since_s < item.since_s or priority > item.command.priority
             for priority, band in bands.items()
@@ -253,14 +259,14 @@ class Queue:
         )
 
     def _drop(self, item: Waiting, *, served: bool) -> None:
-        line = self._lines[line_of(item.command)]
+        line = self._lines[item.line]
         band = line.bands[item.command.priority]
         band.drop(item, served=served)
         del self._items[item.command.contemplation_id]
         if not band.flows:
             del line.bands[item.command.priority]
         if not line.bands and len(self._lines) > self.max_count:
-            del self._lines[line_of(item.command)]  # its rate is forgotten
+            del self._lines[item.line]  # its rate is forgotten
 
     def _most(self, item: Waiting) -> Waiting:
         """Of the tenant with most waiting, the new one too: the newest of its lowest priority."""
