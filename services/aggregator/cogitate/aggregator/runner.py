@@ -329,13 +329,8 @@ class Runner:
         self.put(wire.to_granted(response.granted))
 
     def _lease_request(self, effect: m.Declare) -> router_pb.LeaseRequest:
-        needs = [decoder_pb.CAPABILITY_KILL]
-        needs += [decoder_pb.CAPABILITY_VISION] if self._images else []
-        needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self.spec.client_tools else []
-        if self._sampling.HasField("json_schema"):
-            needs.append(decoder_pb.CAPABILITY_JSON_SCHEMA)
-        elif self._sampling.HasField("regex"):
-            needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
+        has_tools = bool(self._allowed or self.spec.client_tools)
+        needs = wire.capabilities(bool(self._images), has_tools, self._sampling)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
         plan = self.machine.rounds.plan
         text += sum(len(turn.text) for turn in plan.turns)
