@@ -27,6 +27,7 @@ from cogitate.router.core.leases import Leases
 from cogitate.router.core.placement import PlacementPolicy
 from cogitate.router.core.prefixes import Prefixes
 from cogitate.router.core.types import Declare, Denied, Granted, Replace
+from cogitate.router.scaling.demand import Demand
 from cogitate.v1 import router_service_pb2 as router_pb2
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Runtime:
         self.config = config
         self.clock = clock or SystemClock()
         self.desk = make_desk(config)
+        self.demand = Demand(config.scaler_window_s, config.max_lease_count)
         self._holders: dict[int, Holder] = {}
         self._scopes: set[asyncio.Timeout] = set()
         self._numbers = itertools.count(1)
@@ -119,6 +121,7 @@ class Runtime:
             self.desk.confirm(wire.confirm(request.confirm), holder.number, now)
         elif which == "release":
             self.desk.release(request.release.contemplation_id, holder.number)
+            self.demand.forget(request.release.contemplation_id)
 
     def _place(
         self, command: Declare | Replace, holder: Holder, now: float, traceparent: str
@@ -141,6 +144,7 @@ class Runtime:
                 endpoints = sorted({gang.share.endpoint_id for gang in answer.gangs})
                 span.set_attribute(Attr.ENDPOINT_ID, ",".join(endpoints))
         metrics.record(Metric.PLACEMENT_DURATION, self.clock.monotonic() - began)
+        self.demand.note(command, answer, now)
         self._log(answer)
         if isinstance(answer, Denied):
             self.post(holder, wire.denial(answer, self.config.retry_delay_s))
