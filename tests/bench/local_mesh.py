@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogitate.cli.mesh.plan import Options, members, port_count
@@ -21,6 +21,7 @@ class LocalMesh:
     address: str
     pids: dict[str, int]
     folder: Path  # of its journal, logs and traces
+    addresses: dict[str, str] = field(default_factory=dict)
 
     @property
     def decoder(self) -> int:
@@ -42,7 +43,8 @@ def local_mesh(options: Options, console: Console) -> Iterator[LocalMesh]:
             with starting.shown():
                 processes.start(starting.changed)
             pids = {member.name: member.process.pid for member in processes.noted()}
-            yield LocalMesh(planned[0].address, pids, folder)
+            addresses = {member.name: member.address for member in planned}
+            yield LocalMesh(planned[0].address, pids, folder, addresses)
         finally:
             processes.stop()
 

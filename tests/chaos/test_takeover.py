@@ -34,6 +34,7 @@ from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 
 from tests.fakes.nats_server import nats_server
+from tests.fakes.watch import ENDINGS, Watch
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
 
@@ -45,7 +46,6 @@ BOARD = Path(__file__).parents[2] / "examples" / "board.png"
 QUESTION = "What is the sum of the red cards?"
 AGENTS = 8
 SAMPLE_SEED = 2
-ENDINGS = {"verdict", "failed", "cancelled"}
 
 
 @dataclass
@@ -135,46 +135,6 @@ def journalling(member: Member, url: str) -> Member:
     elif "--journal" in arguments and JOURNAL == "fsync":
         arguments += ["--journal-fsync", "true"]
     return replace(member, arguments=tuple(arguments))
-
-
-@dataclass
-class Watch:
-    """What a client has seen of one contemplation. ``take`` fails on a gap or a repeat."""
-
-    last: int = 0
-    kinds: list[str] = field(default_factory=list)
-    text: dict[int, str] = field(default_factory=dict)
-    tokens: dict[int, int] = field(default_factory=dict)
-    times: list[tuple[float, str]] = field(default_factory=list)
-    ending: pb.ContemplationEvent | None = None
-    id: str = ""
-
-    def take(self, event: pb.ContemplationEvent) -> None:
-        kind = event.WhichOneof("event") or ""
-        assert self.ending is None, f"{kind} after the ending"
-        assert event.first_event_number == self.last + 1, "an event is lost or comes twice"
-        assert kind != "text_retracted"
-        self.last = event.event_number
-        self.kinds.append(kind)
-        self.times.append((time.monotonic(), kind))
-        self.id = self.id or event.accepted.contemplation_id
-        for delta in event.deltas.deltas:
-            assert delta.token_offset == self.tokens.get(delta.agent_id, 0), "a token is lost"
-            self.tokens[delta.agent_id] = delta.token_offset + delta.token_count
-            self.text[delta.agent_id] = self.text.get(delta.agent_id, "") + delta.text
-        if kind in ENDINGS:
-            self.ending = event
-
-    def outcome(self) -> tuple[Any, ...]:
-        """What must not depend on what died."""
-        assert self.ending is not None
-        verdict = self.ending.verdict
-        return verdict.key, verdict.degraded, self.tokens, self.text
-
-    def gap_s(self, since: float, kind: str = "") -> float | None:
-        """Time until the next event, of a kind if one is named."""
-        later = [at for at, what in self.times if at > since and kind in ("", what)]
-        return later[0] - since if later else None
 
 
 def question(image: Any, **fields: Any) -> pb.ContemplationSpec:

@@ -684,6 +684,7 @@ async def test_agents_of_a_killed_decoder_go_on_with_their_very_tokens() -> None
         assert agent.attempt == 2
         assert state.sampled_token_count == 3
         assert state.build_digest == "sha256:fake"
+        assert state.confidence.mean_logprob == -0.5  # it breaks ties where it ends
         assert not state.pending_call_id
         found = [s.WhichOneof("segment") for s in state.segments]
         assert found == ["sampled", "tool_result", "sampled"]
@@ -798,6 +799,37 @@ async def test_patience_ends_and_says_why() -> None:
         assert len(m.router.told("declare")) == 4
     assert (failed.code, failed.reason, failed.message) == (14, "NO_ENDPOINT", "all are full")
     assert failed.retryable
+
+
+async def test_a_wait_for_room_is_told_and_outlives_the_router() -> None:
+    async with mesh(saying("3"), place_timeout_s=30.0) as m:
+        m.router.queues = True
+        call = open_stream(m, agent_count=2)
+        await first(call)
+        async with asyncio.timeout(5):
+            while not (event := (await call.read()).event).HasField("queued"):
+                pass
+        assert event.queued.ahead_count == 2
+        [asked] = m.router.told("declare")
+        assert asked.max_wait_duration.seconds == 4  # of ten seconds half are for the answer
+        await m.router.kill()
+        m.router.queues = False
+        await m.router.start()
+        assert (await rest(call))[-1].verdict.key == "3"
+        assert m.router.told("declare") == [asked, asked]
+
+
+async def test_what_is_refused_because_of_load_says_when_to_come_back() -> None:
+    denied = router_pb.LeaseDenied(reason="REJECTED", message="the wait is long")
+    denied.retry_delay.FromSeconds(7)
+    denied.waited_duration.FromSeconds(0)
+    async with mesh(saying("3")) as m:
+        m.router.denials = [denied]
+        failed = check_grammar(await m.ask()).failed
+        assert len(m.router.told("declare")) == 1
+    assert (failed.code, failed.reason, failed.message) == (8, "REJECTED", "the wait is long")
+    assert failed.retryable
+    assert failed.retry_delay.seconds == 7
 
 
 async def test_a_router_that_is_down_is_told_fast_and_clearly() -> None:

@@ -130,6 +130,67 @@ async def test_a_gang_is_placed_with_its_reasons_and_the_vision_encoder() -> Non
         assert gang.predicted_duration.ToTimedelta().total_seconds() > 0
 
 
+def wait(seconds: float) -> Duration:
+    return Duration(nanos=round(seconds * 1e9) % 10**9, seconds=int(seconds))
+
+
+async def test_a_declaration_waits_for_room_and_is_served_when_there_is() -> None:
+    async with router() as address, FakeEndpoint("a", address, max_sequence_count=8):
+        async with LeaseStream(address) as lease:
+            await lease.send(declare=declare("busy", 8))
+            assert (await lease.read()).granted.contemplation_id == "busy"
+            await lease.send(declare=declare("next", 8, max_wait_duration=wait(20)))
+            queued = (await lease.read()).queued
+            assert (queued.contemplation_id, queued.attempt, queued.ahead_count) == ("next", 1, 0)
+            assert not queued.HasField("expected_duration")
+            assert (await fleet_of(address)).queued_count == 1
+            await lease.send(release=router_pb2.ReleaseLease(contemplation_id="busy"))
+            assert (await lease.read()).granted.contemplation_id == "next"
+            assert (await fleet_of(address)).queued_count == 0
+
+
+async def test_a_wait_ends_with_its_reason_its_length_and_when_to_ask_again() -> None:
+    async with router() as address, FakeEndpoint("a", address, max_sequence_count=8):
+        async with LeaseStream(address) as lease:
+            await lease.send(declare=declare("busy", 8))
+            await lease.read()
+            await lease.send(declare=declare("next", 8, max_wait_duration=wait(0.1)))
+            assert (await lease.read()).HasField("queued")
+            denied = (await lease.read()).denied
+    assert (denied.contemplation_id, denied.reason) == ("next", "NO_ENDPOINT")
+    assert "room for 0 of 8 agents" in denied.message
+    assert denied.waited_duration.ToMilliseconds() >= 100
+    assert denied.HasField("retry_delay")
+
+
+async def test_who_leaves_the_queue_is_not_served() -> None:
+    async with router() as address, FakeEndpoint("a", address, max_sequence_count=8):
+        async with LeaseStream(address) as lease, LeaseStream(address) as other:
+            await lease.send(declare=declare("busy", 8))
+            await lease.read()
+            for stream, name in ((lease, "leaves"), (other, "goes"), (lease, "stays")):
+                await stream.send(declare=declare(name, 8, max_wait_duration=wait(20)))
+                assert (await stream.read()).HasField("queued")
+            await lease.send(release=router_pb2.ReleaseLease(contemplation_id="leaves"))
+            await other.end()
+            await until_fleet(address, lambda fleet: fleet.queued_count == 1)
+            await lease.send(release=router_pb2.ReleaseLease(contemplation_id="busy"))
+            assert (await lease.read()).granted.contemplation_id == "stays"
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    async with router(max_queue_count=1) as address:
+        async with FakeEndpoint("a", address, max_sequence_count=8), LeaseStream(address) as lease:
+            for name, kind in (("busy", "granted"), ("waits", "queued"), ("late", "denied")):
+                asked = declare(name, 8, tenant="t", max_wait_duration=wait(20))
+                await lease.send(declare=asked)
+                answer = await lease.read()
+                assert answer.WhichOneof("event") == kind
+    assert (answer.denied.reason, answer.denied.waited_duration.seconds) == ("REJECTED", 0)
+    assert answer.denied.HasField("waited_duration")
+    assert answer.denied.HasField("retry_delay")
+
+
 async def test_an_unused_endpoint_has_a_reason() -> None:
     async with router() as address, FakeEndpoint("a", address):
         async with FakeEndpoint("text", address, models=["other"]), LeaseStream(address) as lease:

@@ -24,6 +24,7 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         self.delay_s = 0.0
         self.denial_delay_s = 0.0  # what its own denials tell to wait; 0 is for ever
         self.silent = False
+        self.queues = False  # whoever asks waits for ever
         self.released = asyncio.Event()
         self._gangs = 0
         self._streams: set[asyncio.Queue[pb.LeaseResponse]] = set()
@@ -68,6 +69,10 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
                 out.put_nowait(self._answer(getattr(request, kind)))
 
     def _answer(self, asked: Any) -> pb.LeaseResponse:
+        if self.queues:
+            queued = pb.LeaseQueued(ahead_count=2)
+            queued.contemplation_id, queued.attempt = asked.contemplation_id, asked.attempt
+            return pb.LeaseResponse(queued=queued)
         failed = self.failed.setdefault(asked.contemplation_id, set())
         failed |= {failure.endpoint_id for failure in getattr(asked, "failures", ())}
         there = {e: a for e, a in self.endpoints.items() if e not in failed}

@@ -87,10 +87,12 @@ class Leases:
         self._call.cancel()
         await self._channel.close()
 
-    async def declare(self, agents: int, attempt: int = 1) -> str:
-        """Declares a gang; says whether it was granted or denied."""
+    async def declare(self, agents: int, attempt: int = 1, wait_s: int = 0) -> str:
+        """Declares a gang; says whether it was granted, queued or denied."""
         gang = router_pb2.GangSpec(model="mini", agent_ids=range(agents), tokens_per_agent=64)
         declared = router_pb2.DeclareGangs(contemplation_id="c", attempt=attempt, gangs=[gang])
+        if wait_s:
+            declared.max_wait_duration.FromSeconds(wait_s)
         await self._call.write(router_pb2.LeaseRequest(declare=declared))
         answer = await self._call.read()
         self.denied = answer.denied
@@ -158,6 +160,22 @@ async def test_agents_that_found_no_place_stop_waiting_after_the_window(tmp_path
             assert (await active.read()).result is True
             assert (await active.read()).result is False
             active.cancel()
+
+
+async def test_agents_in_the_queue_wait_as_long_as_they_are_there(tmp_path: Path) -> None:
+    flags = ("--keda-scaler", "--scaler-window-s", "0.2")
+    async with (
+        router(tmp_path, *flags) as address,
+        FakeEndpoint("a", address, max_sequence_count=4),
+    ):
+        async with open_channel(address) as channel, Leases(address) as leases:
+            stub = pb_grpc.ExternalScalerStub(channel)
+            assert await leases.declare(agents=6, wait_s=60) == "queued"
+            await asyncio.sleep(0.5)  # longer than the window of denials
+            assert (await values(stub))["agents"] == 6
+            assert (await values(stub, provider="another"))["agents"] == 6
+            await leases.release()
+            await until(lambda: values(stub), lambda v: v["agents"] == 0)
 
 
 @pytest.mark.parametrize(

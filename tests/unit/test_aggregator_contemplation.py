@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.contemplation import Contemplation
-from cogitate.aggregator.core.places import MAX_LOSSES
 
 pytestmark = pytest.mark.unit
+
+MAX_LOSSES = 3  # the default of a Spec
 
 
 def spec(**fields: Any) -> m.Spec:
@@ -160,6 +161,19 @@ def test_a_denial_for_good_ends_it() -> None:
     s.put(m.Denied(1, "UNKNOWN_MODEL", "no such model", None))
     assert s.event("failed") == {
         "reason": "UNKNOWN_MODEL", "message": "no such model", "retryable": False,
+        "retry_after_s": None,
+    }  # fmt: skip
+
+
+def test_a_wait_in_the_routers_queue_is_told_and_its_end_is_final() -> None:
+    s = Script(patience_s=9.0)
+    s.put(m.Queued(1, 3, 2.5))
+    assert s.event("queued") == {"ahead": 3, "expected_s": 2.5}
+    s.put(m.Denied(1, "REJECTED", "the wait is long", 7.0, is_final=True))
+    assert s.all(m.AskLater) == []
+    assert s.event("failed") == {
+        "reason": "REJECTED", "message": "the wait is long", "retryable": True,
+        "retry_after_s": 7.0,
     }  # fmt: skip
 
 

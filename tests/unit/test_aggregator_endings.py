@@ -87,7 +87,7 @@ def test_a_verdict_accounts_for_itself() -> None:
 
 def test_failures_and_cancellations_carry_the_bill() -> None:
     machine, _ = finished()
-    fields = {"reason": "NO_QUORUM", "message": "none", "retryable": True}
+    fields = {"reason": "NO_QUORUM", "message": "none", "retryable": True, "retry_after_s": None}
     failed = endings.build("failed", fields, machine, 1.0, 0).failed
     assert (failed.code, failed.ledger.generated_token_count) == (9, 20)
     cancelled = endings.build("cancelled", {"reason": "REQUESTED"}, machine, 1.0, 0).cancelled

@@ -151,6 +151,9 @@ def from_ending(event: contemplation_service_pb2.ContemplationEvent) -> Cogitate
         reason=failed.reason,
         retryable=failed.retryable,
         metadata=failed.metadata,
+        retry_after_s=failed.retry_delay.ToNanoseconds() / 1e9
+        if failed.HasField("retry_delay")
+        else None,
     )
 
 

@@ -167,10 +167,11 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Fleet:
-    """All endpoints, and how many contemplations hold a lease."""
+    """All endpoints, and how many contemplations hold a lease or wait for room."""
 
     endpoints: tuple[Endpoint, ...]
     lease_count: int
+    queued_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def fleet(raw: gateway_service_pb2.DescribeFleetResponse) -> Fleet:
                 prediction_error=one.speed.prediction_error,
             )
         )
-    return Fleet(tuple(endpoints), raw.lease_count)
+    return Fleet(tuple(endpoints), raw.lease_count, raw.queued_count)
 
 
 def summary(raw: pb2.ContemplationSummary, ending: pb2.ContemplationEvent | None = None) -> Summary:

@@ -124,7 +124,9 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     ) -> gateway_service_pb2.DescribeFleetResponse:
         fleet = await self._fleet()
         return gateway_service_pb2.DescribeFleetResponse(
-            endpoints=fleet.endpoints, lease_count=fleet.lease_count
+            endpoints=fleet.endpoints,
+            lease_count=fleet.lease_count,
+            queued_count=fleet.queued_count,
         )
 
     async def GetServerInfo(

@@ -39,7 +39,7 @@ def render(fleet: Fleet) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{fleet.lease_count} contemplations hold a lease",
+        caption=f"{fleet.lease_count} contemplations hold a lease, {fleet.queued_count} wait",
         caption_justify="left",
     )
     for name in ("endpoint", "state", "where", "models", "engine"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cogitate.cli.view.state import call_text
+from cogitate.cli.view.state import call_text, waiting_text
 from cogitate.v1 import contemplation_service_pb2 as pb2
 
 
@@ -75,6 +75,8 @@ class Lines:
             case "round_started":
                 if event.round_started.round_number > 1:
                     yield f"round {event.round_started.round_number}: {event.round_started.role}"
+            case "queued":
+                yield waiting_text(event.queued)
             case "widened":
                 widened = event.widened
                 yield f"agents {ids(widened.agent_ids)} begin, too: {widened.reason}"

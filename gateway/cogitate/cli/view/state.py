@@ -165,6 +165,13 @@ def reduce(view: View, event: pb2.ContemplationEvent) -> View:
     return view if handler is None else handler(view, getattr(event, str(kind)))
 
 
+def waiting_text(event: pb2.Queued) -> str:
+    """Returns how long the wait for room is."""
+    about = event.expected_duration.ToNanoseconds() / 1e9
+    soon = f", about {about:.1f} s" if event.HasField("expected_duration") else ""
+    return f"waits for room behind {event.ahead_count} others{soon}"
+
+
 def call_text(name: str, arguments_json: str) -> str:
     """Returns a call as a person would write it: `zoom(25, 33, 50, 67)`."""
     try:
@@ -371,6 +378,10 @@ def _widened(view: View, event: pb2.Widened) -> View:
     return replace(view, notes=(*view.notes, note))
 
 
+def _queued(view: View, event: pb2.Queued) -> View:
+    return replace(view, notes=(*view.notes, waiting_text(event)))
+
+
 def _verdict_delta(view: View, event: pb2.VerdictDelta) -> View:
     return replace(view, verdict_text=view.verdict_text + event.text)
 
@@ -393,6 +404,7 @@ _HANDLERS: Final[Mapping[str, Any]] = {
     "prefilled": _prefilled,
     "round_started": _round,
     "widened": _widened,
+    "queued": _queued,
     "agent_started": _agent_started,
     "deltas": _deltas,
     "tool_call_started": _tool_started,

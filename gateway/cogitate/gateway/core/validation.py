@@ -45,8 +45,8 @@ EMBEDDING: Final = re.compile(r"embedding(:[0-9.]{1,16})?")
 EVENTS: Final = frozenset(
     "accepted placed prefilled round_started agent_started deltas tool_call_started"
     " tool_call_finished awaiting_client ballot_cast decided agent_killed agent_lost"
-    " text_retracted feature_degraded steered widened verdict_delta verdict failed"
-    " cancelled".split()
+    " text_retracted feature_degraded steered widened queued verdict_delta verdict"
+    " failed cancelled".split()
 )
 
 MAX_NAMES: Final = 64

@@ -332,6 +332,7 @@ class ContemplationEvent(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     WIDENED_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     event_number: _builtins.int
     """Number of the last event covered, from 1, without gaps."""
     first_event_number: _builtins.int
@@ -424,6 +425,10 @@ class ContemplationEvent(_message.Message):
     def widened(self) -> Global___Widened:
         """More agents of the round begin."""
 
+    @_builtins.property
+    def queued(self) -> Global___Queued:
+        """It waits for room: tenants take turns."""
+
     def __init__(
         self,
         *,
@@ -451,16 +456,45 @@ class ContemplationEvent(_message.Message):
         failed: Global___Failed | None = ...,
         cancelled: Global___ContemplationCancelled | None = ...,
         widened: Global___Widened | None = ...,
+        queued: Global___Queued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta", "widened", b"widened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "placed", b"placed", "prefilled", b"prefilled", "queued", b"queued", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta", "widened", b"widened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_number", b"event_number", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "first_event_number", b"first_event_number", "placed", b"placed", "prefilled", b"prefilled", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta", "widened", b"widened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent_killed", b"agent_killed", "agent_lost", b"agent_lost", "agent_started", b"agent_started", "awaiting_client", b"awaiting_client", "ballot_cast", b"ballot_cast", "cancelled", b"cancelled", "decided", b"decided", "deltas", b"deltas", "event", b"event", "event_number", b"event_number", "event_time", b"event_time", "failed", b"failed", "feature_degraded", b"feature_degraded", "first_event_number", b"first_event_number", "placed", b"placed", "prefilled", b"prefilled", "queued", b"queued", "round_started", b"round_started", "steered", b"steered", "text_retracted", b"text_retracted", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started", "verdict", b"verdict", "verdict_delta", b"verdict_delta", "widened", b"widened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "placed", "prefilled", "round_started", "agent_started", "deltas", "tool_call_started", "tool_call_finished", "awaiting_client", "ballot_cast", "decided", "agent_killed", "agent_lost", "text_retracted", "feature_degraded", "steered", "verdict_delta", "verdict", "failed", "cancelled", "widened"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "placed", "prefilled", "round_started", "agent_started", "deltas", "tool_call_started", "tool_call_finished", "awaiting_client", "ballot_cast", "decided", "agent_killed", "agent_lost", "text_retracted", "feature_degraded", "steered", "verdict_delta", "verdict", "failed", "cancelled", "widened", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ContemplationEvent: _TypeAlias = ContemplationEvent  # noqa: Y015
+
+@_typing.final
+class Queued(_message.Message):
+    """Queued tells that no endpoint has room yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AHEAD_COUNT_FIELD_NUMBER: _builtins.int
+    EXPECTED_DURATION_FIELD_NUMBER: _builtins.int
+    ahead_count: _builtins.int
+    """How many contemplations come before it."""
+    @_builtins.property
+    def expected_duration(self) -> _duration_pb2.Duration:
+        """How long that takes at the rate of late; absent if it is not known."""
+
+    def __init__(
+        self,
+        *,
+        ahead_count: _builtins.int = ...,
+        expected_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_duration", b"expected_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead_count", b"ahead_count", "expected_duration", b"expected_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Queued: _TypeAlias = Queued  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):
@@ -1136,6 +1170,7 @@ class Failed(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """gRPC status code number."""
     reason: _builtins.str
@@ -1152,6 +1187,10 @@ class Failed(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Variable parts of the message."""
 
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """When trying again may help; absent if that is not known."""
+
     def __init__(
         self,
         *,
@@ -1161,10 +1200,11 @@ class Failed(_message.Message):
         retryable: _builtins.bool = ...,
         ledger: _common_pb2.Ledger | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "ledger", b"ledger", "message", b"message", "metadata", b"metadata", "reason", b"reason", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "ledger", b"ledger", "message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_delay", b"retry_delay", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -218,8 +218,11 @@ class DescribeFleetResponse(_message.Message):
 
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     LEASE_COUNT_FIELD_NUMBER: _builtins.int
+    QUEUED_COUNT_FIELD_NUMBER: _builtins.int
     lease_count: _builtins.int
     """Contemplations with a lease now."""
+    queued_count: _builtins.int
+    """Contemplations that wait for room."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[_router_service_pb2.FleetEndpoint]:
         """By endpoint id."""
@@ -229,10 +232,11 @@ class DescribeFleetResponse(_message.Message):
         *,
         endpoints: _abc.Iterable[_router_service_pb2.FleetEndpoint] | None = ...,
         lease_count: _builtins.int = ...,
+        queued_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count", "queued_count", b"queued_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

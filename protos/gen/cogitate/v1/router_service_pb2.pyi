@@ -275,6 +275,8 @@ class DeclareGangs(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_DURATION_FIELD_NUMBER: _builtins.int
+    REMAINING_DURATION_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The contemplation names the lease."""
     attempt: _builtins.int
@@ -301,6 +303,16 @@ class DeclareGangs(_message.Message):
     def budget(self) -> _common_pb2.Budget:
         """The budget."""
 
+    @_builtins.property
+    def max_wait_duration(self) -> _duration_pb2.Duration:
+        """How long it may wait for room in the router's queue, which is fair to tenants. Absent: it is answered at once, and
+        before all that wait.
+        """
+
+    @_builtins.property
+    def remaining_duration(self) -> _duration_pb2.Duration:
+        """Time left to its deadline: it does not wait so long that others like it would not be done by then. Absent: none."""
+
     def __init__(
         self,
         *,
@@ -314,10 +326,12 @@ class DeclareGangs(_message.Message):
         policy: _builtins.str = ...,
         priority: _builtins.int = ...,
         traceparent: _builtins.str = ...,
+        max_wait_duration: _duration_pb2.Duration | None = ...,
+        remaining_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints", "max_wait_duration", b"max_wait_duration", "remaining_duration", b"remaining_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "max_wait_duration", b"max_wait_duration", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "remaining_duration", b"remaining_duration", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -460,6 +474,7 @@ class LeaseResponse(_message.Message):
     GRANTED_FIELD_NUMBER: _builtins.int
     DENIED_FIELD_NUMBER: _builtins.int
     NEWS_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def granted(self) -> Global___LeaseGranted:
         """A placement."""
@@ -472,22 +487,63 @@ class LeaseResponse(_message.Message):
     def news(self) -> Global___EndpointNews:
         """An endpoint that holds agents of the lease is failing, draining or gone."""
 
+    @_builtins.property
+    def queued(self) -> Global___LeaseQueued:
+        """A declaration waits for room; a grant or a denial follows."""
+
     def __init__(
         self,
         *,
         granted: Global___LeaseGranted | None = ...,
         denied: Global___LeaseDenied | None = ...,
         news: Global___EndpointNews | None = ...,
+        queued: Global___LeaseQueued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news", "queued", b"queued"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "event", b"event", "granted", b"granted", "news", b"news", "queued", b"queued"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["granted", "denied", "news"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["granted", "denied", "news", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
+
+@_typing.final
+class LeaseQueued(_message.Message):
+    """LeaseQueued tells that a declaration is in the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    AHEAD_COUNT_FIELD_NUMBER: _builtins.int
+    EXPECTED_DURATION_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
+    """The lease."""
+    attempt: _builtins.int
+    """The attempt it answers."""
+    ahead_count: _builtins.int
+    """How many were before it."""
+    @_builtins.property
+    def expected_duration(self) -> _duration_pb2.Duration:
+        """How long it will take at the rate of late; absent if that is not known."""
+
+    def __init__(
+        self,
+        *,
+        contemplation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        ahead_count: _builtins.int = ...,
+        expected_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_duration", b"expected_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead_count", b"ahead_count", "attempt", b"attempt", "contemplation_id", b"contemplation_id", "expected_duration", b"expected_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseQueued: _TypeAlias = LeaseQueued  # noqa: Y015
 
 @_typing.final
 class PlacedGang(_message.Message):
@@ -653,6 +709,7 @@ class LeaseDenied(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    WAITED_DURATION_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The lease."""
     attempt: _builtins.int
@@ -669,6 +726,12 @@ class LeaseDenied(_message.Message):
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedEndpoint]:
         """Why each endpoint was not used."""
 
+    @_builtins.property
+    def waited_duration(self) -> _duration_pb2.Duration:
+        """How long it waited, 0 if it was refused at once. Present where it could wait: then asking again before
+        `retry_delay` does not help.
+        """
+
     def __init__(
         self,
         *,
@@ -678,10 +741,11 @@ class LeaseDenied(_message.Message):
         message: _builtins.str = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
         rejected: _abc.Iterable[Global___RejectedEndpoint] | None = ...,
+        waited_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay", "waited_duration", b"waited_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "message", b"message", "reason", b"reason", "rejected", b"rejected", "retry_delay", b"retry_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "message", b"message", "reason", b"reason", "rejected", b"rejected", "retry_delay", b"retry_delay", "waited_duration", b"waited_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -840,8 +904,11 @@ class GetFleetResponse(_message.Message):
 
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     LEASE_COUNT_FIELD_NUMBER: _builtins.int
+    QUEUED_COUNT_FIELD_NUMBER: _builtins.int
     lease_count: _builtins.int
     """Contemplations with a lease now."""
+    queued_count: _builtins.int
+    """Contemplations that wait for room."""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetEndpoint]:
         """By endpoint id."""
@@ -851,10 +918,11 @@ class GetFleetResponse(_message.Message):
         *,
         endpoints: _abc.Iterable[Global___FleetEndpoint] | None = ...,
         lease_count: _builtins.int = ...,
+        queued_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "lease_count", b"lease_count", "queued_count", b"queued_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
 
 # The engines and the modules that prepare them.
-ENGINES = {"native": "native_engine", "openai": "adapter.build"}
+ENGINES = {"native": "native_engine", "openai": "adapter.build", "vllm": "vllm_engine.build"}
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
 
 

@@ -68,6 +68,7 @@ def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: Aggreg
         max_tokens=params.max_tokens if params.HasField("max_tokens") else 0,
         client_tools=frozenset(tool.name for tool in request.client_tools),
         patience_s=config.place_timeout_s,
+        max_losses=config.max_agent_loss_count,
         budget_micro_usd=request.budget.max_cost_micro_usd,
         prepares=config.prepare,
         num_images=len(images_of(request)),

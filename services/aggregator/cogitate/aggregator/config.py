@@ -63,6 +63,9 @@ class AggregatorConfig(ServiceConfig):
     place_timeout_s: float = knob(
         10.0, "how long an agent may wait for a place", minimum=0.05, maximum=600
     )
+    max_agent_loss_count: int = knob(
+        3, "an agent that lost its endpoint this often is given up", minimum=1, maximum=1000
+    )
     tool_timeout_s: float = knob(10.0, "how long a tool call may take", minimum=0.05, maximum=600)
     journal_timeout_s: float = knob(
         1.0, "how long a commit may hold events up before they go out", minimum=0.01, maximum=60

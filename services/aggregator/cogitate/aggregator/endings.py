@@ -39,6 +39,8 @@ def build(
             retryable=fields["retryable"],
             ledger=bill,
         )
+        if fields["retry_after_s"] is not None:
+            failed.retry_delay.FromMicroseconds(round(fields["retry_after_s"] * 1e6))
         return pb.ContemplationEvent(failed=failed)
     return pb.ContemplationEvent(verdict=_verdict(fields["outcome"], machine, bill, seconds))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
@@ -23,6 +24,25 @@ LeaseCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.LeaseRequest, pb.LeaseRespo
 Listener = Callable[[pb.LeaseResponse], None]
 
 
+@dataclass(slots=True)
+class _Question:
+    """Something asked of the router. Once it is queued there it survives the stream."""
+
+    request: pb.LeaseRequest
+    answer: asyncio.Future[pb.LeaseResponse]
+    scope: asyncio.Timeout
+    timeout_s: float
+    is_queued: bool = False
+
+    def queued(self) -> None:
+        """Its patience begins anew, once: the router answers when the longest wait is over."""
+        if self.is_queued:
+            return
+        self.is_queued = True
+        longest_s = self.request.declare.max_wait_duration.ToNanoseconds() / 1e9
+        self.scope.reschedule(asyncio.get_running_loop().time() + longest_s + self.timeout_s)
+
+
 class LeaseClient:
     """Keeps the stream open. Leases of a lost stream are made known to the next by confirming them.
 
@@ -37,7 +57,7 @@ class LeaseClient:
         self._listeners: dict[str, Listener] = {}
         # What runs, by contemplation and attempt: a confirmation speaks of one attempt.
         self._held: dict[str, dict[int, pb.ConfirmPlacement]] = {}
-        self._waiting: dict[tuple[str, int], asyncio.Future[pb.LeaseResponse]] = {}
+        self._waiting: dict[tuple[str, int], _Question] = {}
         self._tasks = Supervisor()
 
     def start(self) -> None:
@@ -51,7 +71,11 @@ class LeaseClient:
     async def place(
         self, contemplation_id: str, request: pb.LeaseRequest, listener: Listener, timeout_s: float
     ) -> pb.LeaseResponse:
-        """Declares or replaces gangs; returns Granted or Denied. Raises NoEndpoint on silence."""
+        """Declares or replaces gangs; returns Granted or Denied. Raises NoEndpoint on silence.
+
+        A declaration that the router queues is waited for as long as it may wait, and asked again
+        of a router that comes back meanwhile.
+        """
         if request.HasField("declare"):
             attempt = request.declare.attempt
         else:
@@ -60,10 +84,10 @@ class LeaseClient:
         key = (contemplation_id, attempt)
         self._listeners[contemplation_id] = listener
         answer: asyncio.Future[pb.LeaseResponse] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = answer
         self._requests.put_nowait(request)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as scope:
+                self._waiting[key] = _Question(request, answer, scope, timeout_s)
                 return await answer
         except TimeoutError:
             raise NoEndpoint(
@@ -129,6 +153,9 @@ class LeaseClient:
         for held in list(self._held.values()):
             for confirmation in list(held.values()):
                 await call.write(pb.LeaseRequest(confirm=confirmation))
+        for question in list(self._waiting.values()):
+            if question.is_queued:
+                await call.write(question.request)
         while True:
             await call.write(await self._requests.get())
 
@@ -139,16 +166,22 @@ class LeaseClient:
                 if listener := self._listeners.get(contemplation_id):
                     listener(response)
             return
-        body = response.granted if kind == "granted" else response.denied
-        answer = self._waiting.get((body.contemplation_id, body.attempt))
-        if answer is not None and not answer.done():
-            answer.set_result(response)
+        body = getattr(response, kind) if kind else pb.LeaseDenied()
+        question = self._waiting.get((body.contemplation_id, body.attempt))
+        if question is None or question.answer.done():
+            return
+        if kind != "queued":
+            question.answer.set_result(response)
+            return
+        question.queued()
+        if listener := self._listeners.get(body.contemplation_id):
+            listener(response)
 
     def _broken(self) -> None:
         """The router is down: who waits is told at once, not at the timeout."""
         while not self._requests.empty():
             self._requests.get_nowait()
         message = f"the router at {self._address} is down; start it and ask again"
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(NoEndpoint(message, reason="UNAVAILABLE"))
+        for question in self._waiting.values():
+            if not question.answer.done() and not question.is_queued:
+                question.answer.set_exception(NoEndpoint(message, reason="UNAVAILABLE"))

@@ -152,6 +152,7 @@ class Runner:
                 self.span.end()
 
     async def _run(self, timeout_s: float) -> None:
+        self._ends_at = time.monotonic() + timeout_s
         async with asyncio.TaskGroup() as tasks:
             self._start(tasks, self._timers, self._later(timeout_s, m.DeadlinePassed()))
             self._start(tasks, self._timers, self._flush_often())
@@ -308,7 +309,7 @@ class Runner:
                 response = await self._n.lease.place(
                     self.spec.contemplation_id,
                     self._lease_request(effect),
-                    self._on_news,
+                    self._on_lease,
                     self._n.config.place_timeout_s,
                 )
         except CogitateError as error:
@@ -374,13 +375,22 @@ class Runner:
         )
         declare.constraints.CopyFrom(self._request.constraints)
         declare.constraints.excluded_endpoint_ids.extend(f.endpoint_id for f in failures)
+        if not self.machine.places.gangs:
+            # Half of the time is for the answer. What has run already waits for nobody.
+            left_s = max(0.0, self._ends_at - time.monotonic())
+            wait_s = min(self._n.config.place_timeout_s, left_s / 2)
+            declare.max_wait_duration.FromMicroseconds(round(wait_s * 1e6))
+            declare.remaining_duration.FromMicroseconds(round(left_s * 1e6))
         if not declare.constraints.min_failure_domain_count and self.spec.num_agents > 1:
             # Losing one provider is to cost agents, not the answer.
             declare.constraints.min_failure_domain_count = 2
         return router_pb.LeaseRequest(declare=declare)
 
-    def _on_news(self, response: router_pb.LeaseResponse) -> None:
+    def _on_lease(self, response: router_pb.LeaseResponse) -> None:
         """An endpoint that is gone takes its gangs with it; a draining one finishes them."""
+        if response.HasField("queued"):
+            self.put(wire.to_queued(response.queued))
+            return
         news = response.news
         if news.state not in ("EXPIRED", "GONE", "EJECTED"):
             return

@@ -167,7 +167,17 @@ def to_denied(denied: router_pb.LeaseDenied) -> m.Denied:
     """Why there is no place."""
     delay = denied.retry_delay
     retry_after_s = delay.ToNanoseconds() / 1e9 if denied.HasField("retry_delay") else None
-    return m.Denied(denied.attempt, denied.reason, denied.message, retry_after_s)
+    is_final = denied.HasField("waited_duration")
+    return m.Denied(denied.attempt, denied.reason, denied.message, retry_after_s, is_final)
+
+
+def to_queued(queued: router_pb.LeaseQueued) -> m.Queued:
+    """How long the wait for a place is."""
+    expected = queued.expected_duration
+    known = queued.HasField("expected_duration")
+    return m.Queued(
+        queued.attempt, queued.ahead_count, expected.ToNanoseconds() / 1e9 if known else None
+    )
 
 
 # -- to the decoder ----------------------------------------------------------------------------
@@ -199,6 +209,7 @@ def to_agent_spec(
                 sampled_token_count=order.num_sampled,
                 build_digest=order.build_digest,
                 pending_call_id=order.pending_call_id,
+                confidence=common.Confidence(mean_logprob=order.mean_logprob),
             )
         )
     return spec
@@ -331,11 +342,19 @@ def to_killed(killed: tuple[int, str, int]) -> common.KilledAgent:
     return common.KilledAgent(agent_id=agent_id, reason=reason, sampled_token_count=num_sampled)
 
 
+def _queued(f: dict[str, Any]) -> pb.Queued:
+    message = pb.Queued(ahead_count=f["ahead"])
+    if f["expected_s"] is not None:
+        message.expected_duration.FromNanoseconds(round(f["expected_s"] * 1e9))
+    return message
+
+
 _EVENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "placed": _placed,
     "prefilled": _prefilled_event,
     "round_started": lambda f: pb.RoundStarted(**f),
     "widened": lambda f: pb.Widened(**f),
+    "queued": _queued,
     "agent_started": lambda f: pb.AgentStarted(**f),
     "deltas": lambda f: pb.AgentDeltas(deltas=[pb.AgentTextDelta(**d) for d in f["deltas"]]),
     "tool_call_started": lambda f: pb.ToolCallStarted(**{**f, "call": to_call(f["call"])}),

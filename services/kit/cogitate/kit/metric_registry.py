@@ -141,7 +141,13 @@ class Metric(Enum):
     )  # fmt: skip
     PLACEMENT_DURATION = (
         "cogitate.router.placement.duration", HISTOGRAM, "s",
-        "Time of a declaration or replacement, from its command to its answer.", _PLACE_S,
+        "Time of a declaration or replacement, from its command to its answer or its queueing.",
+        _PLACE_S,
+    )  # fmt: skip
+    ROUTER_QUEUED = "cogitate.router.queued", GAUGE, "{contemplation}", "Those that wait for room."
+    ROUTER_QUEUE_DURATION = (
+        "cogitate.router.queue.duration", HISTOGRAM, "s",
+        "Wait for room of those that were queued, by state: granted, or why not.", _REQUEST_S,
     )  # fmt: skip
 
     def __init__(

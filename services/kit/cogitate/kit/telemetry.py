@@ -43,10 +43,10 @@ class Span(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     TOOL = "execute_tool"
-    # Events on the span of a contemplation.
-    BALLOT = "ballot"
+    BALLOT = "ballot"  # these are events on the span of a contemplation
     KILL = "kill"
     VERDICT = "verdict"
+    QUEUED = "queued"  # on that of a placement
 
 
 class Attr(StrEnum):

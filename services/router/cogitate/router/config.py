@@ -29,6 +29,15 @@ class RouterConfig(ServiceConfig):
     retry_delay_s: float = knob(
         0.5, "when a denied declaration may be tried again", minimum=0.01, maximum=600
     )
+    max_queue_count: int = knob(
+        1000, "contemplations that may wait for room; 0: none waits", minimum=0, maximum=1_000_000
+    )
+    queue_quantum_count: int = knob(
+        1024,
+        "positions a tenant is served at a time while others wait",
+        minimum=1,
+        maximum=1_000_000_000,
+    )
     max_endpoint_count: int = knob(1000, "endpoints that may report", minimum=1, maximum=100_000)
     max_lease_count: int = knob(10_000, "leases held at once", minimum=1, maximum=1_000_000)
     max_agent_count: int = knob(1024, "agents in one declaration", minimum=1, maximum=65_536)

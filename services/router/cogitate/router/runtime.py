@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from cogitate.kit import metrics, telemetry
@@ -20,19 +21,24 @@ from cogitate.kit.metric_registry import Metric
 from cogitate.kit.telemetry import Attr, Span
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
+from cogitate.router.core.admission import Admission
 from cogitate.router.core.desk import Desk
 from cogitate.router.core.estimate import CostModel
 from cogitate.router.core.fleet import EndpointChanged, Fleet
 from cogitate.router.core.leases import Leases
 from cogitate.router.core.placement import PlacementPolicy
 from cogitate.router.core.prefixes import Prefixes
-from cogitate.router.core.types import Declare, Denied, Granted, Replace
+from cogitate.router.core.queue import Queue, Waiting
+from cogitate.router.core.types import Declare, Denied, Granted, Queued, Replace
 from cogitate.router.scaling.demand import Demand
 from cogitate.v1 import router_service_pb2 as router_pb2
+from opentelemetry.trace import Span as OtelSpan
 
 logger = logging.getLogger(__name__)
 
 _SWEEPS_PER_EXPIRY = 8
+# How often room that came free is handed out: each time costs a failed placement.
+_SERVE_INTERVAL_S = 0.01
 
 
 @dataclass(slots=True)
@@ -46,30 +52,39 @@ class Holder:
 
 
 class Runtime:
-    """Owns the desk and the open streams."""
+    """Owns the desk, who waits in front of it, and the open streams."""
 
     def __init__(self, config: RouterConfig, clock: Clock | None = None) -> None:
         self.config = config
         self.clock = clock or SystemClock()
         self.desk = make_desk(config)
+        queue = Queue(config.max_queue_count, float(config.queue_quantum_count))
+        self.admission = Admission(self.desk, queue)
+        self._room = asyncio.Event()  # something changed that may let somebody in
+        self._queued: dict[str, OtelSpan] = {}  # the open spans of those who wait
         self.demand = Demand(config.scaler_window_s, config.max_lease_count)
         self._holders: dict[int, Holder] = {}
         self._scopes: set[asyncio.Timeout] = set()
         self._numbers = itertools.count(1)
-        self._sweep: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
 
     async def start(self) -> None:
-        """Starts the sweep that notices silent endpoints."""
-        self._sweep = asyncio.create_task(self._expire(), name="router expiry sweep")
+        """Starts the sweep that notices silent endpoints, and what lets in those who wait."""
+        self._tasks = [
+            asyncio.create_task(self._expire(), name="router expiry sweep"),
+            asyncio.create_task(self._serve(), name="router queue"),
+        ]
+        queue = self.admission.queue
+        metrics.observe([Metric.ROUTER_QUEUED], lambda: {Metric.ROUTER_QUEUED: len(queue)})
 
     async def stop(self) -> None:
-        """Ends the sweep and the streams."""
+        """Ends the tasks and the streams."""
         self.end_streams()
-        if self._sweep is not None:
-            self._sweep.cancel()
-            await asyncio.gather(self._sweep, return_exceptions=True)
-            self._sweep = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
 
     def end_streams(self) -> None:
         """Ends every open stream with UNAVAILABLE; peers go on with another router.
@@ -105,7 +120,10 @@ class Runtime:
             yield holder
         finally:
             del self._holders[holder.number]
-            ended = self.desk.end(holder.number)
+            for contemplation_id in self.admission.queue.of(holder.number):
+                self._left(contemplation_id)
+            ended = self.admission.end(holder.number, self.clock.monotonic())
+            self._room.set()
             if ended:
                 logger.info("a lease stream ended with %d leases", len(ended))
 
@@ -119,8 +137,12 @@ class Runtime:
             self._place(wire.replace(request.replace), holder, now, request.replace.traceparent)
         elif which == "confirm":
             self.desk.confirm(wire.confirm(request.confirm), holder.number, now)
+            self._room.set()
         elif which == "release":
-            self.desk.release(request.release.contemplation_id, holder.number)
+            self.admission.release(request.release.contemplation_id, holder.number, now)
+            if self.admission.queue.get(request.release.contemplation_id) is None:
+                self._left(request.release.contemplation_id)
+            self._room.set()
             self.demand.forget(request.release.contemplation_id)
 
     def _place(
@@ -133,23 +155,66 @@ class Runtime:
             Attr.AGENT_COUNT: sum(len(gang.agent_ids) for gang in command.gangs),
         }
         began = self.clock.monotonic()
-        with telemetry.span(Span.PLACE, attributes, parent=traceparent or None) as span:
-            if isinstance(command, Declare):
-                answer = self.desk.declare(command, holder.number, now)
-            else:
-                answer = self.desk.replace(command, holder.number, now)
-            if isinstance(answer, Denied):
-                span.set_attribute(Attr.REASON, answer.reason)
-            else:
-                endpoints = sorted({gang.share.endpoint_id for gang in answer.gangs})
-                span.set_attribute(Attr.ENDPOINT_ID, ",".join(endpoints))
+        self._left(command.contemplation_id)
+        span = telemetry.start_span(Span.PLACE, attributes, parent=traceparent or None)
+        if isinstance(command, Declare):
+            answer = self.admission.declare(command, holder.number, now)
+        else:
+            answer = self.desk.replace(command, holder.number, now)
         metrics.record(Metric.PLACEMENT_DURATION, self.clock.monotonic() - began)
         self.demand.note(command, answer, now)
+        if not isinstance(answer, Queued):
+            self._answer(holder, answer, span)
+            return
+        logger.info("queued %s behind %d", answer.contemplation_id, answer.ahead)
+        telemetry.event(Span.QUEUED, on=span)
+        self._queued[answer.contemplation_id] = span
+        self.post(holder, wire.queued(answer))
+        self._room.set()
+
+    def _answer(self, holder: Holder, answer: Granted | Denied, span: OtelSpan) -> None:
+        """Tells the answer, and takes a grant back that cannot be told."""
+        if isinstance(answer, Denied):
+            span.set_attribute(Attr.REASON, answer.reason)
+        else:
+            endpoints = sorted({gang.share.endpoint_id for gang in answer.gangs})
+            span.set_attribute(Attr.ENDPOINT_ID, ",".join(endpoints))
+        span.end()
         self._log(answer)
         if isinstance(answer, Denied):
             self.post(holder, wire.denial(answer, self.config.retry_delay_s))
         elif not self.post(holder, wire.grant(answer, self.config.vision_encoder_address)):
             self.desk.rollback(answer)
+
+    def _left(self, contemplation_id: str) -> None:
+        """Nobody waits for its answer any more."""
+        if span := self._queued.pop(contemplation_id, None):
+            span.set_attribute(Attr.REASON, "CANCELLED")
+            span.end()
+
+    async def _serve(self) -> None:
+        """Lets in those who wait as room comes free, and tells those whose time is over."""
+        while True:
+            wait_s = self.admission.queue.next_end_s() - self.clock.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if wait_s == math.inf else max(0.0, wait_s)):
+                    await self._room.wait()
+            self._room.clear()
+            if len(self.admission.queue) or self.admission.gave_way:
+                now = self.clock.monotonic()
+                answers, more = self.admission.serve(now)
+                for item, answer in answers:
+                    self._served(item, answer, now)
+                if more:
+                    self._room.set()
+            await self.clock.sleep(_SERVE_INTERVAL_S)
+
+    def _served(self, item: Waiting, answer: Granted | Denied, now: float) -> None:
+        state = "granted" if isinstance(answer, Granted) else answer.reason.lower()
+        metrics.record(Metric.ROUTER_QUEUE_DURATION, now - item.since_s, {Attr.STATE: state})
+        self.demand.note(item.command, answer, now)
+        span = self._queued.pop(item.command.contemplation_id)
+        self._answer(self._holders[item.holder], answer, span)
 
     def post(self, holder: Holder, message: router_pb2.LeaseResponse) -> bool:
         """Queues a message, or ends the stream if its reader is too far behind."""
@@ -164,6 +229,7 @@ class Runtime:
     def apply(self, changes: Iterable[EndpointChanged]) -> None:
         """Logs what happened to endpoints and tells the lease holders concerned."""
         self.desk.board(self.clock.monotonic())
+        self._room.set()
         for changed in changes:
             logger.info("endpoint %s: %s", changed.endpoint_id, changed.change)
             for news in self.desk.news((changed,)):
@@ -186,6 +252,7 @@ class Runtime:
         return router_pb2.GetFleetResponse(
             endpoints=[wire.fleet_endpoint(s, now) for s in self.desk.snapshot(now)],
             lease_count=len(self.desk.leases.leases),
+            queued_count=len(self.admission.queue),
         )
 
     def ended(self, holder: Holder | None = None) -> NoEndpoint | Rejected:

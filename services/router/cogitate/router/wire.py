@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,7 @@ from cogitate.router.core.types import (
     Granted,
     GrantedShare,
     Load,
+    Queued,
     Rejection,
     Replace,
     Terms,
@@ -35,6 +37,7 @@ _NUMBERS = {
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _MAX_NAME_CHARS = 256
 _MAX_NAMES = 256
+_MAX_WAIT_S = 3600
 
 
 def description(message: decoder_pb2.EndpointDescription) -> Description:
@@ -126,12 +129,22 @@ def declare(message: router_pb2.DeclareGangs) -> Declare:
         min_survivors=limits.min_surviving_agent_count,
     )
     contemplation_id = _contemplation_id(message.contemplation_id)
+    _check(len(message.tenant) <= _MAX_NAME_CHARS, "tenant", "is too long")
+    max_wait_s = seconds(message.max_wait_duration)
+    _check(0 <= max_wait_s <= _MAX_WAIT_S, "max_wait_duration", "is negative or over an hour")
+    has_deadline = message.HasField("remaining_duration")
+    remaining_s = seconds(message.remaining_duration) if has_deadline else math.inf
+    _check(remaining_s >= 0, "remaining_duration", "is negative")
     return Declare(
         contemplation_id=contemplation_id,
         attempt=_attempt(message.attempt),
         gangs=_gangs(contemplation_id, message.gangs),
         owner_epoch=message.owner_epoch,
         terms=Terms(constraints, message.budget.max_cost_micro_usd, message.policy),
+        tenant=message.tenant,
+        priority=message.priority,
+        max_wait_s=max_wait_s,
+        remaining_s=remaining_s,
     )
 
 
@@ -183,10 +196,22 @@ def denial(denied: Denied, retry_delay_s: float) -> router_pb2.LeaseResponse:
         attempt=denied.attempt,
         reason=denied.reason,
         message=denied.message,
-        retry_delay=duration(retry_delay_s) if denied.retryable else None,
+        retry_delay=duration(denied.retry_after_s or retry_delay_s) if denied.retryable else None,
         rejected=_rejected(denied.rejected),
+        waited_duration=None if denied.waited_s is None else duration(denied.waited_s),
     )
     return router_pb2.LeaseResponse(denied=message)
+
+
+def queued(item: Queued) -> router_pb2.LeaseResponse:
+    """Returns the news of a wait as the aggregator hears it."""
+    message = router_pb2.LeaseQueued(
+        contemplation_id=item.contemplation_id,
+        attempt=item.attempt,
+        ahead_count=item.ahead,
+        expected_duration=None if item.expected_s is None else duration(item.expected_s),
+    )
+    return router_pb2.LeaseResponse(queued=message)
 
 
 def invalid(contemplation_id: str, attempt: int, message: str) -> router_pb2.LeaseResponse:

@@ -40,6 +40,7 @@ class AgentState:
     text: str = ""  # all it wrote, for a round that builds on it
     answer: str = ""  # what of it is its answer
     segments: list[Segment] = field(default_factory=list)
+    logprob_sum: float = 0.0  # of what it sampled: it breaks ties, wherever it ends
 
     @property
     def agent_id(self) -> int:
@@ -59,6 +60,7 @@ class AgentState:
     def record(self, delta: Delta) -> None:
         """Books sampled tokens, so that the agent can go on elsewhere."""
         self.num_sampled += len(delta.token_ids)
+        self.logprob_sum += delta.logprob_sum
         self.text += delta.text
         self.answer += delta.text if delta.is_answer else ""
         if not delta.token_ids:
@@ -72,7 +74,7 @@ class AgentState:
     def forget(self) -> None:
         """Starts over: what it wrote is lost."""
         self.segments.clear()
-        self.num_sampled = 0
+        self.num_sampled, self.logprob_sum = 0, 0.0
         self.pending_call = None
         self.proved_answer = self.text = self.answer = ""
         self.build_digest = ""
@@ -91,6 +93,7 @@ class AgentState:
             num_sampled=self.num_sampled,
             pending_call_id=self.pending_call.call_id if self.pending_call else "",
             build_digest=self.build_digest,
+            mean_logprob=self.logprob_sum / self.num_sampled if self.num_sampled else 0.0,
         )
 
     def ballot(

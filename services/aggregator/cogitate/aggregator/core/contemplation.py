@@ -52,7 +52,7 @@ class Contemplation:
         self.decision: Decision | None = None
         self.ended = False
         self._out = Outbox()
-        self.places = Places(self.rounds, self.accounts, self._out, spec.patience_s)
+        self.places = Places(self.rounds, self.accounts, self._out, spec)
         self._ahead = Preparation(self.rounds, self.places, self._out, wanted=spec.prepares)
         self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
         self.tools = self._calls.runs
@@ -60,11 +60,12 @@ class Contemplation:
         self._emit = self._out.emit
         self._announced = False
         self._cut_short_by: list[str] = []  # degraded reasons
-        self._failure: tuple[str, str, bool] | None = None  # reason, message, retryable
+        self._failure: m.Failure | None = None
         self._cancelled = ""
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Granted: self.places.granted,
             m.Denied: self.places.denied,
+            m.Queued: self.places.queued,
             m.AskAgain: self.places.ask_again,
             m.Admitted: self._admitted,
             m.Prefilled: self.places.prefilled,
@@ -246,19 +247,20 @@ class Contemplation:
         if not self._settled:
             why = "the deadline passed before any answer"
             if self.places.failure is not None:
-                why += f"; the last problem was: {self.places.failure[1]}"
-            self._failure = ("DEADLINE_EXCEEDED", why, False)
+                why += f"; the last problem was: {self.places.failure.message}"
+            self._failure = m.Failure("DEADLINE_EXCEEDED", why, False)
             self._cut_short("DEADLINE", "the deadline passed", "DEADLINE")
 
     def _budget_ended(self, which: str) -> None:
         if not self._settled:
-            self._failure = ("BUDGET_EXCEEDED", f"the {which} ended before any answer", False)
+            why = f"the {which} ended before any answer"
+            self._failure = m.Failure("BUDGET_EXCEEDED", why, False)
             self._cut_short("BUDGET", f"the {which} is used up", "BUDGET")
 
     def _shutting_down(self, _: m.ShuttingDown) -> None:
         if not self._settled:
             message = "the aggregator is shutting down; ask again"
-            self._failure = ("UNAVAILABLE", message, True)
+            self._failure = m.Failure("UNAVAILABLE", message, True)
             self._cut_short("AGENTS_LOST", "the aggregator is shutting down", "LOST")
 
     def _owner_changed(self, _: m.OwnerChanged) -> None:
@@ -383,9 +385,8 @@ class Contemplation:
         elif outcome := self._outcome():
             self._emit("verdict", outcome=outcome)
         else:
-            failure = self._failure or self.places.failure
-            reason, message, retryable = failure or ("NO_QUORUM", "no agent gave an answer", True)
-            self._emit("failed", reason=reason, message=message, retryable=retryable)
+            failure = self._failure or self.places.failure or m.NO_ANSWER
+            self._emit("failed", **failure._asdict())
 
     def _outcome(self) -> Outcome | None:
         if not self.ballots:

@@ -7,7 +7,7 @@ Inputs are what happened; effects are what the shell is to do; events are what t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cogitate.aggregator.core.parts import (
     AgentOrder,
@@ -36,14 +36,39 @@ class Granted:
     payload: Any = None
 
 
+class Failure(NamedTuple):
+    """Why there is no answer; ``retry_after_s`` says when asking again may help, if known."""
+
+    reason: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+
+NO_ANSWER = Failure("NO_QUORUM", "no agent gave an answer", True)
+
+
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """The router has no place; ``retry_after_s`` says when it may have one, None for never."""
+    """The router has no place; ``retry_after_s`` says when it may have one, None for never.
+
+    ``is_final``: it was in the router's queue as long as it may, or was not let in.
+    """
 
     attempt: int
     reason: str
     message: str
     retry_after_s: float | None = None
+    is_final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The router has no room yet; an answer follows. ``expected_s`` None: not known how soon."""
+
+    attempt: int
+    ahead: int
+    expected_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +204,7 @@ class OwnerChanged:
 Input = (
     Granted
     | Denied
+    | Queued
     | AskAgain
     | Admitted
     | Prefilled

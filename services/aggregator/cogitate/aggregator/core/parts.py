@@ -28,6 +28,7 @@ class Spec:
     budget_micro_usd: int = 0  # 0: no limit
     prepares: bool = False  # the next round's prompt is computed while agents still write
     num_images: int = 0  # of the conversation
+    max_losses: int = 3  # an agent that lost its endpoint this often is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +111,4 @@ class AgentOrder:
     num_sampled: int = 0
     pending_call_id: str = ""
     build_digest: str = ""
+    mean_logprob: float = 0.0  # of what it sampled

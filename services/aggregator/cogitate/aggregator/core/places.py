@@ -20,8 +20,6 @@ from cogitate.aggregator.core.agents import Accounts, AgentState
 from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.rounds import Rounds
 
-# An agent that lost its endpoint this often is given up.
-MAX_LOSSES = 3
 # A router or an endpoint that asks for less is not hammered.
 MIN_RETRY_S = 0.05
 
@@ -34,15 +32,14 @@ class Places:
         rounds: Rounds,
         accounts: Accounts,
         outbox: Outbox,
-        patience_s: float,
+        spec: m.Spec,
     ) -> None:
         self.gangs: dict[str, m.PlacedGang] = {}
         self.gave_up = False
-        # The last thing that went wrong: reason, message, whether asking again may help.
-        self.failure: tuple[str, str, bool] | None = None
+        self.failure: m.Failure | None = None  # the last thing that went wrong
         self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
         self._accounts = accounts
-        self._out, self._patience_s = outbox, patience_s
+        self._out, self._patience_s, self._max_losses = outbox, spec.patience_s, spec.max_losses
         self._attempt = 0
         self._asked: dict[int, m.Declare] = {}
 
@@ -95,7 +92,7 @@ class Places:
             self._open(event.attempt, gang, [agent for agent in here if agent.placeless])
         self._without_place(
             [agent for agent in self._still(asked) if not agent.starved],
-            ("NO_ENDPOINT", "the router left agents without a place", True),
+            m.Failure("NO_ENDPOINT", "the router left agents without a place", True),
             None,
         )
 
@@ -126,8 +123,14 @@ class Places:
         if event.reason == "NOT_FOUND" and not asked.anew:
             self.ask(agents, asked.failed, anew=True)  # a router that does not know the lease
             return
-        failure = (event.reason, event.message, event.retry_after_s is not None)
-        self._without_place(agents, failure, event.retry_after_s)
+        retry_after_s = event.retry_after_s
+        failure = m.Failure(event.reason, event.message, retry_after_s is not None, retry_after_s)
+        self._without_place(agents, failure, None if event.is_final else retry_after_s)
+
+    def queued(self, event: m.Queued) -> None:
+        """Tells that it waits for room in the router's queue."""
+        if event.attempt in self._asked:
+            self._out.emit("queued", ahead=event.ahead, expected_s=event.expected_s)
 
     def _still(self, asked: m.Declare) -> list[AgentState]:
         return [self._agents[i] for i in asked.agent_ids if self._agents[i].placeless]
@@ -135,13 +138,15 @@ class Places:
     def _without_place(
         self,
         agents: Sequence[AgentState],
-        failure: tuple[str, str, bool],
+        failure: m.Failure,
         retry_after_s: float | None,
     ) -> None:
         if not agents:
             return
         self._note(failure)
-        hopeless = retry_after_s is None or (self.failure is not None and not self.failure[2])
+        hopeless = retry_after_s is None or (
+            self.failure is not None and not self.failure.retryable
+        )
         delay_s = max(MIN_RETRY_S, retry_after_s or 0.0)
         waiting = []
         for agent in agents:
@@ -153,9 +158,9 @@ class Places:
         if waiting:
             self._out.add(m.AskLater(tuple(waiting), delay_s))
 
-    def _note(self, failure: tuple[str, str, bool]) -> None:
+    def _note(self, failure: m.Failure) -> None:
         """Remembers what went wrong; what can never work explains more than what followed it."""
-        if self.failure is None or self.failure[2]:
+        if self.failure is None or self.failure.retryable:
             self.failure = failure
 
     def regrant(self) -> bool:
@@ -218,7 +223,7 @@ class Places:
             agent.gang_id = ""
             agent.attempt += 1
             agent.num_refusals += 1
-        failure = (event.reason, event.message, True)
+        failure = m.Failure(event.reason, event.message, True)
         if again:
             self._without_place(agents, failure, event.retry_after_s)
         else:
@@ -246,12 +251,12 @@ class Places:
         """Takes agents off their endpoint and asks for another, or gives them up."""
         endpoint_id = self.gangs[agents[0].gang_id].endpoint_id
         stale_state = reason == "BUILD_MISMATCH"
-        self._note((reason, message, reason != "INVALID_REQUEST"))
+        self._note(m.Failure(reason, message, reason != "INVALID_REQUEST"))
         moving = []
         for agent in agents:
             agent.gang_id, agent.starved = "", False
             agent.num_losses += 1
-            moves = agent.num_losses < MAX_LOSSES
+            moves = agent.num_losses < self._max_losses
             self._out.emit(
                 "agent_lost",
                 agent_id=agent.agent_id,

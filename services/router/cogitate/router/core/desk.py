@@ -129,6 +129,14 @@ class Desk:
         lease.terms, lease.declared = command.terms, True
         return self._place(command, lease, now)
 
+    def may_run(self, command: Declare, now: float) -> bool:
+        """Whether endpoints have what its gangs need and may be used, be there room or not."""
+        board = self.board(now)
+        needs = (
+            dataclasses.replace(g, constraints=command.terms.constraints) for g in command.gangs
+        )
+        return all((board.group_answers(need) == 0).any() for need in needs)
+
     def replace(self, command: Replace, holder: int, now: float) -> Granted | Denied:
         """Finds new places for agents, away from every process that failed this contemplation."""
         lease = self.leases.leases.get(command.contemplation_id)

@@ -229,6 +229,10 @@ class Declare:
     gangs: tuple[GangNeed, ...]
     owner_epoch: int = 0
     terms: Terms = field(default_factory=Terms)
+    tenant: str = ""
+    priority: int = 0  # higher is served first
+    max_wait_s: float = 0.0  # how long it may be queued; 0: it is answered at once
+    remaining_s: float = float("inf")  # time left to its deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +283,11 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """No placement; nothing is booked. `reason` is an ErrorReason without its prefix."""
+    """No placement; nothing is booked. `reason` is an ErrorReason without its prefix.
+
+    `waited_s` of a declaration that could wait: waiting longer, or asking at once, does not help.
+    `retry_after_s`: when asking again may, if that is known.
+    """
 
     contemplation_id: str
     attempt: int
@@ -287,3 +295,15 @@ class Denied:
     message: str
     retryable: bool = False
     rejected: tuple[Rejection, ...] = ()
+    waited_s: float | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A declaration waits for room: behind how many, and about how long if that is known."""
+
+    contemplation_id: str
+    attempt: int
+    ahead: int
+    expected_s: float | None = None

@@ -1,4 +1,4 @@
-"""Agents that found no place lately, and how much a pool of endpoints has to do. Without I/O.
+"""Agents that found no place or wait for one, and how much a pool of endpoints has to do; pure.
 
 A pool is the endpoints of one model, of one provider if it names one. What is told of it are sums
 over the pool, so that `ceil(sum / target)` is the number of endpoints needed: that is what
@@ -23,12 +23,13 @@ from cogitate.router.core.types import (
     Description,
     EndpointSnapshot,
     Granted,
+    Queued,
     Replace,
     State,
 )
 
 # Denials that a further endpoint might have spared.
-_FOR_LACK_OF_ROOM = frozenset({"NO_ENDPOINT", "UNKNOWN_MODEL"})
+_FOR_LACK_OF_ROOM = frozenset({"NO_ENDPOINT", "UNKNOWN_MODEL", "REJECTED", "EVICTED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,10 @@ class Demand:
         self._window_s, self._max_count = window_s, max_count
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
 
-    def note(self, command: Declare | Replace, answer: Granted | Denied, now: float) -> None:
-        """Takes in how a command was answered."""
+    def note(
+        self, command: Declare | Replace, answer: Granted | Denied | Queued, now: float
+    ) -> None:
+        """Takes in how a command was answered. Those in the queue are counted there."""
         self.forget(command.contemplation_id)
         if not isinstance(answer, Denied) or answer.reason not in _FOR_LACK_OF_ROOM:
             return
@@ -74,6 +77,17 @@ class Demand:
             for name, count in waiting.agents
             if name == model
         )
+
+
+def queued_agents(commands: Iterable[Declare], model: str, provider: str) -> int:
+    """How many agents of a model are in the queue that the provider may run; any if it is empty."""
+    return sum(
+        len(gang.agent_ids)
+        for command in commands
+        if not (allowed := command.terms.constraints.providers) or provider in ("", *allowed)
+        for gang in command.gangs
+        if gang.model == model
+    )
 
 
 @dataclass(frozen=True, slots=True)

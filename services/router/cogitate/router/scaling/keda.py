@@ -18,7 +18,7 @@ from cogitate.kit.interceptors import long_lived
 from cogitate.peers import keda_pb2 as pb
 from cogitate.peers import keda_pb2_grpc as pb_grpc
 from cogitate.router.runtime import Runtime
-from cogitate.router.scaling.demand import Need, Pool, Scale, need_of
+from cogitate.router.scaling.demand import Need, Pool, Scale, need_of, queued_agents
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["ExternalScaler"].full_name
 METRICS: Final[Mapping[str, str]] = {
@@ -116,6 +116,7 @@ class KedaScaler(pb_grpc.ExternalScalerServicer):
         now = runtime.clock.monotonic()
         board = runtime.desk.board(now)
         denied = runtime.demand.agents(pool.model, pool.provider, now)
+        denied += queued_agents(runtime.admission.queue.commands(), pool.model, pool.provider)
         scale = Scale(config.scaler_fill_share, config.scaler_agents_per_endpoint)
         return need_of(pool, board.snapshots, denied, now, board.model, scale)
 
