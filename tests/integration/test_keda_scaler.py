@@ -182,7 +182,7 @@ async def test_agents_in_the_queue_wait_as_long_as_they_are_there(tmp_path: Path
     ("metadata", "field", "words"),
     [
         ({"model": ""}, "model", "it names the model"),
-        ({"modell": "mini"}, "modell", "unknown key 'modell'; there is: agentsPerEndpoint"),
+        ({"models": "mini"}, "models", "unknown key 'models'; there is: agentsPerEndpoint"),
         ({"metrics": "agents,queue"}, "metrics", "some of agents, kv, wait"),
         ({"metrics": " , "}, "metrics", "some of agents, kv, wait"),
         ({"kvTarget": "0"}, "kvTarget", "a number above 0"),
