@@ -164,18 +164,17 @@ async def test_agents_that_found_no_place_stop_waiting_after_the_window(tmp_path
 
 async def test_agents_in_the_queue_wait_as_long_as_they_are_there(tmp_path: Path) -> None:
     flags = ("--keda-scaler", "--scaler-window-s", "0.2")
-    async with (
-        router(tmp_path, *flags) as address,
-        FakeEndpoint("a", address, max_sequence_count=4),
-    ):
-        async with open_channel(address) as channel, Leases(address) as leases:
-            stub = pb_grpc.ExternalScalerStub(channel)
-            assert await leases.declare(agents=6, wait_s=60) == "queued"
-            await asyncio.sleep(0.5)  # longer than the window of denials
-            assert (await values(stub))["agents"] == 6
-            assert (await values(stub, provider="another"))["agents"] == 6
-            await leases.release()
-            await until(lambda: values(stub), lambda v: v["agents"] == 0)
+    async with router(tmp_path, *flags) as address:
+        async with FakeEndpoint("a", address, max_sequence_count=4) as a, Leases(address) as leases:
+            async with open_channel(address) as channel:
+                stub = pb_grpc.ExternalScalerStub(channel)
+                a.load = decoder_pb2.EndpointLoad(running_sequence_count=3, free_block_count=1024)
+                await until(lambda: values(stub), lambda v: v["agents"] == 3)
+                assert await leases.declare(agents=2, wait_s=60) == "queued"
+                await asyncio.sleep(0.5)  # longer than the window of denials
+                assert (await values(stub))["agents"] == 5
+                await leases.release()
+                await until(lambda: values(stub), lambda v: v["agents"] == 3)
 
 
 @pytest.mark.parametrize(
