@@ -30,6 +30,7 @@ from cogitate.router.core.placement import PlacementPolicy
 from cogitate.router.core.prefixes import Prefixes
 from cogitate.router.core.queue import Queue, Waiting
 from cogitate.router.core.types import Declare, Denied, Granted, Queued, Replace
+from cogitate.router.scaling.demand import Demand
 from cogitate.v1 import router_service_pb2 as router_pb2
 from opentelemetry.trace import Span as OtelSpan
 
@@ -62,6 +63,7 @@ class Runtime:
         self.admission = Admission(self.desk, queue)
         self._room = asyncio.Event()  # something changed that may let somebody in
         self._queued: dict[str, OtelSpan] = {}  # the open spans of those who wait
+        self.demand = Demand(config.scaler_window_s, config.max_lease_count)
         self._holders: dict[int, Holder] = {}
         self._scopes: set[asyncio.Timeout] = set()
         self._numbers = itertools.count(1)
@@ -141,6 +143,7 @@ class Runtime:
             if self.admission.release(request.release.contemplation_id, holder.number, now):
                 self._left(request.release.contemplation_id)
             self._room.set()
+            self.demand.forget(request.release.contemplation_id)
 
     def _place(
         self, command: Declare | Replace, holder: Holder, now: float, traceparent: str
@@ -159,6 +162,7 @@ class Runtime:
         else:
             answer = self.desk.replace(command, holder.number, now)
         metrics.record(Metric.PLACEMENT_DURATION, self.clock.monotonic() - began)
+        self.demand.note(command, answer, now)
         if not isinstance(answer, Queued):
             self._answer(holder, answer, span)
             return
@@ -208,6 +212,7 @@ class Runtime:
     def _served(self, item: Waiting, answer: Granted | Denied, now: float) -> None:
         state = "granted" if isinstance(answer, Granted) else answer.reason.lower()
         metrics.record(Metric.ROUTER_QUEUE_DURATION, now - item.since_s, {Attr.STATE: state})
+        self.demand.note(item.command, answer, now)
         span = self._queued.pop(item.command.contemplation_id)
         self._answer(self._holders[item.holder], answer, span)
 

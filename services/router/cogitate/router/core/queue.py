@@ -217,6 +217,10 @@ class Queue:
             self._drop(item, served=False)
         return item
 
+    def commands(self) -> Iterator[Declare]:
+        """All that wait."""
+        return (item.command for item in self._items.values())
+
     def get(self, contemplation_id: str) -> Waiting | None:
         """Who waits under this id."""
         return self._items.get(contemplation_id)
