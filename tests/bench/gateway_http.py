@@ -56,18 +56,33 @@ def script(request: pb.ContemplateRequest) -> Sequence[Step]:
     )
     if not (count := spec.sampling_params.max_tokens - 1):
         return (accepted, Wait(3600.0))
-    deltas = [
-        pb.AgentTextDelta(agent_id=i, attempt=1, text=" token", is_answer=True, token_count=1)
-        for i in range(agents)
+    # Some proxies take equal chunks in a row for a model that hangs.
+    texts = [f" token{i}" for i in range(min(count, 997))]
+    events = [
+        pb.ContemplationEvent(
+            deltas=pb.AgentDeltas(
+                deltas=[
+                    pb.AgentTextDelta(
+                        agent_id=i, attempt=1, text=text, is_answer=True, token_count=1
+                    )
+                    for i in range(agents)
+                ]
+            )
+        )
+        for text in texts
     ]
-    event = pb.ContemplationEvent(deltas=pb.AgentDeltas(deltas=deltas))
-    answer = (" token" * count).strip()
+    written = "".join(texts[i % len(texts)] for i in range(count))
+    answer = written.strip() if agents == 1 else "done"
     ballot = common.Ballot(answer=answer, key="k", finish_reason=common.FINISH_REASON_STOP)
     verdict = common.Verdict(
         answer=answer, key="k", certificate=common.Certificate(ballots=[ballot]),
         usage=common.Usage(sampled_token_count=count * agents),
     )  # fmt: skip
-    return (accepted, *[event] * count, pb.ContemplationEvent(verdict=verdict))
+    return (
+        accepted,
+        *(events[i % len(events)] for i in range(count)),
+        pb.ContemplationEvent(verdict=verdict),
+    )
 
 
 class Forgetful(FakeAggregator):
@@ -252,7 +267,9 @@ def litellm(args: argparse.Namespace, folder: Path, port: int, upstream: int) ->
         f"      api_base: http://127.0.0.1:{upstream}/v1\n      api_key: none\n"
     )
     command = (args.litellm, "--config", str(config), "--port", str(port), "--host", "127.0.0.1")
-    with process(*command, LITELLM_LOCAL_MODEL_COST_MAP="True", NO_DOCS="True") as pid:
+    more = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    more["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # nobody else reaches it
+    with process(*command, **more) as pid:
         ends = time.monotonic() + START_S
         while time.monotonic() < ends:
             try:

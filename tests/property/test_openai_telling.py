@@ -60,8 +60,8 @@ def told(events: Sequence[pb2.ContemplationEvent], after: int = -1) -> tuple[Res
         typed = fold.begin() if event.HasField("accepted") else []
         typed += [one for piece in pieces for one in fold.take(piece)]
         raw += frames(typed, event.event_number, after)
-    datas = [part.partition(b"data: ")[2] for part in raw.split(b"\n\n") if part]
-    return fold, [json.loads(data) for data in datas]
+    told = [part.partition(b"data: ")[2] for part in raw.split(b"\n\n") if part]
+    return fold, [json.loads(data) for data in told]
 
 
 def text_of(events: Sequence[dict], kind: str) -> str:  # type: ignore[type-arg]

@@ -103,7 +103,7 @@ def test_decoders_are_told_where_the_model_is(root: Path, tmp_path: Path) -> Non
     assert options.models_path == str(root.resolve())
     planned = {
         member.name: " ".join(member.arguments)
-        for member in members(options, range(7100, 7107), tmp_path, tmp_path / "t")
+        for member in members(options, range(7100, 7108), tmp_path, tmp_path / "t")
     }
     assert f"--model one --models-path {root.resolve()}" in planned["aurora-1"]
     assert "--default-model one" in planned["gateway"]
