@@ -76,6 +76,17 @@ class RouterConfig(ServiceConfig):
     prefix_endpoint_count: int = knob(
         8, "endpoints remembered of each prefix", minimum=1, maximum=1024
     )
+    picker: bool = knob(False, "answer Envoy as an endpoint picker (ext_proc), on the same address")
+    picker_listen: str = knob(
+        "", "a further host:port of the same server, for Envoy; empty: the one of all"
+    )
+    picker_wait_s: float = knob(
+        0.0, "how long a request may wait for room; below Envoy's message_timeout", minimum=0,
+        maximum=3600,
+    )  # fmt: skip
+    picker_fallback_count: int = knob(
+        2, "endpoints told beside the one picked, for retries", minimum=0, maximum=16
+    )
     keda_scaler: bool = knob(False, "answer KEDA as an external scaler, on the same address")
     scaler_interval_s: float = knob(
         0.25, "how often its streams look for a change", minimum=0.01, maximum=60

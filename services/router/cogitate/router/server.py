@@ -6,13 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
+from cogitate.kit import lifecycle
 from cogitate.kit.errors import CogitateError, InvalidRequest, Rejected
 from cogitate.kit.interceptors import long_lived
-from cogitate.peers import keda_pb2_grpc
+from cogitate.kit.tasks import Supervisor
+from cogitate.peers import ext_proc_pb2_grpc, keda_pb2_grpc
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
 from cogitate.router.core.types import Description
-from cogitate.router.runtime import Holder, Runtime
+from cogitate.router.holders import LeaseStream
+from cogitate.router.picking import ext_proc
+from cogitate.router.picking.picker import Picker
+from cogitate.router.runtime import Runtime
 from cogitate.router.scaling import keda
 from cogitate.v1 import router_service_pb2 as router_pb2
 from cogitate.v1 import router_service_pb2_grpc as router_grpc
@@ -88,10 +93,10 @@ class RouterServicer(router_grpc.RouterServiceServicer):
     async def Lease(self, request_iterator: Commands, context: LeaseContext) -> None:  # type: ignore[override]
         """Carries an aggregator's leases; when the stream ends, they end."""
         runtime = self.runtime
-        holder: Holder | None = None
+        holder: LeaseStream | None = None
         try:
             async with asyncio.timeout(None) as scope:
-                with runtime.stream(scope), runtime.holder(scope) as holder:
+                with runtime.stream(scope), runtime.lease_stream(scope) as holder:
                     async with asyncio.TaskGroup() as tasks:
                         writer = tasks.create_task(self._write(holder, context))
                         async for request in request_iterator:
@@ -103,7 +108,7 @@ class RouterServicer(router_grpc.RouterServiceServicer):
         except TimeoutError:
             raise runtime.ended(holder) from None
 
-    def _command(self, request: router_pb2.LeaseRequest, holder: Holder) -> None:
+    def _command(self, request: router_pb2.LeaseRequest, holder: LeaseStream) -> None:
         try:
             self.runtime.command(request, holder)
         except CogitateError as error:
@@ -111,9 +116,9 @@ class RouterServicer(router_grpc.RouterServiceServicer):
             command = getattr(request, which) if which else None
             contemplation_id = getattr(command, "contemplation_id", "")
             attempt = getattr(command, "attempt", 0)
-            self.runtime.post(holder, wire.invalid(contemplation_id, attempt, error.message))
+            holder.post(wire.invalid(contemplation_id, attempt, error.message))
 
-    async def _write(self, holder: Holder, context: LeaseContext) -> None:
+    async def _write(self, holder: LeaseStream, context: LeaseContext) -> None:
         while True:
             message = await holder.outbox.get()
             try:
@@ -136,20 +141,25 @@ class RouterServicer(router_grpc.RouterServiceServicer):
 class RouterService:
     """The router's life."""
 
-    def __init__(self, runtime: Runtime, names: Sequence[str]) -> None:
+    def __init__(self, runtime: Runtime, names: Sequence[str], picker: Picker | None) -> None:
         self.runtime = runtime
         self.names = names
+        self._picker = picker
+        self._tasks = Supervisor()
 
     async def start(self) -> None:
-        """Starts the expiry sweep."""
+        """Starts the expiry sweep and the picker."""
         await self.runtime.start()
+        if self._picker:
+            self._tasks.spawn(self._picker.run(), name="picker")
 
     async def drain(self, grace_s: float) -> None:
         """Sends everybody to another router; there is nothing to finish."""
         self.runtime.end_streams()
 
     async def stop(self) -> None:
-        """Stops the sweep."""
+        """Stops the sweep and the picker."""
+        await self._tasks.stop()
         await self.runtime.stop()
 
 
@@ -161,4 +171,11 @@ async def build(config: RouterConfig, server: grpc.aio.Server) -> RouterService:
     if config.keda_scaler:
         keda_pb2_grpc.add_ExternalScalerServicer_to_server(keda.KedaScaler(runtime), server)
         names.append(keda.SERVICE_NAME)
-    return RouterService(runtime, names)
+    picker = Picker(runtime) if config.picker else None
+    if picker:
+        processor = ext_proc.ExternalProcessor(runtime, picker)
+        ext_proc_pb2_grpc.add_ExternalProcessorServicer_to_server(processor, server)
+        names.append(ext_proc.SERVICE_NAME)
+        if config.picker_listen:
+            lifecycle.bind(server, config.picker_listen)
+    return RouterService(runtime, names, picker)

@@ -297,7 +297,8 @@ class Desk:
             # It is known, and whoever served it may come back.
             reason, retryable = "NO_ENDPOINT", True
             message = f"no endpoint serves the model {need.model} just now"
-        return _denied(command, reason, message, retryable, placement.rejected)
+        denied = _denied(command, reason, message, retryable, placement.rejected)
+        return dataclasses.replace(denied, is_full=placement.is_full)
 
 
 def _denied(
