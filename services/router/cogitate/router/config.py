@@ -84,6 +84,9 @@ class RouterConfig(ServiceConfig):
         0.0, "how long a request may wait for room; below Envoy's message_timeout", minimum=0,
         maximum=3600,
     )  # fmt: skip
+    picker_settle_s: float = knob(
+        1.0, "how long a pick counts beside what its endpoint reports", minimum=0, maximum=600
+    )
     picker_fallback_count: int = knob(
         2, "endpoints told beside the one picked, for retries", minimum=0, maximum=16
     )

@@ -1,7 +1,7 @@
 """Picks an endpoint as an aggregator would get one: by a lease, which ends by itself.
 
-Nobody tells a picker when a request ends. So a pick is booked until the endpoint's reports must
-contain it, and takes its KV memory for `booking_settle_s`; what runs longer is in the reports.
+Nobody tells a picker when a request begins or ends. So its lease lasts for `picker_settle_s`, until
+which the endpoint's own reports should contain it; what runs longer is seen in those alone.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterable
 
 from cogitate.kit.errors import CogitateError, InvalidRequest, NoEndpoint, NotFound, Rejected
 from cogitate.router.core.types import (
-    Confirm,
     Constraints,
     Declare,
     Denied,
@@ -71,7 +69,7 @@ class Picker:
         finally:
             del self._asked[id]
             if answer.done() and not answer.cancelled() and isinstance(answer.result(), Granted):
-                ends_s = self._runtime.clock.monotonic() + self._runtime.config.booking_settle_s
+                ends_s = self._runtime.clock.monotonic() + self._runtime.config.picker_settle_s
                 self._granted.append((ends_s, id))
             else:
                 self._runtime.release(id, self)
@@ -138,15 +136,9 @@ class Picker:
 
     def _addresses(self, granted: Granted) -> tuple[str, ...]:
         (gang,) = granted.gangs
-        booked = (gang.gang_id, gang.share.endpoint_id, len(gang.share.agent_ids))
-        now = self._runtime.clock.monotonic()
-        confirm = Confirm(granted.contemplation_id, granted.attempt, (booked,))
-        self._runtime.desk.confirm(confirm, self.number, now)
-        return (gang.description.address, *self._known(gang.share.fallbacks))
-
-    def _known(self, endpoint_ids: Iterable[str]) -> tuple[str, ...]:
-        entries = self._runtime.desk.fleet.entries
-        return tuple(entries[e].description.address for e in endpoint_ids if e in entries)
+        entries, others = self._runtime.desk.fleet.entries, gang.share.fallbacks
+        known = (entries[e].description.address for e in others if e in entries)
+        return (gang.description.address, *known)
 
     def _error(self, denied: Denied, ask: Ask) -> CogitateError:
         retry_s = denied.retry_after_s or self._runtime.config.retry_delay_s
