@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 from cogitate.kit import lifecycle
-from cogitate.kit.errors import CogitateError, InvalidRequest, Rejected
+from cogitate.kit.errors import CogitateError
 from cogitate.kit.interceptors import long_lived
 from cogitate.kit.tasks import Supervisor
 from cogitate.peers import ext_proc_pb2_grpc, keda_pb2_grpc
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
-from cogitate.router.core.types import Description
 from cogitate.router.holders import LeaseStream
 from cogitate.router.picking import ext_proc
 from cogitate.router.picking.picker import Picker
+from cogitate.router.reports import ReportStream
 from cogitate.router.runtime import Runtime
 from cogitate.router.scaling import keda
 from cogitate.v1 import router_service_pb2 as router_pb2
@@ -39,55 +39,20 @@ class RouterServicer(router_grpc.RouterServiceServicer):
     async def Report(self, request_iterator: Reports, context: ReportContext) -> None:  # type: ignore[override]
         """Takes one endpoint's reports until its stream ends; then the endpoint is gone."""
         runtime = self.runtime
-        stream = runtime.number()
-        described: Description | None = None
+        reports = ReportStream(runtime)
         try:
             async with asyncio.timeout(None) as scope:
                 with runtime.stream(scope):
                     async for request in request_iterator:
-                        first = described is None
-                        described = self._report(request, stream, described)
+                        first = reports.described is None
+                        reports.take(request)
                         if first:
                             interval = wire.duration(runtime.config.report_interval_s)
                             await context.write(router_pb2.ReportResponse(report_interval=interval))
         except TimeoutError:
             raise runtime.ended() from None
         finally:
-            if described is not None:
-                runtime.apply(runtime.desk.fleet.close(stream, described.endpoint_id))
-
-    def _report(
-        self, request: router_pb2.ReportRequest, stream: int, described: Description | None
-    ) -> Description:
-        runtime = self.runtime
-        fleet, now = runtime.desk.fleet, runtime.clock.monotonic()
-        which = request.WhichOneof("report")
-        if which == "description":
-            said = wire.description(request.description)
-            if described is not None and said.endpoint_id != described.endpoint_id:
-                raise InvalidRequest("an endpoint keeps its id", field="description.endpoint_id")
-            if not fleet.can_describe(said.endpoint_id):
-                raise Rejected(
-                    f"this router knows {fleet.max_endpoints} endpoints, the most it may"
-                )
-            runtime.apply(fleet.describe(stream, said, now))
-            return said
-        if described is None:
-            raise InvalidRequest("the first report must be a description", field="description")
-        if which == "load":
-            load = wire.load(request.load)
-            learned = runtime.observations(described.endpoint_id)
-            runtime.apply(fleet.report(stream, described.endpoint_id, load, now))
-            runtime.learned(described.endpoint_id, learned)
-        elif which == "drain":
-            left = request.drain
-            remaining_s = (
-                wire.seconds(left.remaining_duration)
-                if left.HasField("remaining_duration")
-                else None
-            )
-            runtime.apply(fleet.drain(stream, described.endpoint_id, remaining_s, now))
-        return described
+            reports.close()
 
     @long_lived
     async def Lease(self, request_iterator: Commands, context: LeaseContext) -> None:  # type: ignore[override]

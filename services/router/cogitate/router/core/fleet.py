@@ -6,7 +6,8 @@
     any state --its stream closed--> (none)
 
 Invariants, checked by the state machine in tests/property/test_router_desk.py:
-1. An endpoint belongs to the last stream that described it; an older stream changes nothing.
+1. An endpoint belongs to the last stream that described it; an older stream changes nothing. A
+   second stream of the same process (`process_id`) is no restart.
 2. An endpoint whose last report is `expiry_s` old is STALE, whether or not `expire` has run since.
 3. Only a load that passes `absurdity` is known; any other leaves the load unknown.
 4. Each method returns the changes lease holders must hear of, in order, and each only once.
@@ -81,7 +82,10 @@ class Fleet:
         self.touched.add(description.endpoint_id)
         if len(self.models_seen) < _MAX_MODELS_SEEN:
             self.models_seen.update(description.models)
-        if known is not None and known.stream == stream:
+        if known is not None and (
+            known.stream == stream or _same_process(known.description, description)
+        ):
+            known.stream = stream
             known.description = description
             known.prior = self.prior(description)
             return self._heard(known, now)
@@ -92,7 +96,7 @@ class Fleet:
         self.entries[description.endpoint_id] = entry
         gone = EndpointChanged(description.endpoint_id, Change.GONE)
         back = EndpointChanged(description.endpoint_id, Change.BACK)
-        # Another stream under the same id is another process: what ran in the old one is lost.
+        # Another process under the same id: what ran in the old one is lost.
         return (back,) if known is None else (gone, back)
 
     def report(
@@ -190,6 +194,11 @@ class Fleet:
             return ()
         entry.expired = False
         return (EndpointChanged(entry.description.endpoint_id, Change.BACK),)
+
+
+def _same_process(one: Description, other: Description) -> bool:
+    """Whether two streams are of one process; not known if it does not say."""
+    return bool(one.process_id) and one.process_id == other.process_id
 
 
 def _same_machine(one: Description, other: Description) -> bool:

@@ -46,6 +46,7 @@ class Description:
     max_sequences: int = 1
     build_digest: str = ""
     max_model_len: int = 0
+    process_id: str = ""  # of this start of it; empty: not told
 
     @property
     def domain(self) -> tuple[str, str]:
