@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 from cogitate.kit import lifecycle
-from cogitate.kit.errors import CogitateError
+from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.kit.interceptors import long_lived
 from cogitate.kit.tasks import Supervisor
 from cogitate.peers import ext_proc_pb2_grpc, keda_pb2_grpc
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
+from cogitate.router.discovery.dialing import Discovery
+from cogitate.router.discovery.sources import MalformedSource, Sources
 from cogitate.router.holders import LeaseStream
 from cogitate.router.picking import ext_proc
 from cogitate.router.picking.picker import Picker
@@ -106,24 +108,26 @@ class RouterServicer(router_grpc.RouterServiceServicer):
 class RouterService:
     """The router's life."""
 
-    def __init__(self, runtime: Runtime, names: Sequence[str], picker: Picker | None) -> None:
+    def __init__(
+        self, runtime: Runtime, names: Sequence[str], *helpers: Picker | Discovery
+    ) -> None:
         self.runtime = runtime
         self.names = names
-        self._picker = picker
+        self._helpers = helpers
         self._tasks = Supervisor()
 
     async def start(self) -> None:
-        """Starts the expiry sweep and the picker."""
+        """Starts the expiry sweep and what goes on beside the RPCs."""
         await self.runtime.start()
-        if self._picker:
-            self._tasks.spawn(self._picker.run(), name="picker")
+        for helper in self._helpers:
+            self._tasks.spawn(helper.run(), name=type(helper).__name__.lower())
 
     async def drain(self, grace_s: float) -> None:
         """Sends everybody to another router; there is nothing to finish."""
         self.runtime.end_streams()
 
     async def stop(self) -> None:
-        """Stops the sweep and the picker."""
+        """Stops all of it."""
         await self._tasks.stop()
         await self.runtime.stop()
 
@@ -136,11 +140,28 @@ async def build(config: RouterConfig, server: grpc.aio.Server) -> RouterService:
     if config.keda_scaler:
         keda_pb2_grpc.add_ExternalScalerServicer_to_server(keda.KedaScaler(runtime), server)
         names.append(keda.SERVICE_NAME)
-    picker = Picker(runtime) if config.picker else None
-    if picker:
+    helpers: list[Picker | Discovery] = []
+    if config.endpoints_file or config.endpoint_names:
+        helpers.append(Discovery(runtime, sources_of(config)))
+    if config.picker:
+        helpers.append(picker := Picker(runtime))
         processor = ext_proc.ExternalProcessor(runtime, picker)
         ext_proc_pb2_grpc.add_ExternalProcessorServicer_to_server(processor, server)
         names.append(ext_proc.SERVICE_NAME)
         if config.picker_listen:
             lifecycle.bind(server, config.picker_listen)
-    return RouterService(runtime, names, picker)
+    return RouterService(runtime, names, *helpers)
+
+
+def sources_of(config: RouterConfig) -> Sources:
+    """What lists endpoints to dial. Raises InvalidRequest naming the knob."""
+    try:
+        return Sources(
+            config.endpoints_file,
+            config.endpoint_names,
+            server=config.dns_server,
+            timeout_s=config.dns_timeout_s,
+        )
+    except MalformedSource as error:
+        knobs = "endpoint_names or dns_server"
+        raise InvalidRequest(f"{knobs}: {error}", field="endpoint_names") from None

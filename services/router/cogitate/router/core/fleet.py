@@ -59,6 +59,10 @@ class Entry:
         """Takes no more gangs: a notice holds for good, a load's flag while it is set."""
         return self.noticed or self.drains
 
+    def is_of(self, process_id: str) -> bool:
+        """Whether it is this process that reports; no, if either does not say."""
+        return bool(process_id) and self.description.process_id == process_id
+
 
 @dataclass(slots=True)
 class Fleet:
@@ -82,9 +86,7 @@ class Fleet:
         self.touched.add(description.endpoint_id)
         if len(self.models_seen) < _MAX_MODELS_SEEN:
             self.models_seen.update(description.models)
-        if known is not None and (
-            known.stream == stream or _same_process(known.description, description)
-        ):
+        if known is not None and (known.stream == stream or known.is_of(description.process_id)):
             known.stream = stream
             known.description = description
             known.prior = self.prior(description)
@@ -194,11 +196,6 @@ class Fleet:
             return ()
         entry.expired = False
         return (EndpointChanged(entry.description.endpoint_id, Change.BACK),)
-
-
-def _same_process(one: Description, other: Description) -> bool:
-    """Whether two streams are of one process; not known if it does not say."""
-    return bool(one.process_id) and one.process_id == other.process_id
 
 
 def _same_machine(one: Description, other: Description) -> bool:
