@@ -203,7 +203,7 @@ def objects(file: str) -> list[dict[str, Any]]:
 
 
 def test_an_endpoint_pickers_names_ports_and_labels_meet() -> None:
-    headless, service, deployment = objects("router.yaml")
+    headless, dialled, service, deployment = objects("router.yaml")
     (pool,), (route,) = objects("pool.yaml"), objects("route.yaml")
     pod = deployment["spec"]["template"]
     (container,) = pod["spec"]["containers"]
@@ -219,7 +219,7 @@ def test_an_endpoint_pickers_names_ports_and_labels_meet() -> None:
     for found in (headless, service):
         assert found["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
         assert [p["targetPort"] for p in found["spec"]["ports"]] == [port]
-    assert headless["spec"]["clusterIP"] == "None"
+    assert headless["spec"]["clusterIP"] == dialled["spec"]["clusterIP"] == "None"
 
     asks = pool["spec"]["endpointPickerRef"]
     assert asks["name"] == service["metadata"]["name"]
@@ -230,9 +230,12 @@ def test_an_endpoint_pickers_names_ports_and_labels_meet() -> None:
     flags = [a for a in decoder["spec"]["template"]["spec"]["containers"][0]["args"] if "=" in a]
     reports: Any = knobs("agent-decoder", flags)
     assert pool["spec"]["targetPorts"] == [{"number": int(reports.listen.rpartition(":")[2])}]
+    assert dialled["spec"]["selector"].items() <= labels.items()
     namespace = yaml.safe_load((PICKER / "kustomization.yaml").read_text())["namespace"]
     name, at = headless["metadata"]["name"], headless["spec"]["ports"][0]["port"]
     assert reports.router_addresses == (f"{name}.{namespace}.svc:{at}",)
+    name, at = dialled["metadata"]["name"], dialled["spec"]["ports"][0]["port"]
+    assert chosen.endpoint_names == (f"{name}.{namespace}.svc.cluster.local:{at}",)
     (rule,) = route["spec"]["rules"]
     assert [b["name"] for b in rule["backendRefs"]] == [pool["metadata"]["name"]]
     decode = decoder_pb2.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
@@ -240,7 +243,7 @@ def test_an_endpoint_pickers_names_ports_and_labels_meet() -> None:
 
 
 def test_pods_of_an_endpoint_picker_are_confined() -> None:
-    pod = objects("router.yaml")[2]["spec"]["template"]["spec"]
+    pod = objects("router.yaml")[3]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
     for container in pod["containers"]:
