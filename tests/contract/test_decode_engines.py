@@ -25,7 +25,7 @@ from tests.fakes.decode_stream import Caller, kinds
 from tests.fakes.provider import Provider
 from tests.fakes.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(300)]  # vLLM takes its time to start
 
 ENGINES = ("native", "openai", "server", "vllm")
 
@@ -65,7 +65,8 @@ async def knobs_of(engine: str, folder: Path) -> AsyncIterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def vllm_address() -> Iterator[str]:
-    with vllm_decoder.running() as decoder:
+    # In bfloat16 a cached prefix changes vLLM's logits enough to draw other tokens.
+    with vllm_decoder.running(dtype="float32") as decoder:
         yield decoder.address
 
 
