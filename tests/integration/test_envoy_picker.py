@@ -229,18 +229,20 @@ async def test_http_requests_are_picked_alike(tmp_path: Path) -> None:
                     assert (status, body["error"]["code"]) == (404, "unknown_model")
 
 
-async def test_bodies_in_full_duplex_pass_the_picker_whole(tmp_path: Path) -> None:
-    """As gateways configure an InferencePool: the picker sends back every piece."""
+@pytest.mark.parametrize("mode", ["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED"])
+async def test_bodies_that_are_sent_to_the_picker_pass_whole(tmp_path: Path, mode: str) -> None:
+    """The first is how gateways configure an InferencePool: the picker sends back every piece."""
     async with router_process(tmp_path, "--picker") as (router, _):
         with EchoServer("x") as x:
             config = pointed_at(shipped(), router=[router], decoders=[x.address])
+            trailers = "SEND" if mode == "FULL_DUPLEX_STREAMED" else "SKIP"
             picker_filter(config)["processing_mode"] = {
                 "request_header_mode": "SEND",
                 "response_header_mode": "SEND",
-                "request_body_mode": "FULL_DUPLEX_STREAMED",
-                "response_body_mode": "FULL_DUPLEX_STREAMED",
-                "request_trailer_mode": "SEND",
-                "response_trailer_mode": "SEND",
+                "request_body_mode": mode,
+                "response_body_mode": mode,
+                "request_trailer_mode": trailers,
+                "response_trailer_mode": trailers,
             }
             with running_envoy(tmp_path, config) as envoy:
                 async with FakeEndpoint("x", router, address=x.address):

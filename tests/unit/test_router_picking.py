@@ -143,10 +143,17 @@ def test_grpc_is_refused_by_a_status_with_details() -> None:
 
 def test_other_parts_go_on_as_they_are() -> None:
     body = pb.HttpBody(body=b"x", end_of_stream=True)
-    sent = replies.passed_on(pb.ProcessingRequest(request_body=body))
+    duplex = pb.ProtocolConfiguration(request_body_mode=pb.FULL_DUPLEX_STREAMED)
+    sent = replies.passed_on(pb.ProcessingRequest(request_body=body), duplex)
     piece = sent.request_body.response.body_mutation.streamed_response
     assert (piece.body, piece.end_of_stream) == (b"x", True)
+    # In other modes a body goes on unless it is changed, and pieces must not come back.
+    for part in ("request_body", "response_body"):
+        sent = replies.passed_on(pb.ProcessingRequest(**{part: body}), pb.ProtocolConfiguration())
+        assert getattr(sent, part) == pb.BodyResponse()
     for part in ("response_headers", "request_trailers", "response_trailers"):
         empty = pb.HttpHeaders() if part == "response_headers" else pb.HttpTrailers()
-        sent = replies.passed_on(pb.ProcessingRequest(**{part: empty}))
+        sent = replies.passed_on(pb.ProcessingRequest(**{part: empty}), duplex)
         assert sent.WhichOneof("response") == part
+    with pytest.raises(InvalidRequest, match="newer than this router"):
+        replies.passed_on(pb.ProcessingRequest(), duplex)

@@ -38,13 +38,18 @@ class ExternalProcessor(pb_grpc.ExternalProcessorServicer):
     @long_lived
     async def Process(self, request_iterator: Parts, context: Context) -> None:  # type: ignore[override]
         """Says where a request goes; whatever else of it comes here goes on as it is."""
+        modes = pb.ProtocolConfiguration()  # Envoy says it with the first part
         try:
             async with asyncio.timeout(None) as scope:
                 with self._runtime.stream(scope):
                     async for request in request_iterator:
                         is_first = request.HasField("request_headers")
-                        reply = await self._pick(request) if is_first else None
-                        await context.write(reply or replies.passed_on(request))
+                        if request.HasField("protocol_config"):
+                            modes = request.protocol_config
+                        if is_first:
+                            await context.write(await self._pick(request))
+                        else:
+                            await context.write(replies.passed_on(request, modes))
                         if is_first and _nothing_follows(request):
                             return
         except TimeoutError:

@@ -10,7 +10,7 @@ from typing import Final
 
 import grpc
 from cogitate.kit.channels import STATUS_DETAILS_KEY, to_status
-from cogitate.kit.errors import CogitateError
+from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.peers import ext_proc_pb2 as pb
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
@@ -76,21 +76,35 @@ def grpc_code(code: grpc.StatusCode) -> int:
     return number
 
 
-def passed_on(request: pb.ProcessingRequest) -> pb.ProcessingResponse:
-    """Any other part of a request or a response, as it is.
+def passed_on(
+    request: pb.ProcessingRequest, modes: pb.ProtocolConfiguration
+) -> pb.ProcessingResponse:
+    """Any other part of a request or a response, as it is. Raises InvalidRequest for no part.
 
-    Where bodies come in full duplex, what is not sent back is lost; trailers end such a body.
+    Of bodies in full duplex what is not sent back is lost; others go on unless they are changed.
     """
-    part = request.WhichOneof("request")
-    if part == "request_body" or part == "response_body":
-        body = getattr(request, part)
-        piece = pb.StreamedBodyResponse(body=body.body, end_of_stream=body.end_of_stream)
-        mutation = pb.BodyMutation(streamed_response=piece)
-        said = pb.BodyResponse(response=pb.CommonResponse(body_mutation=mutation))
-        return pb.ProcessingResponse(**{part: said})  # type: ignore[arg-type]
-    if part == "request_trailers" or part == "response_trailers":
-        return pb.ProcessingResponse(**{part: pb.TrailersResponse()})  # type: ignore[arg-type]
-    return pb.ProcessingResponse(response_headers=pb.HeadersResponse())
+    match request.WhichOneof("request"):
+        case "request_body":
+            said = _body(request.request_body, modes.request_body_mode)
+            return pb.ProcessingResponse(request_body=said)
+        case "response_body":
+            said = _body(request.response_body, modes.response_body_mode)
+            return pb.ProcessingResponse(response_body=said)
+        case "request_trailers":
+            return pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
+        case "response_trailers":
+            return pb.ProcessingResponse(response_trailers=pb.TrailersResponse())
+        case "response_headers":
+            return pb.ProcessingResponse(response_headers=pb.HeadersResponse())
+    raise InvalidRequest("a part of a request or response is missing, or newer than this router")
+
+
+def _body(body: pb.HttpBody, mode: pb.BodySendMode.ValueType) -> pb.BodyResponse:
+    if mode != pb.FULL_DUPLEX_STREAMED:
+        return pb.BodyResponse()
+    piece = pb.StreamedBodyResponse(body=body.body, end_of_stream=body.end_of_stream)
+    mutation = pb.BodyMutation(streamed_response=piece)
+    return pb.BodyResponse(response=pb.CommonResponse(body_mutation=mutation))
 
 
 def _header(key: str, value: str) -> pb.HeaderValueOption:
