@@ -122,13 +122,15 @@ class Reports:
         """Description, then loads until the end, `interval_s()` apart; read anew for each."""
         yield pb.ReportRequest(description=self._description)
         announced = False
-        while not self.ended:
+        while True:
             yield pb.ReportRequest(load=self._load())
             if self._drain.is_set() and not announced:
                 announced = True
                 notice = pb.DrainNotice(reason="DRAIN")
                 notice.remaining_duration.FromNanoseconds(int(self._drain_remaining_s * 1e9))
                 yield pb.ReportRequest(drain=notice)
+            if self.ended:
+                return
             try:
                 async with asyncio.timeout(max(LEAST_INTERVAL_S, interval_s())):
                     await (self._end if announced else self._drain).wait()
