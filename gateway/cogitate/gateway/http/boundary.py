@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 _HOST: Final = re.compile(rb"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 
+# Answered before the body was whole: what is still coming is not read.
+_CLOSING: Final = frozenset({408, 413})
+_LINGER_S: Final = 0.5
+_LINGER_BYTES: Final = 4 * 1024 * 1024
+
 
 class Boundary:
     """Wraps the routes; keeps nothing between requests."""
@@ -30,6 +35,7 @@ class Boundary:
         """Answers one request, whatever happens."""
         if scope["type"] != "http":
             return
+        scope["app"] = self  # or Starlette's router answers in plain text
         begun = False
 
         async def watched(message: Message) -> None:
@@ -54,7 +60,7 @@ class Boundary:
                     error = translate(raised)
                     telemetry.fail(span, error)
                     if not begun:
-                        await _answer(error, send)
+                        await _answer(error, receive, send)
                     elif not isinstance(error, Cancelled):
                         # Half an answer must not look whole: uvicorn cuts the connection.
                         raise _Cut(error.reason) from None
@@ -98,11 +104,30 @@ def _check_host(scope: Scope) -> None:
         raise InvalidRequest("the Host header must name one host, with or without a port")
 
 
-async def _answer(error: CogitateError, send: Send) -> None:
+async def _answer(error: CogitateError, receive: Receive, send: Send) -> None:
     status, headers, body = response_of(error)
     if "allow" in error.metadata:
         headers.append(("allow", error.metadata["allow"]))
+    if status in _CLOSING:
+        headers.append(("connection", "close"))
     raw = [(name.encode(), value.encode()) for name, value in headers]
     raw.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if status == 413:
+        await _linger(receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _linger(receive: Receive) -> None:
+    """Reads on for a moment: closed at once, the connection would lose the answer on its way."""
+    size = 0
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while size < _LINGER_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return

@@ -12,6 +12,7 @@ from typing import Any, Final
 from cogitate.gateway.http.problems import HttpError, response_of
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+TOO_LARGE: Final = "the request's head is larger than allowed"
 _PHRASES: Final = {
     400: "Bad Request",
     408: "Request Timeout",
@@ -55,29 +56,35 @@ class _Guarded(HttpToolsProtocol):
             end = data.find(b"\r\n\r\n")
             size = self._head_bytes - (len(data) - end if end >= 0 else 0)
             if size > self.limits.head_bytes:
-                self._refuse(431, "the request's head is larger than allowed")
+                self._refuse(431, TOO_LARGE)
                 return
         super().data_received(data)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if not self._in_head:  # the next request of the connection
-            self._head_bytes, self._in_head = 0, True
+        if self._head_timer is None:  # a further request of the connection
             self._await_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) < self.limits.head_count:
             super().on_header(name, value)
         else:
-            self._in_head = True
             self._refuse(431, "the request has too many headers")
 
     def on_headers_complete(self) -> None:
         self._forget_timer()
         if self.transport.is_closing():
             return
+        # A head that came together with the end of the request before was not counted.
+        if sum(len(k) + len(v) + 4 for k, v in self.headers) > self.limits.head_bytes:
+            self._refuse(431, TOO_LARGE)
+            return
         self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not a valid HTTP request")

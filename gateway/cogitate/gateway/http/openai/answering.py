@@ -286,11 +286,12 @@ def _check_choices(
     if count > 1 and goes_on:
         raise InvalidRequest("n must be 1 where results of tools are handed in", field="n")
     agents = max(1, spec.agent_count)
-    if count * agents > limits.max_agent_count:
+    if count > 1 and count * agents > limits.max_agent_count:
         raise InvalidRequest(
             f"n times cogitate.agents is more than {limits.max_agent_count}", field="n"
         )
-    if count * agents * spec.sampling_params.max_tokens > limits.max_token_count:
+    most_tokens = spec.sampling_params.max_tokens
+    if most_tokens <= limits.max_token_count < count * agents * most_tokens:
         raise InvalidRequest(
             f"n times agents times max_tokens is more than {limits.max_token_count}", field="n"
         )
