@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -42,7 +43,7 @@ class Front:
 
     envoy: Envoy
     router: str
-    kill_router: Callable[[], None]
+    strike_router: Callable[[int], None]
     pool: Pool
 
     async def where(self, asked: Any, **headers: str) -> str:
@@ -86,7 +87,7 @@ async def front(
         )
         change(config)
         envoy = stack.enter_context(running_envoy(folder, config))
-        yield Front(envoy, router, process.kill, made)
+        yield Front(envoy, router, process.send_signal, made)
 
 
 async def test_streams_go_where_the_router_says_and_elsewhere_when_it_dies(
@@ -252,9 +253,10 @@ async def test_bodies_that_are_sent_to_the_picker_pass_whole(tmp_path: Path, mod
                     assert body["length"] > 100_000
 
 
-@pytest.mark.parametrize("is_open", [True, False])
-async def test_a_picker_that_died_fails_open_or_closed_as_configured(
-    tmp_path: Path, nursery: Nursery, is_open: bool
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
+async def test_a_picker_that_died_or_hangs_fails_open_or_closed_as_configured(
+    tmp_path: Path, nursery: Nursery, is_open: bool, number: signal.Signals
 ) -> None:
     def change(config: Config) -> None:
         picker_filter(config)["failure_mode_allow"] = is_open
@@ -263,7 +265,7 @@ async def test_a_picker_that_died_fails_open_or_closed_as_configured(
         stream = Through(mesh.envoy.address)
         try:
             assert await stream.where(gang("long", tokens=200)) in NAMES
-            mesh.kill_router()
+            mesh.strike_router(number)
             # What runs is not touched: nothing of it goes by the router.
             await stream.send(close={})
             seen = await stream.end()
