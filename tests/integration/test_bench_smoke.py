@@ -18,6 +18,7 @@ from tests.bench.decode import forms, random_model
 from tests.bench.kv_memory import MINI
 from tests.fakes.chat_model import write_tokenizer_files
 from tests.fakes.embedding_model import write_embedding_model
+from tests.fakes.envoy import envoy_binary
 from tests.fakes.gguf_files import config_of, random_weights, write_checkpoint
 from tests.fakes.sandbox import missing
 from tests.fakes.tiny_model import write_tiny_model
@@ -282,3 +283,15 @@ def test_router_place(tmp_path: Path) -> None:
     run("tests.bench.router_place", "--endpoints", "60", "--count", "3", "--json", str(out))
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 9 and all(row["wall_p99_ms"] > 0 for row in rows)
+
+
+def test_picker_tax(tmp_path: Path) -> None:
+    envoy_binary()  # skips
+    out = tmp_path / "rows.json"
+    run(
+        "tests.bench.picker_tax", "--endpoints", "4", "--count", "3", "--warm-up", "2", "--json",
+        str(out),
+    )  # fmt: skip
+    [row] = json.loads(out.read_text())["rows"]
+    assert row["Envoy and picker"]["count"] == 3 and row["direct"]["p50_ms"] > 0
+    assert row["router_cpu_ms"] > 0

@@ -375,3 +375,50 @@ def test_a_booked_share_leaves_that_much_less_room(
         )
         assert after.free_sequences == snapshot.free_sequences - agents
         assert after.free_blocks == max(0, snapshot.free_blocks - blocks)
+
+
+@given(gangs(), fleets(), policies, st.integers(0, 4))
+def test_a_whole_gang_is_on_one_endpoint(
+    need: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy, most: int
+) -> None:
+    need = replace(need, max_fallbacks=most)
+    placement = place(need, fleet, NOW, policy)
+    count = len(need.agent_ids)
+    able = {
+        s.endpoint_id: s
+        for s in fleet
+        if reject(need, s, NOW, policy.model) is None
+        and Estimate(s, need, policy.model).room() >= count
+    }
+    assert bool(placement.shares) == bool(able)
+    if not able:
+        return
+    (share,) = placement.shares
+    chosen = (share.endpoint_id, *share.fallbacks)
+    assert len(share.agent_ids) == count
+    assert len(set(chosen)) == len(chosen) == min(len(able), most + 1)
+    assert set(chosen) <= set(able)
+    # Unknown loads come after known ones; among known ones the sooner done come first.
+    known = [able[name].load is not None for name in chosen]
+    assert known == sorted(known, reverse=True)
+    listed = chosen if policy.name == "gang" else share.fallbacks
+    ends = [Estimate(able[n], need, policy.model).effective_s(count) for n in listed]
+    tiers = [able[n].load is None for n in listed]
+    for before, after in itertools.pairwise(range(len(listed))):
+        if tiers[before] == tiers[after]:
+            assert ends[before] <= ends[after] * (1 + 1e-6)
+
+
+@given(gangs(), fleets(), st.sampled_from([None, 0]))
+def test_only_lack_of_room_is_full(
+    need: GangNeed, fleet: list[EndpointSnapshot], most: int | None
+) -> None:
+    need = replace(need, max_fallbacks=most)
+    policy = PlacementPolicy("gang")
+    placement = place(need, fleet, NOW, policy)
+    fit = [s for s in fleet if reject(need, s, NOW, policy.model) is None]
+    rooms = [Estimate(s, need, policy.model).room(idle=True) for s in fit]
+    count = len(need.agent_ids)
+    room = sum(rooms) if most is None else max(rooms, default=0)
+    assert placement.is_full == (not placement.shares and room >= count)
+    assert placement.retryable or not placement.is_full

@@ -15,6 +15,10 @@ import yaml
 from cogitate.agent_decoder.vllm_engine import arguments
 from cogitate.kit import config as configuration
 from cogitate.kit.config import ServiceConfig
+from cogitate.router.picking import ext_proc, replies
+from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb2
+
+from tests.fakes import envoy
 
 pytestmark = pytest.mark.unit
 
@@ -189,3 +193,78 @@ def test_the_image_of_a_gpu_pool_is_not_root_and_installs_an_extra_that_exists()
     (extra,) = re.findall(r"\.whl\)\[(\w+)\]", runs)
     pyproject = (DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE)
+
+
+PICKER = DEPLOY / "kubernetes/endpoint-picker"
+
+
+def objects(file: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((PICKER / file).read_text(encoding="utf-8")))
+
+
+def test_an_endpoint_pickers_names_ports_and_labels_meet() -> None:
+    headless, dialled, service, deployment = objects("router.yaml")
+    (pool,), (route,) = objects("pool.yaml"), objects("route.yaml")
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    chosen: Any = knobs("router", container["args"])
+    assert chosen.picker
+    port = int(chosen.listen.rpartition(":")[2])
+    assert [p["containerPort"] for p in container["ports"]] == [port]
+    assert {container[f"{kind}Probe"]["grpc"]["port"] for kind in ("readiness", "liveness")} == {
+        port
+    }
+    assert container["readinessProbe"]["grpc"]["service"] == ext_proc.SERVICE_NAME
+    assert pod["spec"]["terminationGracePeriodSeconds"] > chosen.drain_grace_s
+    for found in (headless, service):
+        assert found["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+        assert [p["targetPort"] for p in found["spec"]["ports"]] == [port]
+    assert headless["spec"]["clusterIP"] == dialled["spec"]["clusterIP"] == "None"
+
+    asks = pool["spec"]["endpointPickerRef"]
+    assert asks["name"] == service["metadata"]["name"]
+    assert asks["port"]["number"] == service["spec"]["ports"][0]["port"]
+    decoder = yaml.safe_load((POOL / "decoder.yaml").read_text(encoding="utf-8"))
+    labels = decoder["spec"]["template"]["metadata"]["labels"]
+    assert pool["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    flags = [a for a in decoder["spec"]["template"]["spec"]["containers"][0]["args"] if "=" in a]
+    reports: Any = knobs("agent-decoder", flags)
+    assert pool["spec"]["targetPorts"] == [{"number": int(reports.listen.rpartition(":")[2])}]
+    assert dialled["spec"]["selector"].items() <= labels.items()
+    namespace = yaml.safe_load((PICKER / "kustomization.yaml").read_text())["namespace"]
+    name, at = headless["metadata"]["name"], headless["spec"]["ports"][0]["port"]
+    assert reports.router_addresses == (f"{name}.{namespace}.svc:{at}",)
+    name, at = dialled["metadata"]["name"], dialled["spec"]["ports"][0]["port"]
+    assert chosen.endpoint_names == (f"{name}.{namespace}.svc.cluster.local:{at}",)
+    (rule,) = route["spec"]["rules"]
+    assert [b["name"] for b in rule["backendRefs"]] == [pool["metadata"]["name"]]
+    decode = decoder_pb2.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
+    assert rule["matches"][0]["path"]["value"] == f"/{decode}/"
+
+
+def test_pods_of_an_endpoint_picker_are_confined() -> None:
+    pod = objects("router.yaml")[3]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    for container in pod["containers"]:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_envoy_is_asked_to_do_what_the_picker_says() -> None:
+    config = envoy.shipped()
+    asks = envoy.picker_filter(config)
+    assert asks["metadata_options"]["receiving_namespaces"]["untyped"] == [replies.NAMESPACE]
+    assert asks["metadata_options"]["forwarding_namespaces"]["untyped"] == [
+        ext_proc.SUBSET_NAMESPACE
+    ]
+    modes = dict(asks["processing_mode"])
+    assert modes.pop("request_header_mode") == "SEND"
+    assert set(modes.values()) == {"SKIP", "NONE"}, "nothing else passes the router"
+    clusters = {c["name"]: c for c in config["static_resources"]["clusters"]}
+    assert asks["grpc_service"]["envoy_grpc"]["cluster_name"] in clusters
+    (policy,) = clusters["decoders"]["load_balancing_policy"]["policies"]
+    (source,) = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
+    assert source["metadata"]["key"] == replies.NAMESPACE
+    assert source["metadata"]["path"] == [{"key": replies.DESTINATION}]

@@ -58,6 +58,18 @@ def test_the_latest_stream_owns_the_endpoint(fleet: Fleet) -> None:
     assert state(fleet, 1.5) is State.READY
 
 
+def test_a_second_stream_of_one_process_is_no_restart(fleet: Fleet) -> None:
+    said = replace(WHAT, process_id="p1")
+    assert fleet.describe(2, said, 1.0) == (GONE, BACK), "who said nothing may be another process"
+    before = fleet.entries["a"].incarnation
+    assert fleet.describe(3, said, 2.0) == ()
+    assert fleet.entries["a"].incarnation == before
+    assert fleet.close(2, "a") == (), "the later stream has it"
+    assert fleet.close(3, "a") == (GONE,)
+    fleet.describe(4, said, 3.0)
+    assert fleet.describe(5, replace(said, process_id="p2"), 4.0) == (GONE, BACK)
+
+
 def test_a_notice_holds_for_good_and_a_flag_while_it_is_set(fleet: Fleet) -> None:
     assert fleet.report(1, "a", Load(draining=True), 1.0) == (DRAINING,)
     assert fleet.report(1, "a", Load(draining=True), 1.1) == ()

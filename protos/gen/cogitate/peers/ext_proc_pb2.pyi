@@ -664,6 +664,28 @@ class HttpStatus(_message.Message):
 Global___HttpStatus: _TypeAlias = HttpStatus  # noqa: Y015
 
 @_typing.final
+class GrpcStatus(_message.Message):
+    """GrpcStatus is what a gRPC client is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    status: _builtins.int
+    """The code, such as 14."""
+    def __init__(
+        self,
+        *,
+        status: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrpcStatus: _TypeAlias = GrpcStatus  # noqa: Y015
+
+@_typing.final
 class ImmediateResponse(_message.Message):
     """ImmediateResponse is sent instead of what the endpoint would answer."""
 
@@ -672,6 +694,7 @@ class ImmediateResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
+    GRPC_STATUS_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     body: _builtins.bytes
     """Its body."""
@@ -685,17 +708,22 @@ class ImmediateResponse(_message.Message):
     def headers(self) -> Global___HeaderMutation:
         """Its headers."""
 
+    @_builtins.property
+    def grpc_status(self) -> Global___GrpcStatus:
+        """Its status where the request is gRPC; the body is the message then."""
+
     def __init__(
         self,
         *,
         status: Global___HttpStatus | None = ...,
         headers: Global___HeaderMutation | None = ...,
         body: _builtins.bytes = ...,
+        grpc_status: Global___GrpcStatus | None = ...,
         details: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grpc_status", b"grpc_status", "headers", b"headers", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "details", b"details", "headers", b"headers", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "details", b"details", "grpc_status", b"grpc_status", "headers", b"headers", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

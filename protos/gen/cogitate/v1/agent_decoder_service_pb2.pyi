@@ -1344,6 +1344,7 @@ class EndpointDescription(_message.Message):
     BUILD_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     PRICE_PER_MILLION_PROMPT_TOKENS_MICRO_USD_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
     endpoint_id: _builtins.str
     """Unique in the fleet, matching ^[A-Za-z0-9._-]{1,64}$."""
     address: _builtins.str
@@ -1376,6 +1377,10 @@ class EndpointDescription(_message.Message):
     """The longest sequence, in positions."""
     price_per_million_prompt_tokens_micro_usd: _builtins.int
     """Price per million prompt tokens, in millionths of a US dollar; 0 if priced per hour."""
+    process_id: _builtins.str
+    """Differs for each start of the endpoint and is the same on all its streams, so that a second stream to a router is
+    not taken for a restart. Empty if it is not told.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models it serves."""
@@ -1405,10 +1410,11 @@ class EndpointDescription(_message.Message):
         build_digest: _builtins.str = ...,
         max_model_len: _builtins.int = ...,
         price_per_million_prompt_tokens_micro_usd: _builtins.int = ...,
+        process_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size_count", b"block_size_count", "build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "engine", b"engine", "failure_domain", b"failure_domain", "hardware", b"hardware", "is_spot", b"is_spot", "max_model_len", b"max_model_len", "max_sequence_count", b"max_sequence_count", "models", b"models", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_prompt_tokens_micro_usd", b"price_per_million_prompt_tokens_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "region", b"region", "total_block_count", b"total_block_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size_count", b"block_size_count", "build_digest", b"build_digest", "capabilities", b"capabilities", "endpoint_id", b"endpoint_id", "engine", b"engine", "failure_domain", b"failure_domain", "hardware", b"hardware", "is_spot", b"is_spot", "max_model_len", b"max_model_len", "max_sequence_count", b"max_sequence_count", "models", b"models", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_prompt_tokens_micro_usd", b"price_per_million_prompt_tokens_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "process_id", b"process_id", "provider", b"provider", "region", b"region", "total_block_count", b"total_block_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

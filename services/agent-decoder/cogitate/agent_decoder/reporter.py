@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from cogitate.kit.channels import deadline_scope, open_channel
+from cogitate.kit.interceptors import long_lived
 from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
+from cogitate.v1 import endpoint_service_pb2 as endpoint_pb
+from cogitate.v1 import endpoint_service_pb2_grpc as endpoint_pb_grpc
 from cogitate.v1 import router_service_pb2 as pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 # Until a router says how often it wants to hear.
 DEFAULT_INTERVAL_S = 0.5
 RECONNECT_S = 0.5
+Stream: TypeAlias = AsyncGenerator[pb.ReportRequest, None]
+LEAST_INTERVAL_S = 0.05
 LEAST_UTILIZATION = 0.01
 
 
@@ -83,18 +89,16 @@ def orca_report(load: decoder_pb.EndpointLoad) -> orca_pb2.OrcaLoadReport:
     )
 
 
-class Reporter:
-    """One report stream to one router; reconnects until it is cancelled."""
+class Reports:
+    """What an endpoint tells every router, whoever dialled whom."""
 
     def __init__(
         self,
-        address: str,
         description: decoder_pb.EndpointDescription,
         load: Callable[[], decoder_pb.EndpointLoad],
     ) -> None:
-        self._address, self._description, self._load = address, description, load
-        self._interval_s = DEFAULT_INTERVAL_S
-        self._drain = asyncio.Event()
+        self._description, self._load = description, load
+        self._drain, self._end = asyncio.Event(), asyncio.Event()
         self._drain_remaining_s = 0.0
 
     def drain(self, remaining_s: float) -> None:
@@ -102,28 +106,20 @@ class Reporter:
         self._drain_remaining_s = remaining_s
         self._drain.set()
 
-    async def run(self) -> None:
-        """Reports until cancelled."""
-        with deadline_scope(None):
-            async with open_channel(self._address) as channel:
-                stub = RouterServiceStub(channel)
-                while True:
-                    await self._report(stub)
-                    await asyncio.sleep(RECONNECT_S)
+    def end(self) -> None:
+        """Ends the streams: nothing runs here any more."""
+        self._drain.set()
+        self._end.set()
 
-    async def _report(self, stub: RouterServiceAsyncStub) -> None:
-        # A report stream lives as long as the endpoint: keepalive finds a dead router, no deadline.
-        call = stub.Report(self._reports(), timeout=None)
-        try:
-            async for response in call:
-                if response.HasField("report_interval"):
-                    self._interval_s = max(0.05, response.report_interval.ToNanoseconds() / 1e9)
-        except grpc.aio.AioRpcError as error:
-            log.info("router %s: %s; reporting again soon", self._address, error.code().name)
-        finally:
-            call.cancel()
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to report."""
+        return self._end.is_set()
 
-    async def _reports(self) -> AsyncIterator[pb.ReportRequest]:
+    async def stream(
+        self, interval_s: Callable[[], float]
+    ) -> AsyncGenerator[pb.ReportRequest, None]:
+        """Description, then loads until the end, `interval_s()` apart; read anew for each."""
         yield pb.ReportRequest(description=self._description)
         announced = False
         while True:
@@ -133,8 +129,57 @@ class Reporter:
                 notice = pb.DrainNotice(reason="DRAIN")
                 notice.remaining_duration.FromNanoseconds(int(self._drain_remaining_s * 1e9))
                 yield pb.ReportRequest(drain=notice)
+            if self.ended:
+                return
             try:
-                async with asyncio.timeout(self._interval_s):
-                    await (asyncio.sleep(3600) if announced else self._drain.wait())
+                async with asyncio.timeout(max(LEAST_INTERVAL_S, interval_s())):
+                    await (self._end if announced else self._drain).wait()
             except TimeoutError:
                 continue
+
+
+class EndpointServicer(endpoint_pb_grpc.EndpointServiceServicer):
+    """Reports to routers that dial."""
+
+    def __init__(self, reports: Reports) -> None:
+        self._reports = reports
+
+    @long_lived
+    async def WatchEndpoint(
+        self, request: endpoint_pb.WatchEndpointRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[endpoint_pb.WatchEndpointResponse]:
+        """Until the router leaves or the endpoint ends."""
+        asked_s = request.report_interval.ToNanoseconds() / 1e9 or DEFAULT_INTERVAL_S
+        async with aclosing(self._reports.stream(lambda: asked_s)) as reports:
+            async for report in reports:
+                yield endpoint_pb.WatchEndpointResponse(report=report)
+
+
+class Reporter:
+    """One report stream to one router; reconnects until it is cancelled or all has ended."""
+
+    def __init__(self, address: str, reports: Reports) -> None:
+        self._address, self._reports = address, reports
+        self._interval_s = DEFAULT_INTERVAL_S
+
+    async def run(self) -> None:
+        """Reports, and comes back when the stream breaks."""
+        with deadline_scope(None):
+            async with open_channel(self._address) as channel:
+                stub = RouterServiceStub(channel)
+                while not self._reports.ended:
+                    await self._report(stub)
+                    await asyncio.sleep(RECONNECT_S)
+
+    async def _report(self, stub: RouterServiceAsyncStub) -> None:
+        # A report stream lives as long as the endpoint: keepalive finds a dead router, no deadline.
+        reports = self._reports.stream(lambda: self._interval_s)
+        call = stub.Report(reports, timeout=None)
+        try:
+            async for response in call:
+                if response.HasField("report_interval"):
+                    self._interval_s = response.report_interval.ToNanoseconds() / 1e9
+        except grpc.aio.AioRpcError as error:
+            log.info("router %s: %s; reporting again soon", self._address, error.code().name)
+        finally:
+            call.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -11,17 +12,26 @@ from typing import Any
 import grpc
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.engines import MakeEngine
-from cogitate.agent_decoder.reporter import Reporter, load_of, orca_report
+from cogitate.agent_decoder.reporter import (
+    EndpointServicer,
+    Reporter,
+    Reports,
+    load_of,
+    orca_report,
+)
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics
 from cogitate.kit.tasks import Supervisor
 from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
+from cogitate.v1 import endpoint_service_pb2 as endpoint_pb
+from cogitate.v1 import endpoint_service_pb2_grpc as endpoint_pb_grpc
 
 # The engines and the modules that prepare them.
 ENGINES = {"native": "native_engine", "openai": "adapter.build", "vllm": "vllm_engine.build"}
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
+ENDPOINT_SERVICE_NAME = endpoint_pb.DESCRIPTOR.services_by_name["EndpointService"].full_name
 
 
 class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
@@ -67,23 +77,22 @@ def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescrip
         max_sequence_count=config.max_sequence_count,
         build_digest=about.build_digest,
         max_model_len=about.max_model_len,
+        process_id=uuid.uuid4().hex,
     )
 
 
 class AgentDecoder:
     """The running service."""
 
-    names: Sequence[str] = (SERVICE_NAME,)
+    names: Sequence[str] = (SERVICE_NAME, ENDPOINT_SERVICE_NAME)
 
     def __init__(self, config: AgentDecoderConfig, runtime: Runtime) -> None:
         self._config, self._runtime = config, runtime
         runtime.meter.export()
         description = describe(config, runtime)
         self.servicer = AgentDecoderServicer(runtime, description)
-        self._reporters = [
-            Reporter(address, description, lambda: load_of(runtime))
-            for address in config.router_addresses
-        ]
+        self._reports = Reports(description, lambda: load_of(runtime))
+        self.endpoint_servicer = EndpointServicer(self._reports)
         self._tasks = Supervisor()
 
     def load_report(self) -> orca_pb2.OrcaLoadReport:
@@ -92,19 +101,19 @@ class AgentDecoder:
 
     async def start(self) -> None:
         self._runtime.start()
-        for reporter in self._reporters:
-            self._tasks.spawn(reporter.run(), name="report")
+        for address in self._config.router_addresses:
+            self._tasks.spawn(Reporter(address, self._reports).run(), name="report")
         if self._config.measure_peaks and metrics.enabled():
             self._tasks.spawn(asyncio.to_thread(self._runtime.meter.measure_peaks), name="peaks")
 
     async def drain(self, grace_s: float) -> None:
         """Takes no new gangs, tells routers and gangs, waits for the gangs that run."""
         self._runtime.drain(grace_s)
-        for reporter in self._reporters:
-            reporter.drain(grace_s)
+        self._reports.drain(grace_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._runtime.wait_idle()
+        self._reports.end()
 
     async def stop(self) -> None:
         await self._tasks.stop()
@@ -122,4 +131,5 @@ async def build(config: AgentDecoderConfig, server: grpc.aio.Server) -> AgentDec
     service = AgentDecoder(config, runtime)
     add: Any = pb_grpc.add_AgentDecoderServiceServicer_to_server
     add(service.servicer, server)
+    endpoint_pb_grpc.add_EndpointServiceServicer_to_server(service.endpoint_servicer, server)
     return service

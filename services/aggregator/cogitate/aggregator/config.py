@@ -11,7 +11,10 @@ from cogitate.kit.config import ServiceConfig, knob
 class AggregatorConfig(ServiceConfig):
     """Runs contemplations: places gangs, collects ballots, gives verdicts."""
 
-    router_address: str = knob("127.0.0.1:7102", "router, host:port")
+    router_address: str = knob(
+        "127.0.0.1:7102",
+        "routers, host:port, comma separated; one is used until it is lost, then the next",
+    )
     tool_executor_address: str = knob("127.0.0.1:7104", "tool-executor, host:port")
     vision_encoder_address: str = knob("127.0.0.1:7103", "vision-encoder, host:port")
     advertise_address: str = knob(

@@ -1,10 +1,15 @@
-"""The one Lease stream to the router, shared by all contemplations of this aggregator."""
+"""The one Lease stream to a router, shared by all contemplations of this aggregator.
+
+Of several routers one is used until it is lost, then the next: each knows the fleet by itself, and
+is told what runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +24,8 @@ from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.2
+# A stream that lasted so long had a router; one that is not reached is given up sooner.
+STEADY_S = 5.0
 
 LeaseCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.LeaseRequest, pb.LeaseResponse]"
 Listener = Callable[[pb.LeaseResponse], None]
@@ -47,12 +54,14 @@ class LeaseClient:
     """Keeps the stream open. Leases of a lost stream are made known to the next by confirming them.
 
     State: who waits for an answer, who listens for news, and what was confirmed. What is queued for
-    a stream that breaks is dropped: its questions are answered with NoEndpoint at once, its leases
-    ended with it.
+    a stream that breaks is dropped, its leases ended with it. Its questions are asked of the next
+    router; once none is reached they are answered with NoEndpoint at once.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = addresses
+        self._address = addresses[0]
+        self._lost = 0  # routers lost in a row
         self._requests: asyncio.Queue[pb.LeaseRequest] = asyncio.Queue()
         self._listeners: dict[str, Listener] = {}
         # What runs, by contemplation and attempt: a confirmation speaks of one attempt.
@@ -124,11 +133,17 @@ class LeaseClient:
                 )
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         with deadline_scope(None):
-            async with open_channel(self._address) as channel:
-                stub = RouterServiceStub(channel)
-                while True:
-                    await self._stream(stub.Lease(timeout=None))
+            for address in itertools.cycle(self._addresses):
+                self._address, began = address, loop.time()
+                # A channel for each stream: it resolves a name anew, and dials what that says now.
+                async with open_channel(address) as channel:
+                    await self._stream(RouterServiceStub(channel).Lease(timeout=None))
+                self._lost = 1 if loop.time() - began > STEADY_S else self._lost + 1
+                if self._lost >= len(self._addresses):
+                    self._lost = 0
+                    self._none_is_reached()
                     await asyncio.sleep(RECONNECT_S)
 
     async def _stream(self, call: LeaseCall) -> None:
@@ -147,20 +162,24 @@ class LeaseClient:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             call.cancel()
-            self._broken()
 
     async def _send(self, call: LeaseCall) -> None:
-        for held in list(self._held.values()):
-            for confirmation in list(held.values()):
-                await call.write(pb.LeaseRequest(confirm=confirmation))
-        for question in list(self._waiting.values()):
-            if question.is_queued:
+        # All that is queued is in these, or ended with the stream it was queued for.
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        confirmations = [c for held in self._held.values() for c in held.values()]
+        questions = list(self._waiting.values())
+        for confirmation in confirmations:
+            await call.write(pb.LeaseRequest(confirm=confirmation))
+        for question in questions:
+            if not question.answer.done():
                 await call.write(question.request)
         while True:
             await call.write(await self._requests.get())
 
     def _dispatch(self, response: pb.LeaseResponse) -> None:
         kind = response.WhichOneof("event")
+        self._lost = 0
         if kind == "news":
             for contemplation_id in response.news.contemplation_ids:
                 if listener := self._listeners.get(contemplation_id):
@@ -177,11 +196,10 @@ class LeaseClient:
         if listener := self._listeners.get(body.contemplation_id):
             listener(response)
 
-    def _broken(self) -> None:
-        """The router is down: who waits is told at once, not at the timeout."""
-        while not self._requests.empty():
-            self._requests.get_nowait()
-        message = f"the router at {self._address} is down; start it and ask again"
+    def _none_is_reached(self) -> None:
+        """Every router is down: who waits is told at once, not at the timeout."""
+        one = f"the router at {self._address} is"
+        message = f"{one if len(self._addresses) == 1 else 'all routers are'} down; ask again later"
         for question in self._waiting.values():
             if not question.answer.done() and not question.is_queued:
                 question.answer.set_exception(NoEndpoint(message, reason="UNAVAILABLE"))

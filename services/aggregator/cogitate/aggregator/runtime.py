@@ -76,7 +76,7 @@ class Runtime:
         self._neighbours = Neighbours(
             config,
             self._writer,
-            LeaseClient(config.router_address),
+            LeaseClient([a for part in config.router_address.split(",") if (a := part.strip())]),
             ToolClient(config.tool_executor_address, config.tool_timeout_s),
             Channels(),
             Embedder.of(config),

@@ -149,7 +149,7 @@ async def serving(
             options=server_options(config),
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
-        address = _bind(server, config.listen)
+        address = bind(server, config.listen)
         service = await build(replace(config, listen=address), server)
         probes = await _add_standard_services(server, service, load, config)
         running = Running(address, service, server, probes, load)
@@ -169,9 +169,9 @@ async def serving(
         await asyncio.gather(*(asyncio.to_thread(exporter.shutdown) for exporter in exporters))
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
-    host, _, port = listen.rpartition(":")
-    is_path = listen.startswith("unix:")
+def bind(server: grpc.aio.Server, listen: str) -> str:
+    """Lets a server listen there, too; returns where. Raises OSError."""
+    host, _, port, is_path = *listen.rpartition(":"), listen.startswith("unix:")
     # gRPC would take port 99999 for 34463, and guess one where none is given.
     if not is_path and not (host and port.isdecimal() and int(port) < 65536):
         raise OSError(f"cannot listen on {listen}: not host:port or unix:path")

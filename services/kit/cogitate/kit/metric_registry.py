@@ -144,6 +144,10 @@ class Metric(Enum):
         "Time of a declaration or replacement, from its command to its answer or its queueing.",
         _PLACE_S,
     )  # fmt: skip
+    PICK_DURATION = (
+        "cogitate.router.pick.duration", HISTOGRAM, "s",
+        "From Envoy's question to its answer, by state: picked, or why not.", _RPC_S,
+    )  # fmt: skip
     ROUTER_QUEUED = "cogitate.router.queued", GAUGE, "{contemplation}", "Those that wait for room."
     ROUTER_QUEUE_DURATION = (
         "cogitate.router.queue.duration", HISTOGRAM, "s",

@@ -76,6 +76,35 @@ class RouterConfig(ServiceConfig):
     prefix_endpoint_count: int = knob(
         8, "endpoints remembered of each prefix", minimum=1, maximum=1024
     )
+    endpoints_file: str = knob(
+        "", "file of endpoints to dial, host:port a line, read again when it changes"
+    )
+    endpoint_names: tuple[str, ...] = knob(
+        (),
+        "names of endpoints to dial at all their addresses, such as headless services, name:port",
+    )
+    dns_server: str = knob("", "host:port that resolves them; empty takes the system's")
+    dns_timeout_s: float = knob(2.0, "how long a name may take", minimum=0.01, maximum=60)
+    discovery_interval_s: float = knob(
+        5.0, "how often file and names are looked at", minimum=0.01, maximum=3600
+    )
+    redial_delay_s: float = knob(
+        1.0, "when an endpoint that was lost is dialled again", minimum=0.01, maximum=3600
+    )
+    picker: bool = knob(False, "answer Envoy as an endpoint picker (ext_proc), on the same address")
+    picker_listen: str = knob(
+        "", "a further host:port of the same server, for Envoy; empty: the one of all"
+    )
+    picker_wait_s: float = knob(
+        0.0, "how long a request may wait for room; below Envoy's message_timeout", minimum=0,
+        maximum=3600,
+    )  # fmt: skip
+    picker_settle_s: float = knob(
+        1.0, "how long a pick counts beside what its endpoint reports", minimum=0, maximum=600
+    )
+    picker_fallback_count: int = knob(
+        2, "endpoints told beside the one picked, for retries", minimum=0, maximum=16
+    )
     keda_scaler: bool = knob(False, "answer KEDA as an external scaler, on the same address")
     scaler_interval_s: float = knob(
         0.25, "how often its streams look for a change", minimum=0.01, maximum=60

@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from cogitate.kit import metrics, telemetry
 from cogitate.kit.clock import Clock, SystemClock
@@ -30,6 +29,7 @@ from cogitate.router.core.placement import PlacementPolicy
 from cogitate.router.core.prefixes import Prefixes
 from cogitate.router.core.queue import Queue, Waiting
 from cogitate.router.core.types import Declare, Denied, Granted, Queued, Replace
+from cogitate.router.holders import Holder, LeaseStream, end
 from cogitate.router.scaling.demand import Demand
 from cogitate.v1 import router_service_pb2 as router_pb2
 from opentelemetry.trace import Span as OtelSpan
@@ -40,16 +40,6 @@ _SWEEPS_PER_EXPIRY = 8
 # How often room that came free is handed out: each time costs a failed placement, and a look at
 # the end of every wait (about 3 ms for 1,000 that wait).
 _SERVE_INTERVAL_S = 0.02
-
-
-@dataclass(slots=True)
-class Holder:
-    """An aggregator's lease stream: its number and what waits to be written to it."""
-
-    number: int
-    outbox: asyncio.Queue[router_pb2.LeaseResponse]
-    scope: asyncio.Timeout
-    overflowed: bool = False
 
 
 class Runtime:
@@ -94,7 +84,7 @@ class Runtime:
         """
         self._draining = True
         for scope in self._scopes:
-            _end(scope)
+            end(scope)
 
     def number(self) -> int:
         """Returns a number no other stream has had."""
@@ -112,13 +102,19 @@ class Runtime:
             self._scopes.discard(scope)
 
     @contextmanager
-    def holder(self, scope: asyncio.Timeout) -> Iterator[Holder]:
+    def lease_stream(self, scope: asyncio.Timeout) -> Iterator[LeaseStream]:
         """Opens a lease stream; on leaving, its leases end."""
         outbox: asyncio.Queue[router_pb2.LeaseResponse] = asyncio.Queue(self.config.outbox_count)
-        holder = Holder(self.number(), outbox, scope)
+        stream = LeaseStream(self.number(), outbox, scope, self.config)
+        with self.holding(stream):
+            yield stream
+
+    @contextmanager
+    def holding(self, holder: Holder) -> Iterator[None]:
+        """Lets a holder ask; on leaving, its leases end."""
         self._holders[holder.number] = holder
         try:
-            yield holder
+            yield
         finally:
             del self._holders[holder.number]
             for contemplation_id in self.admission.waiting_of(holder.number):
@@ -133,35 +129,39 @@ class Runtime:
         which = request.WhichOneof("command")
         now = self.clock.monotonic()
         if which == "declare":
-            self._place(wire.declare(request.declare), holder, now, request.declare.traceparent)
+            self.place(wire.declare(request.declare), holder, request.declare.traceparent)
         elif which == "replace":
-            self._place(wire.replace(request.replace), holder, now, request.replace.traceparent)
+            self.place(wire.replace(request.replace), holder, request.replace.traceparent)
         elif which == "confirm":
             self.desk.confirm(wire.confirm(request.confirm), holder.number, now)
             self._room.set()
         elif which == "release":
-            if self.admission.release(request.release.contemplation_id, holder.number, now):
-                self._left(request.release.contemplation_id)
-            self._room.set()
+            self.release(request.release.contemplation_id, holder)
             self.demand.forget(request.release.contemplation_id)
 
-    def _place(
-        self, command: Declare | Replace, holder: Holder, now: float, traceparent: str
-    ) -> None:
+    def release(self, contemplation_id: str, holder: Holder, *, ran: bool = True) -> None:
+        """Ends a lease or a wait of this holder. `ran`: until now, and not longer."""
+        now = self.clock.monotonic()
+        if self.admission.release(contemplation_id, holder.number, now, ran=ran):
+            self._left(contemplation_id)
+        self._room.set()
+
+    def place(self, command: Declare | Replace, holder: Holder, traceparent: str = "") -> None:
+        """Places, queues or denies, and tells the holder: a grant is booked once it was told."""
+        now = self.clock.monotonic()
         attributes: dict[Attr, str | int] = {
             Attr.CONTEMPLATION_ID: command.contemplation_id,
             Attr.ATTEMPT: command.attempt,
             Attr.MODEL: command.gangs[0].model,
             Attr.AGENT_COUNT: sum(len(gang.agent_ids) for gang in command.gangs),
         }
-        began = self.clock.monotonic()
         self._left(command.contemplation_id)
         span = telemetry.start_span(Span.PLACE, attributes, parent=traceparent or None)
         if isinstance(command, Declare):
             answer = self.admission.declare(command, holder.number, now)
         else:
             answer = self.desk.replace(command, holder.number, now)
-        metrics.record(Metric.PLACEMENT_DURATION, self.clock.monotonic() - began)
+        metrics.record(Metric.PLACEMENT_DURATION, self.clock.monotonic() - now)
         self.demand.note(command, answer, now)
         if not isinstance(answer, Queued):
             self._answer(holder, answer, span)
@@ -169,7 +169,7 @@ class Runtime:
         logger.info("queued %s behind %d", answer.contemplation_id, answer.ahead)
         telemetry.event(Span.QUEUED, on=span)
         self._queued[answer.contemplation_id] = span
-        self.post(holder, wire.queued(answer))
+        holder.tell(answer)
         self._room.set()
 
     def _answer(self, holder: Holder, answer: Granted | Denied, span: OtelSpan) -> None:
@@ -181,9 +181,7 @@ class Runtime:
             span.set_attribute(Attr.ENDPOINT_ID, ",".join(endpoints))
         span.end()
         self._log(answer)
-        if isinstance(answer, Denied):
-            self.post(holder, wire.denial(answer, self.config.retry_delay_s))
-        elif not self.post(holder, wire.grant(answer, self.config.vision_encoder_address)):
+        if not holder.tell(answer) and isinstance(answer, Granted):
             self.admission.rollback(answer)
 
     def _left(self, contemplation_id: str) -> None:
@@ -216,16 +214,6 @@ class Runtime:
         span = self._queued.pop(item.command.contemplation_id)
         self._answer(self._holders[item.holder], answer, span)
 
-    def post(self, holder: Holder, message: router_pb2.LeaseResponse) -> bool:
-        """Queues a message, or ends the stream if its reader is too far behind."""
-        try:
-            holder.outbox.put_nowait(message)
-        except asyncio.QueueFull:
-            holder.overflowed = True
-            _end(holder.scope)
-            return False
-        return True
-
     def apply(self, changes: Iterable[EndpointChanged]) -> None:
         """Logs what happened to endpoints and tells the lease holders concerned."""
         self.desk.board(self.clock.monotonic())
@@ -233,7 +221,7 @@ class Runtime:
         for changed in changes:
             logger.info("endpoint %s: %s", changed.endpoint_id, changed.change)
             for news in self.desk.news((changed,)):
-                self.post(self._holders[news.holder], wire.news(news))
+                self._holders[news.holder].tell(news)
 
     def observations(self, endpoint_id: str) -> int:
         """How many reports of steps were learned from."""
@@ -255,9 +243,9 @@ class Runtime:
             queued_count=len(self.admission.queue),
         )
 
-    def ended(self, holder: Holder | None = None) -> NoEndpoint | Rejected:
+    def ended(self, stream: LeaseStream | None = None) -> NoEndpoint | Rejected:
         """Returns why a stream was ended from this side."""
-        if holder is not None and holder.overflowed:
+        if stream is not None and stream.overflowed:
             return Rejected("the reader does not keep up with the stream", reason="EVICTED")
         return NoEndpoint("the router is draining", reason="UNAVAILABLE")
 
@@ -274,11 +262,6 @@ class Runtime:
         while True:
             await self.clock.sleep(self.config.report_expiry_s / _SWEEPS_PER_EXPIRY)
             self.apply(self.desk.fleet.expire(self.clock.monotonic()))
-
-
-def _end(scope: asyncio.Timeout) -> None:
-    if scope.when() is None:  # not ended before
-        scope.reschedule(0)
 
 
 def make_desk(config: RouterConfig) -> Desk:

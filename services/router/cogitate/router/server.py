@@ -6,13 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from cogitate.kit.errors import CogitateError, InvalidRequest, Rejected
+from cogitate.kit import lifecycle
+from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.kit.interceptors import long_lived
-from cogitate.peers import keda_pb2_grpc
+from cogitate.kit.tasks import Supervisor
+from cogitate.peers import ext_proc_pb2_grpc, keda_pb2_grpc
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
-from cogitate.router.core.types import Description
-from cogitate.router.runtime import Holder, Runtime
+from cogitate.router.discovery.dialing import Discovery
+from cogitate.router.discovery.sources import MalformedSource, Sources
+from cogitate.router.holders import LeaseStream
+from cogitate.router.picking import ext_proc
+from cogitate.router.picking.picker import Picker
+from cogitate.router.reports import ReportStream
+from cogitate.router.runtime import Runtime
 from cogitate.router.scaling import keda
 from cogitate.v1 import router_service_pb2 as router_pb2
 from cogitate.v1 import router_service_pb2_grpc as router_grpc
@@ -34,64 +41,29 @@ class RouterServicer(router_grpc.RouterServiceServicer):
     async def Report(self, request_iterator: Reports, context: ReportContext) -> None:  # type: ignore[override]
         """Takes one endpoint's reports until its stream ends; then the endpoint is gone."""
         runtime = self.runtime
-        stream = runtime.number()
-        described: Description | None = None
+        reports = ReportStream(runtime)
         try:
             async with asyncio.timeout(None) as scope:
                 with runtime.stream(scope):
                     async for request in request_iterator:
-                        first = described is None
-                        described = self._report(request, stream, described)
+                        first = reports.described is None
+                        reports.take(request)
                         if first:
                             interval = wire.duration(runtime.config.report_interval_s)
                             await context.write(router_pb2.ReportResponse(report_interval=interval))
         except TimeoutError:
             raise runtime.ended() from None
         finally:
-            if described is not None:
-                runtime.apply(runtime.desk.fleet.close(stream, described.endpoint_id))
-
-    def _report(
-        self, request: router_pb2.ReportRequest, stream: int, described: Description | None
-    ) -> Description:
-        runtime = self.runtime
-        fleet, now = runtime.desk.fleet, runtime.clock.monotonic()
-        which = request.WhichOneof("report")
-        if which == "description":
-            said = wire.description(request.description)
-            if described is not None and said.endpoint_id != described.endpoint_id:
-                raise InvalidRequest("an endpoint keeps its id", field="description.endpoint_id")
-            if not fleet.can_describe(said.endpoint_id):
-                raise Rejected(
-                    f"this router knows {fleet.max_endpoints} endpoints, the most it may"
-                )
-            runtime.apply(fleet.describe(stream, said, now))
-            return said
-        if described is None:
-            raise InvalidRequest("the first report must be a description", field="description")
-        if which == "load":
-            load = wire.load(request.load)
-            learned = runtime.observations(described.endpoint_id)
-            runtime.apply(fleet.report(stream, described.endpoint_id, load, now))
-            runtime.learned(described.endpoint_id, learned)
-        elif which == "drain":
-            left = request.drain
-            remaining_s = (
-                wire.seconds(left.remaining_duration)
-                if left.HasField("remaining_duration")
-                else None
-            )
-            runtime.apply(fleet.drain(stream, described.endpoint_id, remaining_s, now))
-        return described
+            reports.close()
 
     @long_lived
     async def Lease(self, request_iterator: Commands, context: LeaseContext) -> None:  # type: ignore[override]
         """Carries an aggregator's leases; when the stream ends, they end."""
         runtime = self.runtime
-        holder: Holder | None = None
+        holder: LeaseStream | None = None
         try:
             async with asyncio.timeout(None) as scope:
-                with runtime.stream(scope), runtime.holder(scope) as holder:
+                with runtime.stream(scope), runtime.lease_stream(scope) as holder:
                     async with asyncio.TaskGroup() as tasks:
                         writer = tasks.create_task(self._write(holder, context))
                         async for request in request_iterator:
@@ -103,7 +75,7 @@ class RouterServicer(router_grpc.RouterServiceServicer):
         except TimeoutError:
             raise runtime.ended(holder) from None
 
-    def _command(self, request: router_pb2.LeaseRequest, holder: Holder) -> None:
+    def _command(self, request: router_pb2.LeaseRequest, holder: LeaseStream) -> None:
         try:
             self.runtime.command(request, holder)
         except CogitateError as error:
@@ -111,9 +83,9 @@ class RouterServicer(router_grpc.RouterServiceServicer):
             command = getattr(request, which) if which else None
             contemplation_id = getattr(command, "contemplation_id", "")
             attempt = getattr(command, "attempt", 0)
-            self.runtime.post(holder, wire.invalid(contemplation_id, attempt, error.message))
+            holder.post(wire.invalid(contemplation_id, attempt, error.message))
 
-    async def _write(self, holder: Holder, context: LeaseContext) -> None:
+    async def _write(self, holder: LeaseStream, context: LeaseContext) -> None:
         while True:
             message = await holder.outbox.get()
             try:
@@ -136,20 +108,27 @@ class RouterServicer(router_grpc.RouterServiceServicer):
 class RouterService:
     """The router's life."""
 
-    def __init__(self, runtime: Runtime, names: Sequence[str]) -> None:
+    def __init__(
+        self, runtime: Runtime, names: Sequence[str], *helpers: Picker | Discovery
+    ) -> None:
         self.runtime = runtime
         self.names = names
+        self._helpers = helpers
+        self._tasks = Supervisor()
 
     async def start(self) -> None:
-        """Starts the expiry sweep."""
+        """Starts the expiry sweep and what goes on beside the RPCs."""
         await self.runtime.start()
+        for helper in self._helpers:
+            self._tasks.spawn(helper.run(), name=type(helper).__name__.lower())
 
     async def drain(self, grace_s: float) -> None:
         """Sends everybody to another router; there is nothing to finish."""
         self.runtime.end_streams()
 
     async def stop(self) -> None:
-        """Stops the sweep."""
+        """Stops all of it."""
+        await self._tasks.stop()
         await self.runtime.stop()
 
 
@@ -161,4 +140,28 @@ async def build(config: RouterConfig, server: grpc.aio.Server) -> RouterService:
     if config.keda_scaler:
         keda_pb2_grpc.add_ExternalScalerServicer_to_server(keda.KedaScaler(runtime), server)
         names.append(keda.SERVICE_NAME)
-    return RouterService(runtime, names)
+    helpers: list[Picker | Discovery] = []
+    if config.endpoints_file or config.endpoint_names:
+        helpers.append(Discovery(runtime, sources_of(config)))
+    if config.picker:
+        helpers.append(picker := Picker(runtime))
+        processor = ext_proc.ExternalProcessor(runtime, picker)
+        ext_proc_pb2_grpc.add_ExternalProcessorServicer_to_server(processor, server)
+        names.append(ext_proc.SERVICE_NAME)
+        if config.picker_listen:
+            lifecycle.bind(server, config.picker_listen)
+    return RouterService(runtime, names, *helpers)
+
+
+def sources_of(config: RouterConfig) -> Sources:
+    """What lists endpoints to dial. Raises InvalidRequest naming the knob."""
+    try:
+        return Sources(
+            config.endpoints_file,
+            config.endpoint_names,
+            server=config.dns_server,
+            timeout_s=config.dns_timeout_s,
+        )
+    except MalformedSource as error:
+        knobs = "endpoint_names or dns_server"
+        raise InvalidRequest(f"{knobs}: {error}", field="endpoint_names") from None

@@ -30,6 +30,7 @@ from cogitate.v1 import router_service_pb2 as router_pb2
 from google.protobuf.duration_pb2 import Duration
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ANYWHERE = re.compile(r"(0\.0\.0\.0|\[::\]|\*)?:")  # what one listens on and nobody can dial
 _CONTEMPLATION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _NUMBERS = {
     name.removeprefix("CAPABILITY_"): number for name, number in decoder_pb2.Capability.items()
@@ -40,14 +41,19 @@ _MAX_NAMES = 256
 _MAX_WAIT_S = 3600
 
 
-def description(message: decoder_pb2.EndpointDescription) -> Description:
-    """Returns an endpoint's description. Raises InvalidRequest naming the field."""
+def description(message: decoder_pb2.EndpointDescription, dialled: str = "") -> Description:
+    """Returns an endpoint's description. Raises InvalidRequest naming the field.
+
+    `dialled`: where it was reached, in place of an address that names no machine.
+    """
     _check(bool(_ID.fullmatch(message.endpoint_id)), "endpoint_id", "is malformed")
-    _check(0 < len(message.address) <= _MAX_NAME_CHARS, "address", "is missing or too long")
+    named = message.address if not _ANYWHERE.match(message.address) else ""
+    address = named or dialled or message.address
+    _check(0 < len(address) <= _MAX_NAME_CHARS, "address", "is missing or too long")
     _check(0 < len(message.models) <= _MAX_NAMES, "models", "are missing or too many")
     _check(all(message.models), "models", "contain an empty name")
     texts = [message.provider, message.region, message.failure_domain, message.engine]
-    texts += [message.hardware, message.build_digest, *message.models]
+    texts += [message.hardware, message.build_digest, message.process_id, *message.models]
     _check(max(map(len, texts)) <= _MAX_NAME_CHARS, "description", "contains a text too long")
     _check(message.max_sequence_count > 0, "max_sequence_count", "must be at least 1")
     counts = (message.total_block_count, message.block_size_count, message.max_model_len)
@@ -55,7 +61,7 @@ def description(message: decoder_pb2.EndpointDescription) -> Description:
     _check(min(*counts, *prices) >= 0, "description", "contains a negative number")
     return Description(
         endpoint_id=message.endpoint_id,
-        address=message.address,
+        address=address,
         provider=message.provider,
         region=message.region,
         failure_domain=message.failure_domain,
@@ -71,6 +77,7 @@ def description(message: decoder_pb2.EndpointDescription) -> Description:
         max_sequences=message.max_sequence_count,
         build_digest=message.build_digest,
         max_model_len=message.max_model_len,
+        process_id=message.process_id,
     )
 
 
@@ -301,6 +308,7 @@ def _description(what: Description) -> decoder_pb2.EndpointDescription:
         max_sequence_count=what.max_sequences,
         build_digest=what.build_digest,
         max_model_len=what.max_model_len,
+        process_id=what.process_id,
     )
 
 

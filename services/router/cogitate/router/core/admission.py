@@ -79,14 +79,17 @@ class Admission:
             answers.append((item, _overdue(item, ahead, now)))
         return answers, False
 
-    def release(self, contemplation_id: str, holder: int, now: float) -> bool:
-        """Ends a lease, or a wait; says whether this holder had it."""
+    def release(self, contemplation_id: str, holder: int, now: float, *, ran: bool = True) -> bool:
+        """Ends a lease, or a wait; says whether this holder had it.
+
+        `ran`: what it held ran until now, which tells how long others like it may take.
+        """
         waits = contemplation_id in self.waiting_of(holder)
         if waits:
             self._leave(contemplation_id, now)
         ended = self.desk.release(contemplation_id, holder)
         began = self._running.pop(contemplation_id, None) if ended else None
-        if began is not None:
+        if began is not None and ran:
             key, since_s = began
             self.queue.ran(key, now - since_s)
         return ended or waits

@@ -168,6 +168,8 @@ class Desk:
         gangs = {gang_id: (endpoint_id, agents) for gang_id, endpoint_id, agents in command.gangs}
         self.leases.confirm(lease, command.attempt, gangs, now)
         here = {endpoint_id for _, endpoint_id, _ in command.gangs}
+        for endpoint_id in sorted(here):
+            heapq.heappush(self._settles, (now + self.leases.settle_s, endpoint_id))
         self._fail(lease, [f for f in command.failures if f[0] not in here])
 
     def release(self, contemplation_id: str, holder: int) -> bool:
@@ -297,7 +299,8 @@ class Desk:
             # It is known, and whoever served it may come back.
             reason, retryable = "NO_ENDPOINT", True
             message = f"no endpoint serves the model {need.model} just now"
-        return _denied(command, reason, message, retryable, placement.rejected)
+        denied = _denied(command, reason, message, retryable, placement.rejected)
+        return dataclasses.replace(denied, is_full=placement.is_full)
 
 
 def _denied(

@@ -6,7 +6,8 @@
     any state --its stream closed--> (none)
 
 Invariants, checked by the state machine in tests/property/test_router_desk.py:
-1. An endpoint belongs to the last stream that described it; an older stream changes nothing.
+1. An endpoint belongs to the last stream that described it; an older stream changes nothing. A
+   second stream of the same process (`process_id`) is no restart.
 2. An endpoint whose last report is `expiry_s` old is STALE, whether or not `expire` has run since.
 3. Only a load that passes `absurdity` is known; any other leaves the load unknown.
 4. Each method returns the changes lease holders must hear of, in order, and each only once.
@@ -58,6 +59,10 @@ class Entry:
         """Takes no more gangs: a notice holds for good, a load's flag while it is set."""
         return self.noticed or self.drains
 
+    def is_of(self, process_id: str) -> bool:
+        """Whether it is this process that reports; no, if either does not say."""
+        return bool(process_id) and self.description.process_id == process_id
+
 
 @dataclass(slots=True)
 class Fleet:
@@ -81,7 +86,8 @@ class Fleet:
         self.touched.add(description.endpoint_id)
         if len(self.models_seen) < _MAX_MODELS_SEEN:
             self.models_seen.update(description.models)
-        if known is not None and known.stream == stream:
+        if known is not None and (known.stream == stream or known.is_of(description.process_id)):
+            known.stream = stream
             known.description = description
             known.prior = self.prior(description)
             return self._heard(known, now)
@@ -92,7 +98,7 @@ class Fleet:
         self.entries[description.endpoint_id] = entry
         gone = EndpointChanged(description.endpoint_id, Change.GONE)
         back = EndpointChanged(description.endpoint_id, Change.BACK)
-        # Another stream under the same id is another process: what ran in the old one is lost.
+        # Another process under the same id: what ran in the old one is lost.
         return (back,) if known is None else (gone, back)
 
     def report(

@@ -10,6 +10,8 @@ Invariants, each a property test in tests/property/test_router_placement.py:
    (test_failure_domains_are_spread_over).
 6. The loss of any one provider leaves min_survivors where that can be
    (test_no_provider_has_more_than_may_be_lost).
+7. A gang with `max_fallbacks` is on one endpoint; its fallbacks have room for all of it, too, and
+   the constraints that spread a gang do not bind it (test_a_whole_gang_is_on_one_endpoint).
 """
 
 from __future__ import annotations
@@ -54,14 +56,35 @@ def place_on(need: GangNeed, board: Board, now: float, policy: str) -> Placement
     why = filters.codes(need, board, now)
     fits = np.flatnonzero(why == 0)
     scores = Scores(board, need, fits)
-    if not scores.room.all():
-        why[fits[scores.room == 0]] = filters.FULL
-        scores = scores.part(scores.room > 0)
+    least = 1 if need.max_fallbacks is None else count
+    if not (scores.room >= least).all():
+        why[fits[scores.room < least]] = filters.FULL
+        scores = scores.part(scores.room >= least)
     free = int(np.minimum(scores.room, count).sum())
     if free < count:
         return _denied(need, board, fits, why, free, policy)
-    split = _split(scores, policy)
-    return _placement(scores, split, why, policy)
+    if need.max_fallbacks is not None:
+        first, *others = _whole(scores, policy)
+        names = [board.snapshots[int(scores.rows[place])].endpoint_id for place in others]
+        return _placement(scores, {first: count}, why, policy, tuple(names))
+    return _placement(scores, _split(scores, policy), why, policy)
+
+
+def _whole(scores: Scores, policy: str) -> list[int]:
+    """The place that the policy gives the whole gang, then those where it would be done next.
+
+    A policy that deals single agents says where the first would go.
+    """
+    count, most = len(scores.need.agent_ids), (scores.need.max_fallbacks or 0) + 1
+    unknown = scores.board.number(b.KNOWN)[scores.rows] == 0
+    order = np.lexsort((scores.effective(count), unknown))
+    first = int(order[0])
+    if policy != "gang":
+        tier = np.flatnonzero(unknown == unknown[first])
+        (chosen,) = POLICIES[policy](scores.part(tier), 1, Spread())
+        first = int(tier[chosen])
+    others = [place for place in order[: most + 1].tolist() if place != first]
+    return [first, *others[: most - 1]]
 
 
 def _split(scores: Scores, policy: str) -> Split:
@@ -112,7 +135,9 @@ def _domains_within(scores: Scores, limit: int) -> int:
     return int(np.minimum(np.bincount(pairs[0]), limit).sum())
 
 
-def _placement(scores: Scores, split: Split, why: Codes, policy: str) -> Placement:
+def _placement(
+    scores: Scores, split: Split, why: Codes, policy: str, fallbacks: tuple[str, ...] = ()
+) -> Placement:
     need, board = scores.need, scores.board
     agents = iter(need.agent_ids)
     alone = _alone(scores, len(need.agent_ids)) if len(split) > 1 else None
@@ -130,6 +155,7 @@ def _placement(scores: Scores, split: Split, why: Codes, policy: str) -> Placeme
                 predicted_s=duration_s,
                 predicted_cost_micro_usd=round(estimate.cost_micro_usd(k)),
                 reason=_why(estimate, k, duration_s, len(split), alone),
+                fallbacks=fallbacks,
             )
         )
     unused = np.ones(len(scores), np.bool_)
@@ -181,7 +207,7 @@ def _denied(
     """Says why nothing was placed, and whether waiting may help."""
     models = sorted({model for s in board.snapshots for model in s.description.models})
     count = len(need.agent_ids)
-    reason, retryable = "NO_ENDPOINT", True
+    reason, retryable, is_full = "NO_ENDPOINT", True, False
     if not len(board):
         denial = "no endpoint reports to this router"
     elif need.model not in models:
@@ -191,8 +217,12 @@ def _denied(
         retryable = False
         denial = f"no endpoint with the model {need.model} has {', '.join(lacking)}"
     else:
-        idle = int(room(board, need, fits, steps(board, need, fits), idle=True).sum())
-        retryable = idle >= count or filters.may_return(why)
+        rooms = room(board, need, fits, steps(board, need, fits), idle=True)
+        if need.max_fallbacks is not None:
+            rooms = np.where(rooms >= count, count, 0)
+        idle = int(rooms.sum())
+        is_full = idle >= count
+        retryable = is_full or filters.may_return(why)
         denial = (
             f"there is room for {free} of {count} agents on {len(fits)} of {len(board)} endpoints"
         )
@@ -204,6 +234,7 @@ def _denied(
         denial=denial,
         denial_reason=reason,
         retryable=retryable,
+        is_full=is_full,
     )
 
 

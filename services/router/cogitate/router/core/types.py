@@ -46,6 +46,7 @@ class Description:
     max_sequences: int = 1
     build_digest: str = ""
     max_model_len: int = 0
+    process_id: str = ""  # of this start of it; empty: not told
 
     @property
     def domain(self) -> tuple[str, str]:
@@ -169,6 +170,7 @@ class GangNeed:
     cached_at: frozenset[str] = frozenset()  # endpoints that lately were given that prefix
     region: str = ""  # where it is asked for from; empty: unknown
     turn: int = 0  # agents placed before it: where round robin goes on
+    max_fallbacks: int | None = None  # all on one endpoint, and so many named that would do as well
     constraints: Constraints = field(default_factory=Constraints)
 
 
@@ -183,6 +185,7 @@ class Share:
     predicted_s: float
     predicted_cost_micro_usd: int
     reason: str
+    fallbacks: tuple[str, ...] = ()  # of a gang that is not to be split: the next best, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,7 @@ class Placement:
     denial: str = ""
     denial_reason: str = ""
     retryable: bool = False
+    is_full: bool = False  # what denies it is lack of room alone, and room may come
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +290,8 @@ class Denied:
     """No placement; nothing is booked. `reason` is an ErrorReason without its prefix.
 
     `waited_s` of a declaration that could wait: waiting longer, or asking at once, does not help.
-    `retry_after_s`: when asking again may, if that is known.
+    `retry_after_s`: when asking again may, if that is known. `is_full`: there is no room just now,
+    and nothing else is amiss.
     """
 
     contemplation_id: str
@@ -297,6 +302,7 @@ class Denied:
     rejected: tuple[Rejection, ...] = ()
     waited_s: float | None = None
     retry_after_s: float | None = None
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
