@@ -1,0 +1,146 @@
+"""Circuit breakers: which endpoints this aggregator does not use just now, and why.
+
+::
+
+    closed --a stall, or `failures` failures in a row--> open --its time is over--> half-open
+       ^                                                  ^ twice as long               |
+       +------------ the probe wrote a token              +-------- the probe failed ---+
+
+An endpoint stalls when a gang there writes nothing for an outlier of its own time between messages:
+`factor` times what TCP's retransmission timer would be (Jacobson 1988: mean and mean deviation),
+within a floor and a ceiling. Until it has been heard often enough the ceiling holds.
+
+Failures that have one cause count once: a gang opened before the last failure adds nothing. A
+half-open endpoint is offered to one question to the router at a time.
+
+Invariants (``tests/property/test_aggregator_breakers.py``):
+
+1. No endpoint is avoided and probed at once; nothing is avoided longer than the longest time.
+2. A limit is never under the floor nor over the ceiling.
+3. One failure never opens; a success closes whatever there was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# Messages of an endpoint before its own time between them is believed.
+ENOUGH = 8
+# How much a new time counts for the mean and for the deviation (RFC 6298).
+GAIN, DEVIATION_GAIN = 1 / 8, 1 / 4
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerLimits:
+    """The knobs."""
+
+    factor: float = 3.0
+    floor_s: float = 1.5
+    ceiling_s: float = 20.0
+    failures: int = 3
+    open_s: float = 2.0
+    most_open_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Breaker:
+    """Of one endpoint. Times are the caller's clock."""
+
+    mean_s: float = 0.0
+    deviation_s: float = 0.0
+    heard: int = 0
+    failures: int = 0  # in a row
+    failed_at: float = float("-inf")
+    open_until: float = 0.0
+    open_s: float = 0.0  # how long it was opened for; 0: it is closed
+    probed_until: float = 0.0  # somebody tries it; void once this has passed
+
+
+@dataclass(slots=True)
+class Breakers:
+    """Owns what is known of endpoints, soft. Bounded: the one heard of first is forgotten."""
+
+    limits: BreakerLimits = field(default_factory=BreakerLimits)
+    max_endpoints: int = 10_000
+    _known: dict[str, _Breaker] = field(default_factory=dict)
+
+    def limit_s(self, endpoint_id: str) -> float:
+        """How long a gang there may be silent."""
+        known, limits = self._known.get(endpoint_id), self.limits
+        if known is None or known.heard < ENOUGH:
+            return limits.ceiling_s
+        outlier_s = limits.factor * (known.mean_s + 4 * known.deviation_s)
+        return min(limits.ceiling_s, max(limits.floor_s, outlier_s))
+
+    def wrote(self, endpoint_id: str, gap_s: float | None, opened_at: float) -> bool:
+        """A gang there wrote, so long after its last message; None: it is its first.
+
+        Closes the breaker, unless the gang is from before the failure. Says if it did.
+        """
+        known = self._of(endpoint_id)
+        if gap_s is not None:
+            known.heard += 1
+            if known.heard == 1:
+                known.mean_s, known.deviation_s = gap_s, gap_s / 2
+            else:
+                off_s = gap_s - known.mean_s
+                known.deviation_s += DEVIATION_GAIN * (abs(off_s) - known.deviation_s)
+                known.mean_s += GAIN * off_s
+        if opened_at < known.failed_at:
+            return False
+        was_open, known.failures = known.open_s > 0, 0
+        known.open_s = known.open_until = known.probed_until = 0.0
+        return was_open
+
+    def failed(self, endpoint_id: str, opened_at: float, now: float, *, stalled: bool) -> bool:
+        """A gang there was lost. Says if that opened the breaker."""
+        known, limits = self._of(endpoint_id), self.limits
+        if opened_at < known.failed_at:
+            return False  # the same incident
+        known.failures += 1
+        known.failed_at = now
+        was_open = known.open_s > 0
+        if not (stalled or was_open or known.failures >= limits.failures):
+            return False
+        known.open_s = min(limits.most_open_s, 2 * known.open_s if was_open else limits.open_s)
+        known.open_until, known.probed_until = now + known.open_s, 0.0
+        return True
+
+    def avoided(self, now: float) -> frozenset[str]:
+        """The endpoints to leave out: open, or half-open while somebody tries them."""
+        return frozenset(
+            endpoint_id
+            for endpoint_id, known in self._known.items()
+            if known.open_s and (now < known.open_until or now < known.probed_until)
+        )
+
+    def probe(self, now: float) -> frozenset[str]:
+        """The half-open endpoints, which are the caller's to try.
+
+        They are avoided by others until something is known, or their last time has passed again.
+        """
+        found = {
+            endpoint_id: known
+            for endpoint_id, known in self._known.items()
+            if known.open_s and now >= max(known.open_until, known.probed_until)
+        }
+        for known in found.values():
+            known.probed_until = now + known.open_s
+        return frozenset(found)
+
+    def unused(self, endpoint_ids: frozenset[str]) -> None:
+        """Nobody was placed at these after all: the next may try them."""
+        for endpoint_id in endpoint_ids & self._known.keys():
+            self._known[endpoint_id].probed_until = 0.0
+
+    def num_open(self) -> int:
+        """How many are not closed."""
+        return sum(known.open_s > 0 for known in self._known.values())
+
+    def _of(self, endpoint_id: str) -> _Breaker:
+        known = self._known.get(endpoint_id)
+        if known is None:
+            if len(self._known) >= self.max_endpoints:
+                del self._known[next(iter(self._known))]
+            known = self._known[endpoint_id] = _Breaker()
+        return known
