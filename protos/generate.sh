@@ -15,4 +15,4 @@ install stubs mypy-protobuf==5.1.0
 mkdir -p "$out"
 PATH="$(cd "$cache/stubs/bin" && pwd):$PATH" "$cache/protoc/bin/python" -m grpc_tools.protoc -I . \
   --python_out="$out" --grpc_python_out="$out" --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" \
-  cogitate/v1/*.proto
+  cogitate/v1/*.proto cogitate/peers/*.proto

@@ -22,6 +22,7 @@ from cogitate.kit import config as configuration
 from cogitate.kit import lifecycle, metrics
 from cogitate.kit.channels import from_rpc_error, open_channel
 from cogitate.kit.errors import CogitateError
+from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import router_service_pb2 as router_pb
@@ -132,7 +133,7 @@ class Decoder:
     """A running service and what a test does with it."""
 
     def __init__(self, running: lifecycle.Running) -> None:
-        self.address = running.address
+        self.running, self.address = running, running.address
         self.service: Any = running.service
         self.runtime = self.service._runtime
         self.streams: list[Stream] = []
@@ -1031,19 +1032,16 @@ async def test_the_load_says_how_busy_it_was_and_what_became_of_tokens(models: P
         )
 
 
-async def test_a_stream_ends_with_an_orca_report(models: Path) -> None:
+async def test_a_decoder_tells_the_load_of_its_engine(models: Path) -> None:
     async with decoder(models) as made:
         stream = await made.opened(spec())
         await stream.send(close=pb.CloseGang())
         await stream.end()
-        trailers = dict(await stream.call.trailing_metadata())
-        kind, _, text = str(trailers["endpoint-load-metrics"]).partition(" ")
-        fields = dict(field.split("=") for field in text.split(","))
-        assert kind == "TEXT"
-        assert all(math.isfinite(float(value)) for value in fields.values())
-        assert 0 < float(fields["mem_utilization"]) < 1
-        assert {"cpu_utilization", "application_utilization", "rps_fractional", "eps"} < set(fields)
-        assert float(fields["named_metrics.queued_requests"]) == 0
+        # What its trailer told; gRPC's own client does not show it.
+        report = orca_pb2.OrcaLoadReport.FromString(made.running.load.packed())
+        assert 0 < report.mem_utilization < 1 and report.application_utilization >= 0.01
+        assert report.named_metrics["queued_requests"] == 0
+        assert {"kv_cache_utilization", "running_requests"} < set(report.named_metrics)
 
 
 async def test_metrics_of_a_gang(models: Path) -> None:

@@ -684,6 +684,7 @@ async def test_agents_of_a_killed_decoder_go_on_with_their_very_tokens() -> None
         assert agent.attempt == 2
         assert state.sampled_token_count == 3
         assert state.build_digest == "sha256:fake"
+        assert state.confidence.mean_logprob == -0.5  # it breaks ties where it ends
         assert not state.pending_call_id
         found = [s.WhichOneof("segment") for s in state.segments]
         assert found == ["sampled", "tool_result", "sampled"]

@@ -1,14 +1,15 @@
 """What every engine does behind Decode, and what each may leave out: the same tests for all.
 
 A real server takes part where `COGITATE_TEST_SERVER` names one, as `http://host:port/v1 model`:
-`llama-server -m model.gguf --alias model --jinja`, or `vllm serve`.
+`llama-server -m model.gguf --alias model --jinja`, or `vllm serve`; the engine vllm, where
+`COGITATE_TEST_VLLM` names a Python that has vLLM.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from cogitate.kit import lifecycle
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
 
+from tests.fakes import vllm_decoder
 from tests.fakes.decode_stream import Caller, kinds
 from tests.fakes.provider import Provider
 from tests.fakes.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.contract
 
-ENGINES = ("native", "openai", "server")
+ENGINES = ("native", "openai", "server", "vllm")
 
 
 class Endpoint(Caller):
@@ -61,19 +63,33 @@ async def knobs_of(engine: str, folder: Path) -> AsyncIterator[dict[str, Any]]:
         yield {"model": model, "openai_base_url": url, "openai_start_s": 5.0}
 
 
+@pytest.fixture(scope="module")
+def vllm_address() -> Iterator[str]:
+    with vllm_decoder.running() as decoder:
+        yield decoder.address
+
+
+@asynccontextmanager
+async def address_of(engine: str, folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """Where a decoder with the engine is, in this process, and what it serves."""
+    async with knobs_of(engine, folder) as knobs:
+        name = "native" if engine == "native" else "openai"
+        config = AgentDecoderConfig(**{"engine": name, "drain_grace_s": 0.2, **knobs})
+        async with lifecycle.serving(config, build, name="agent-decoder") as running:
+            yield running.address, config.model
+
+
 @pytest.fixture(params=ENGINES)
 async def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Endpoint]:
-    engine = "native" if request.param == "native" else "openai"
-    async with knobs_of(request.param, tmp_path) as knobs:
-        config = AgentDecoderConfig(**{"engine": engine, "drain_grace_s": 0.2, **knobs})
-        async with lifecycle.serving(config, build, name="agent-decoder") as running:
-            foreign = request.param == "server"
-            made = Endpoint(running.address, config.model, foreign=foreign)
-            made.capabilities = set((await made.endpoint()).description.capabilities)
-            try:
-                yield made
-            finally:
-                await made.close()
+    async with AsyncExitStack() as stack:
+        if request.param == "vllm":
+            address, model = request.getfixturevalue("vllm_address"), vllm_decoder.MODEL
+        else:
+            address, model = await stack.enter_async_context(address_of(request.param, tmp_path))
+        made = Endpoint(address, model, foreign=request.param == "server")
+        stack.push_async_callback(made.close)
+        made.capabilities = set((await made.endpoint()).description.capabilities)
+        yield made
 
 
 def spec(agent_id: int = 0, max_tokens: int = 24, **fields: Any) -> pb.AgentSpec:

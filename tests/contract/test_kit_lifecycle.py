@@ -86,6 +86,7 @@ async def test_health_and_reflection_know_the_services() -> None:
             names = {service.name for service in answer.list_services_response.service}
         assert names == {
             NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
+            "xds.service.orca.v3.OpenRcaService",
         }  # fmt: skip
 
 
@@ -281,7 +282,7 @@ async def test_metrics_go_out_by_otlp_in_time_and_before_the_process_ends() -> N
         async with asyncio.timeout(10):
             while not collector.received:
                 await asyncio.sleep(0.02)
-        assert set(collector.received) == {"cogitate.step.duration"}
+        assert set(collector.received) == {"cogitate.step.duration", "cogitate.rpcs"}
         metrics.record(Metric.STEP_POSITIONS, 3)
     assert "cogitate.step.positions" in collector.received
     await backend.stop(None)

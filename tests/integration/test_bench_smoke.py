@@ -201,6 +201,18 @@ def test_limits_held(tmp_path: Path) -> None:
     assert found["summary"]["most_overshoot_tokens"] == 0
 
 
+def test_fair_queue(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    run(
+        "tests.bench.fair_queue", "--seconds", "5", "--queues", "1000", "--tokens", "8",
+        "--clients", "8", "--agents", "2", "--overload", "2", "--json", str(out),
+    )  # fmt: skip
+    (row,) = json.loads(out.read_text())["rows"]
+    assert set(row["fairness"]["tokens"]) == {"small-1", "small-2", "large-1", "large-2"}
+    assert 0.25 <= row["fairness"]["jain"] <= 1
+    assert row["peak"]["outcomes"]["answer"] > 0
+
+
 def test_shared_core(tmp_path: Path) -> None:
     model, out = write_tiny_model(tmp_path), tmp_path / "rows.json"
     run(

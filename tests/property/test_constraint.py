@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from cogitate.agent_decoder.core import events as ev
+from cogitate.agent_decoder.core.constraint import Constraint
 from cogitate.agent_decoder.core.load import EngineLimits
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.starts import AgentStart, GangStart, SampledTokens
 from cogitate.agent_decoder.engine import Engine
 from cogitate.agent_decoder.grammar_trial import compile_grammar, make_tokenizer
-from cogitate.agent_decoder.grammars import Constraint, Grammars, TokenGrammar, read_tokenizer
+from cogitate.agent_decoder.grammars import Grammars, TokenGrammar, read_tokenizer
 from cogitate.agent_decoder.model import loader
 from cogitate.agent_decoder.model.backend import Wanted
 from cogitate.agent_decoder.model.loader import LoadedModel

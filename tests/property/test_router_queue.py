@@ -44,7 +44,7 @@ def declaration(
 
 
 def waiting(name: str, agents: int = 1, tenant: str = "t1", at: float = 0.0, **fields) -> Waiting:
-    return Waiting(declaration(name, agents, tenant, **fields), 1, at, at + 10)
+    return Waiting(declaration(name, agents, tenant, **fields), 1, at)
 
 
 def admission(places: int = PLACES, max_count: int = 100, quantum: float = 10.0) -> Admission:
@@ -137,7 +137,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(queue) == len(self.inside) <= queue.max_count
         assert all(count == 1 for count in self.told.values())
         assert queue.next_end_s() == min(
-            (queue.get(c).until_s for c in self.inside), default=math.inf  # type: ignore[union-attr]
+            (queue.end_s(queue.get(c)) for c in self.inside), default=math.inf  # type: ignore[union-attr]
         )  # fmt: skip
 
     @invariant()
@@ -236,6 +236,26 @@ def test_a_wait_that_is_too_long_is_refused_at_once_with_its_length() -> None:
     assert isinstance(one.declare(declaration("patient", 1, wait_s=8.0), 1, 4.0), Queued)
 
 
+def test_what_would_not_be_done_by_its_deadline_is_refused_or_leaves() -> None:
+    one = admission(places=1)
+    one.declare(declaration("c0"), 1, 0.0)
+    one.declare(declaration("c1"), 1, 0.0)
+    one.release("c0", 1, 4.0)  # such run for four seconds
+    one.serve(4.0)
+    refused = one.declare(declaration("short", remaining_s=3.0), 1, 4.0)
+    assert isinstance(refused, Denied)
+    assert (refused.reason, refused.waited_s) == ("REJECTED", 0.0)
+    assert isinstance(one.declare(declaration("long", remaining_s=5.5), 1, 4.0), Denied)
+    assert isinstance(one.declare(declaration("longer", remaining_s=8.0), 1, 4.0), Queued)
+    assert one.queue.next_end_s() == 8.0
+    one.desk.fleet.report(1, "a", Load(running=1), 6.0)  # as booked
+    assert one.serve(7.9) == ([], False)
+    [(item, answer)], _ = one.serve(8.0)
+    assert item.command.contemplation_id == "longer"
+    assert isinstance(answer, Denied)
+    assert answer.waited_s == 4.0
+
+
 def test_another_tenant_waits_only_for_its_turn() -> None:
     queue = Queue(1000, 10.0)
     for i in range(50):
@@ -260,6 +280,22 @@ def test_who_has_most_in_a_full_queue_gives_way() -> None:
     assert item.command.contemplation_id == "hog2"  # the newest of theirs
     assert isinstance(answer, Denied)
     assert (answer.reason, answer.retryable) == ("EVICTED", True)
+
+
+def test_who_gave_way_and_left_is_not_told() -> None:
+    one = admission(max_count=1)
+    one.declare(declaration("busy", 8), 1, 0.0)
+    one.declare(declaration("large", 8, "hog"), 1, 0.1)
+    one.declare(declaration("small", 1, "me"), 2, 0.2)
+    assert one.waiting_of(1) == ["large"]
+    assert not one.release("large", 2, 0.3)  # it is another's
+    assert one.release("large", 1, 0.3)
+    assert one.serve(0.4) == ([], False)
+    # Asked again, it has one answer.
+    one.declare(declaration("large", 8, "hog"), 1, 0.5)
+    one.end(1, 0.6)
+    assert one.waiting_of(1) == []
+    assert one.waiting_of(2) == ["small"]
 
 
 def test_who_waited_as_long_as_it_may_is_told_why() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cogitate.agent_decoder.vllm_engine import arguments
 from cogitate.kit import config as configuration
 from cogitate.kit.config import ServiceConfig
 
@@ -137,3 +138,54 @@ def test_only_the_gateway_is_published_and_on_loopback() -> None:
     published = {name: s["ports"] for name, s in services.items() if "ports" in s}
     assert published == {"gateway": ["127.0.0.1:7100:7100"]}
     assert compose()["networks"]["mesh"] == {"internal": True}
+
+
+POOL = DEPLOY / "kubernetes/gpu-pool"
+
+
+def pods(manifest: str) -> list[dict[str, Any]]:
+    """The specs of all pods of a manifest, the decoder's first."""
+    spec = yaml.safe_load((POOL / manifest).read_text(encoding="utf-8"))["spec"]
+    group = spec.get("leaderWorkerTemplate", {"leaderTemplate": spec.get("template")})
+    templates = [group["leaderTemplate"], group.get("workerTemplate")]
+    return [template["spec"] for template in templates if template]
+
+
+@pytest.mark.parametrize("manifest", ["decoder.yaml", "multi-node/decoder.yaml"])
+def test_a_gpu_pool_says_what_the_decoder_takes(manifest: str) -> None:
+    pod, *_ = pods(manifest)
+    (container,) = pod["containers"]
+    flags = [a for a in container["args"] if a.startswith("--")]
+    assert all(f'$({name})' not in " ".join(flags) or name in {e["name"] for e in container["env"]}
+               for name in ("POD_IP", "POD_NAME", "NODE_NAME"))  # fmt: skip
+    chosen: Any = knobs("agent-decoder", flags)
+    assert chosen.engine == "vllm"
+    given = arguments.read(chosen.vllm_arguments, json.loads(chosen.vllm_arguments))
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(given["tensor_parallel_size"])
+    port = int(chosen.listen.rpartition(":")[2])
+    probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+    assert {probe["grpc"]["port"] for probe in probes} == {port}
+    assert pod["terminationGracePeriodSeconds"] > chosen.drain_grace_s
+    roots = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {str(chosen.models_path), "/dev/shm", "/tmp"} <= roots
+
+
+@pytest.mark.parametrize("manifest", ["decoder.yaml", "multi-node/decoder.yaml"])
+def test_pods_of_a_gpu_pool_are_confined(manifest: str) -> None:
+    for pod in pods(manifest):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        names = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert {mount["name"] for mount in container["volumeMounts"]} <= names
+
+
+def test_the_image_of_a_gpu_pool_is_not_root_and_installs_an_extra_that_exists() -> None:
+    instructions = stages()["agent-decoder-vllm"]
+    assert [rest for word, rest in instructions if word == "USER"][-1] == "10001:10001"
+    runs = " ".join(rest for word, rest in instructions if word == "RUN")
+    (extra,) = re.findall(r"\.whl\)\[(\w+)\]", runs)
+    pyproject = (DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(rf"^{extra} = \[", pyproject, re.MULTILINE)

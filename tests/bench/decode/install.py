@@ -54,6 +54,16 @@ def vllm() -> None:
         pip("vllm", "install", "--no-deps", str(wheel))
 
 
+def vllm_decoder() -> None:
+    """Our decoder in an environment that sees vLLM's packages and what they lack for us."""
+    missing = ("grpcio-health-checking", "grpcio-reflection", "grpcio-status", "gguf")
+    pip("vllm-decoder", "install", "--no-deps", *missing)
+    (into,) = (PEERS / "vllm-decoder" / "lib").glob("python*/site-packages")
+    (seen,) = (PEERS / "vllm" / "lib").glob("python*/site-packages")
+    # Read last: what was installed here comes first.
+    (into / "zz_vllm.pth").write_text(f"{seen}\n")
+
+
 def transformers() -> None:
     """With what it needs to run a checkpoint."""
     torch("transformers")
@@ -101,7 +111,12 @@ def llama() -> None:
     )  # fmt: skip
 
 
-INSTALLERS = {"vllm": vllm, "llama": llama, "transformers": transformers}
+INSTALLERS = {
+    "vllm": vllm,
+    "vllm-decoder": vllm_decoder,
+    "llama": llama,
+    "transformers": transformers,
+}
 
 
 def main() -> None:

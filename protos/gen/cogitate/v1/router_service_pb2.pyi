@@ -276,6 +276,7 @@ class DeclareGangs(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     MAX_WAIT_DURATION_FIELD_NUMBER: _builtins.int
+    REMAINING_DURATION_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The contemplation names the lease."""
     attempt: _builtins.int
@@ -308,6 +309,10 @@ class DeclareGangs(_message.Message):
         before all that wait.
         """
 
+    @_builtins.property
+    def remaining_duration(self) -> _duration_pb2.Duration:
+        """Time left to its deadline: it does not wait so long that others like it would not be done by then. Absent: none."""
+
     def __init__(
         self,
         *,
@@ -322,10 +327,11 @@ class DeclareGangs(_message.Message):
         priority: _builtins.int = ...,
         traceparent: _builtins.str = ...,
         max_wait_duration: _duration_pb2.Duration | None = ...,
+        remaining_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints", "max_wait_duration", b"max_wait_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints", "max_wait_duration", b"max_wait_duration", "remaining_duration", b"remaining_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "max_wait_duration", b"max_wait_duration", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "max_wait_duration", b"max_wait_duration", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "remaining_duration", b"remaining_duration", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

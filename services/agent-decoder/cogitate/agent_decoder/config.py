@@ -17,8 +17,8 @@ class AgentDecoderConfig(ServiceConfig):
 
     engine: str = knob(
         "native",
-        "what makes the tokens: our own, or a server that speaks OpenAI's chat completions",
-        choices=("native", "openai"),
+        "what makes the tokens: our own, a server that speaks OpenAI's chat completions, or vLLM",
+        choices=("native", "openai", "vllm"),
     )
     model: str = knob("mini", "model to serve: a shipped name, or a directory under models-path")
     models_path: Path = knob(Path("models"), "folder with further checkpoint directories")
@@ -80,6 +80,13 @@ class AgentDecoderConfig(ServiceConfig):
     grammar_cache_count: int = knob(64, "compiled grammars kept", minimum=1, maximum=100_000)
     fetch_timeout_s: float = knob(
         10.0, "how long fetching embeddings may take", minimum=0.1, maximum=600
+    )
+
+    vllm_arguments: str = knob(
+        "",
+        "what vLLM is started with, a JSON object of its Python arguments, such as "
+        '\'{"tensor_parallel_size": 8, "pipeline_parallel_size": 2, '
+        '"distributed_executor_backend": "ray"}\'',
     )
 
     openai_base_url: str = knob("", "the server of the engine openai, such as http://host:8080/v1")

@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.core.counters import EngineCounters
 from cogitate.agent_decoder.core.events import Event
-from cogitate.agent_decoder.core.load import EngineStats
+from cogitate.agent_decoder.core.load import EngineLimits, EngineStats
+from cogitate.agent_decoder.core.scheduler import StepLimits
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.starts import AgentStart, GangStart
 from cogitate.agent_decoder.engine_meter import Utilization
@@ -164,3 +166,17 @@ class Serving:
 
 # Puts an engine together that tells events to whom it is given.
 MakeEngine = Callable[[OnEvents], Serving]
+
+
+def limits_of(config: AgentDecoderConfig) -> EngineLimits:
+    """The engine's sizes."""
+    return EngineLimits(
+        num_blocks=config.block_count,
+        block_size=config.block_size_count,
+        max_sequences=config.max_sequence_count,
+        max_waiting_gangs=config.max_waiting_gang_count,
+        max_injected=config.max_injected_token_count,
+        flush_interval_s=config.flush_interval_s,
+        prefill_slice_s=config.prefill_slice_s,
+        step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
+    )

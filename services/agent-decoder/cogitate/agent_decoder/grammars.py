@@ -11,10 +11,10 @@ import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cogitate.agent_decoder.core.constraint import Constraint
 from cogitate.agent_decoder.grammar_trial import compile_grammar, make_tokenizer, mask_of
 from cogitate.agent_decoder.model.gguf_tokenizer import make_tokenizer as make_gguf_tokenizer
 from cogitate.kit.errors import InvalidRequest, Rejected
@@ -25,14 +25,6 @@ from tokenizers import Tokenizer
 # Of wall time, while the trial has less of the processor's (``grammar_trial.TRIAL_CPU_S``).
 TRIAL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """A grammar as the request has it; its size and depth were checked."""
-
-    kind: str  # "json_schema" or "regex"
-    text: str
 
 
 class TokenMatcher:

@@ -7,12 +7,10 @@ import asyncio
 import torch
 from cogitate.agent_decoder import wire
 from cogitate.agent_decoder.config import AgentDecoderConfig
-from cogitate.agent_decoder.core.load import EngineLimits
-from cogitate.agent_decoder.core.scheduler import StepLimits
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
 from cogitate.agent_decoder.engine import Engine
 from cogitate.agent_decoder.engine_meter import EngineMeter
-from cogitate.agent_decoder.engines import About, MakeEngine, OnEvents, Serving
+from cogitate.agent_decoder.engines import About, MakeEngine, OnEvents, Serving, limits_of
 from cogitate.agent_decoder.grammars import Grammars, read_tokenizer
 from cogitate.agent_decoder.model import backend, loader
 from cogitate.agent_decoder.model.loader import LoadedModel
@@ -36,20 +34,6 @@ async def prepare(config: AgentDecoderConfig) -> MakeEngine:
     )
     model = await asyncio.to_thread(loader.load, config.model, directory, wanted)
     return lambda on_events: _serving(config, model, on_events)
-
-
-def limits_of(config: AgentDecoderConfig) -> EngineLimits:
-    """The engine's sizes."""
-    return EngineLimits(
-        num_blocks=config.block_count,
-        block_size=config.block_size_count,
-        max_sequences=config.max_sequence_count,
-        max_waiting_gangs=config.max_waiting_gang_count,
-        max_injected=config.max_injected_token_count,
-        flush_interval_s=config.flush_interval_s,
-        prefill_slice_s=config.prefill_slice_s,
-        step=StepLimits(config.max_step_position_count, config.max_chunk_position_count),
-    )
 
 
 def _serving(config: AgentDecoderConfig, model: LoadedModel, on_events: OnEvents) -> Serving:

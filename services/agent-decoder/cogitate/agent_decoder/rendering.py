@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from cogitate.agent_decoder import wire
 from cogitate.agent_decoder.config import AgentDecoderConfig
-from cogitate.agent_decoder.core.constraint import Grammar
+from cogitate.agent_decoder.core.constraint import Constraint, Grammar
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.starts import (
     AgentStart,
@@ -20,8 +21,7 @@ from cogitate.agent_decoder.core.starts import (
     SampledTokens,
 )
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
-from cogitate.agent_decoder.grammars import Grammars
-from cogitate.agent_decoder.model.loader import LoadedModel
+from cogitate.agent_decoder.model.loader import PromptModel
 from cogitate.agent_decoder.model.templates import Image, Prompt, Text
 from cogitate.agent_decoder.wire import Embedding
 from cogitate.kit.errors import CogitateError, EngineFailure, InvalidRequest
@@ -33,21 +33,29 @@ UNREAD = "The image cannot be read."
 BLIND = "[an image came, which this model cannot see]"
 
 
+class Compiler(Protocol):
+    """Makes grammars of what requests bring."""
+
+    async def compile(self, tenant: str, constraint: Constraint) -> Grammar:
+        """A tenant's own copy. Raises InvalidRequest."""
+        ...
+
+
 class Renderer:
     """Renders by the model's template; fetches the embeddings that are not there yet."""
 
     def __init__(
         self,
         config: AgentDecoderConfig,
-        model: LoadedModel,
+        model: PromptModel,
         embeddings: EmbeddingFetcher,
-        grammars: Grammars,
+        grammars: Compiler,
         max_model_len: int,
     ) -> None:
         self._config, self._model, self._embeddings = config, model, embeddings
         self._grammars = grammars
         self._template = model.template
-        self._vocab_size = model.config.vocab_size
+        self._vocab_size = model.vocab_size
         self._max_model_len = max_model_len
 
     async def gang(self, gang: pb.OpenGang) -> GangStart:
@@ -136,7 +144,7 @@ class Renderer:
         if content == "tokens":
             return _positions(self._in_vocabulary(inject.tokens.token_ids))
         if content == "embedding":
-            rows = wire.to_embedding(inject.embedding, self._model.config.hidden_size)
+            rows = wire.to_embedding(inject.embedding, self._model.hidden_size)
             return [Position(self._template.image_token_id, row) for row in rows]
         raise InvalidRequest(
             "inject needs a tool result, text, tokens or an embedding", field="content"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 from cogitate.kit.channels import deadline_scope, open_channel
+from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
 from cogitate.v1 import router_service_pb2 as pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 # Until a router says how often it wants to hear.
 DEFAULT_INTERVAL_S = 0.5
 RECONNECT_S = 0.5
+LEAST_UTILIZATION = 0.01
 
 
 def load_of(runtime: Runtime) -> decoder_pb.EndpointLoad:
@@ -63,20 +65,22 @@ def load_of(runtime: Runtime) -> decoder_pb.EndpointLoad:
     return load
 
 
-def orca_report(load: decoder_pb.EndpointLoad) -> tuple[tuple[str, str]]:
-    """The load as trailing metadata, in the text form of ORCA that Envoy reads."""
-    fields = {
-        "cpu_utilization": load.cpu_utilization,
-        "mem_utilization": load.mem_utilization,
-        "application_utilization": load.application_utilization,
-        "rps_fractional": load.gangs_per_s,
-        "eps": load.failures_per_s,
-        "named_metrics.kv_cache_utilization": load.kv_cache_utilization,
-        "named_metrics.queued_requests": load.waiting_gang_count,
-        "named_metrics.running_requests": load.running_gang_count,
-    }
-    text = ",".join(f"{name}={value:.6g}" for name, value in fields.items())
-    return (("endpoint-load-metrics", f"TEXT {text}"),)
+def orca_report(load: decoder_pb.EndpointLoad) -> orca_pb2.OrcaLoadReport:
+    """The load as gRPC clients and Envoy balance by, without rates: those of RPCs are the kit's.
+
+    An idle engine is taken to be a little busy: weights divide by it.
+    """
+    return orca_pb2.OrcaLoadReport(
+        cpu_utilization=load.cpu_utilization,
+        mem_utilization=load.mem_utilization,
+        application_utilization=max(LEAST_UTILIZATION, load.application_utilization),
+        named_metrics={
+            "kv_cache_utilization": load.kv_cache_utilization,
+            "queued_requests": load.waiting_gang_count,
+            "running_requests": load.running_gang_count,
+            "failed_agents_per_s": load.failures_per_s,
+        },
+    )
 
 
 class Reporter:

@@ -15,11 +15,12 @@ from cogitate.agent_decoder.reporter import Reporter, load_of, orca_report
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics
 from cogitate.kit.tasks import Supervisor
+from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
 
 # The engines and the modules that prepare them.
-ENGINES = {"native": "native_engine", "openai": "adapter.build"}
+ENGINES = {"native": "native_engine", "openai": "adapter.build", "vllm": "vllm_engine.build"}
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AgentDecoderService"].full_name
 
 
@@ -35,7 +36,6 @@ class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
         context: grpc.aio.ServicerContext[pb.DecodeRequest, pb.DecodeResponse],
     ) -> None:
         await self._runtime.decode(request_iterator, context.write, context.time_remaining())
-        context.set_trailing_metadata(orca_report(load_of(self._runtime)))
 
     async def GetEndpoint(
         self,
@@ -85,6 +85,10 @@ class AgentDecoder:
             for address in config.router_addresses
         ]
         self._tasks = Supervisor()
+
+    def load_report(self) -> orca_pb2.OrcaLoadReport:
+        """What trailers tell: the engine's load, not the process's."""
+        return orca_report(load_of(self._runtime))
 
     async def start(self) -> None:
         self._runtime.start()

@@ -139,6 +139,11 @@ class StreamEngine:
         """Whether the source is."""
         return self._source.ready
 
+    @property
+    def num_calls(self) -> int:
+        """Calls that are open."""
+        return sum(len(live.calls) for live in self._gangs.values())
+
     def start(self) -> None:
         """Nothing to begin with."""
 
@@ -373,7 +378,9 @@ class StreamEngine:
             took_s = now - gang.admitted_s
             gang.events.append(Prefilled(num_positions, 0.0, took_s, chunk.num_cached, 1))
             self.stats.book_step(0, num_positions - chunk.num_cached, 0, took_s)
-        elif chunk.tokens and next(iter(live.calls), None) == agent.agent_id:
+            return now
+        self.stats.num_prompt += chunk.num_prompt - chunk.num_cached
+        if chunk.tokens and next(iter(live.calls), None) == agent.agent_id:
             # The calls go in step, more or less: one of them tells the time for all.
             each_s = (now - since_s) / len(chunk.tokens)
             for _ in chunk.tokens:

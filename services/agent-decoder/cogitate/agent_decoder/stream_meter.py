@@ -68,7 +68,7 @@ class StreamMeter:
         return {
             Metric.GANGS: metrics.states(running=counters.num_running_gangs, waiting=0),
             Metric.AGENTS: metrics.states(
-                running=stats.num_running, waiting=0, paused=stats.num_paused
+                running=stats.num_running, waiting=stats.num_waiting, paused=stats.num_paused
             ),
             Metric.GANGS_OPENED: counters.num_gangs,
             Metric.AGENTS_FAILED: counters.num_failed,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from cogitate.agent_decoder.core import events as ev
+from cogitate.agent_decoder.core.constraint import Constraint
 from cogitate.agent_decoder.core.sampling import SamplingParams
 from cogitate.agent_decoder.core.starts import InjectedPositions, SampledTokens
-from cogitate.agent_decoder.grammars import Constraint
 from cogitate.agent_decoder.model.templates import Image, Text, Turn
 from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import agent_decoder_service_pb2 as pb

@@ -329,13 +329,8 @@ class Runner:
         self.put(wire.to_granted(response.granted))
 
     def _lease_request(self, effect: m.Declare) -> router_pb.LeaseRequest:
-        needs = [decoder_pb.CAPABILITY_KILL]
-        needs += [decoder_pb.CAPABILITY_VISION] if self._images else []
-        needs += [decoder_pb.CAPABILITY_TOOLS] if self._allowed or self.spec.client_tools else []
-        if self._sampling.HasField("json_schema"):
-            needs.append(decoder_pb.CAPABILITY_JSON_SCHEMA)
-        elif self._sampling.HasField("regex"):
-            needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
+        has_tools = bool(self._allowed or self.spec.client_tools)
+        needs = wire.capabilities(bool(self._images), has_tools, self._sampling)
         text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
         plan = self.machine.rounds.plan
         text += sum(len(turn.text) for turn in plan.turns)
@@ -380,6 +375,7 @@ class Runner:
             left_s = max(0.0, self._ends_at - time.monotonic())
             wait_s = min(self._n.config.place_timeout_s, left_s / 2)
             declare.max_wait_duration.FromMicroseconds(round(wait_s * 1e6))
+            declare.remaining_duration.FromMicroseconds(round(left_s * 1e6))
         if not declare.constraints.min_failure_domain_count and self.spec.num_agents > 1:
             # Losing one provider is to cost agents, not the answer.
             declare.constraints.min_failure_domain_count = 2

@@ -183,6 +183,20 @@ def to_queued(queued: router_pb.LeaseQueued) -> m.Queued:
 # -- to the decoder ----------------------------------------------------------------------------
 
 
+def capabilities(
+    has_images: bool, has_tools: bool, sampling: common.SamplingParams
+) -> list[decoder_pb.Capability.ValueType]:
+    """What an endpoint must have to run the agents."""
+    needs = [decoder_pb.CAPABILITY_KILL]
+    needs += [decoder_pb.CAPABILITY_VISION] if has_images else []
+    needs += [decoder_pb.CAPABILITY_TOOLS] if has_tools else []
+    if sampling.HasField("json_schema"):
+        needs.append(decoder_pb.CAPABILITY_JSON_SCHEMA)
+    elif sampling.HasField("regex"):
+        needs.append(decoder_pb.CAPABILITY_CONSTRAINT)
+    return needs
+
+
 def to_agent_spec(
     order: m.AgentOrder, sampling: common.SamplingParams, seed: int, traceparent: str
 ) -> decoder_pb.AgentSpec:
@@ -209,6 +223,7 @@ def to_agent_spec(
                 sampled_token_count=order.num_sampled,
                 build_digest=order.build_digest,
                 pending_call_id=order.pending_call_id,
+                confidence=common.Confidence(mean_logprob=order.mean_logprob),
             )
         )
     return spec

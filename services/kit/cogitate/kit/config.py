@@ -78,6 +78,12 @@ class ServiceConfig:
     metrics_interval_s: float = knob(
         10.0, "how often metrics are sent there; 0 sends none", minimum=0.0, maximum=3600
     )
+    prometheus_listen: str = knob(
+        "", "host:port at which Prometheus scrapes metrics; empty listens nowhere"
+    )
+    load_report_interval_s: float = knob(
+        0.1, "age of the load told in trailers (ORCA); 0 tells none", minimum=0.0, maximum=60
+    )
     trace_store: str = knob("", "file of the local span store; empty keeps none")
     log_level: str = knob(
         "INFO",

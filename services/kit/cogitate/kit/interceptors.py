@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 from cogitate.kit import auth, channels, telemetry
@@ -28,6 +28,9 @@ from cogitate.kit.telemetry import Attr
 from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
+if TYPE_CHECKING:
+    from cogitate.kit.orca import ServerLoad
+
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,10 +45,10 @@ _ABORT_TIMEOUT_S: Final = 1.0
 
 
 def server_interceptors(
-    config: ServiceConfig, ready: Callable[[], bool] = lambda: True
+    config: ServiceConfig, load: ServerLoad, ready: Callable[[], bool]
 ) -> list[grpc.aio.ServerInterceptor]:
     """Returns the interceptors of a server, in order; RPCs are refused until `ready()`."""
-    return [_Boundary(config, ready)]
+    return [_Boundary(config, load, ready)]
 
 
 def long_lived(method: F) -> F:
@@ -60,9 +63,8 @@ def long_lived(method: F) -> F:
 class _Boundary(grpc.aio.ServerInterceptor):
     """Wraps handlers; keeps nothing between RPCs."""
 
-    def __init__(self, config: ServiceConfig, ready: Callable[[], bool]) -> None:
-        self._config = config
-        self._ready = ready
+    def __init__(self, config: ServiceConfig, load: ServerLoad, ready: Callable[[], bool]) -> None:
+        self._config, self._load, self._ready = config, load, ready
 
     async def intercept_service(
         self,
@@ -97,7 +99,8 @@ class _Boundary(grpc.aio.ServerInterceptor):
             return b"" if response is None and context.code() else encode(response)
 
         async def wrapped(request: Any, context: Any) -> Any:
-            return await self._guard(call, request, context, method, metadata, behaviour)
+            with self._load.rpc(method, context, hasattr(behaviour, _LONG_LIVED)):
+                return await self._guard(call, request, context, method, metadata, behaviour)
 
         rewrap: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         rewrap = getattr(grpc, f"{kind}_rpc_method_handler")
@@ -124,14 +127,9 @@ class _Boundary(grpc.aio.ServerInterceptor):
                     ) from None
 
     async def _guard(
-        self,
-        call: Handler,
-        request: Any,
-        context: Any,
-        method: str,
-        metadata: Metadata,
-        behaviour: Handler,
-    ) -> Any:
+        self, call: Handler, request: Any, context: Any,
+        method: str, metadata: Metadata, behaviour: Handler,
+    ) -> Any:  # fmt: skip
         given_s: float | None = context.time_remaining()
         limit_s = self._limit_s(given_s, behaviour)
         with _server_span(method, metadata) as span:

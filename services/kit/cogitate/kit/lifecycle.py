@@ -26,11 +26,11 @@ from cogitate.kit.channels import server_options
 from cogitate.kit.config import ConfigError, ServiceConfig
 from cogitate.kit.errors import CogitateError
 from cogitate.kit.interceptors import server_interceptors
+from cogitate.kit.orca import ServerLoad
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
-
 OWNER = "COGITATE_OWNER_PID"  # names the process that this one is to end with (Linux)
 
 
@@ -67,6 +67,7 @@ class Running:
     service: Service
     server: grpc.aio.Server
     health: health.aio.HealthServicer
+    load: ServerLoad
     serving: bool = False
 
 
@@ -141,17 +142,17 @@ async def serving(
     """
     forced = forced or asyncio.Event()
     exporters = (telemetry.setup(name, config), metrics.setup(name, config))
-    ready = asyncio.Event()
+    ready, load = asyncio.Event(), ServerLoad(config)
     try:
         server = grpc.aio.server(
-            interceptors=server_interceptors(config, ready.is_set),
+            interceptors=server_interceptors(config, load, ready.is_set),
             options=server_options(config),
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
         address = _bind(server, config.listen)
         service = await build(replace(config, listen=address), server)
-        probes = await _add_standard_services(server, service, config)
-        running = Running(address, service, server, probes)
+        probes = await _add_standard_services(server, service, load, config)
+        running = Running(address, service, server, probes, load)
         try:
             await server.start()
             logger.info("starting on %s", address)
@@ -182,14 +183,15 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
 
 
 async def _add_standard_services(
-    server: grpc.aio.Server, service: Service, config: ServiceConfig
+    server: grpc.aio.Server, service: Service, load: ServerLoad, config: ServiceConfig
 ) -> health.aio.HealthServicer:
     probes = health.aio.HealthServicer()
     for name in ("", *service.names):
         await probes.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
+    also = (*load.serve(server, service), health.SERVICE_NAME, reflection.SERVICE_NAME)
     if config.reflection:
-        names = (*service.names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*service.names, *also)
         reflection.enable_server_reflection(names, server)
     return probes
 
@@ -202,23 +204,21 @@ async def _set_health(
 
 
 def _write_ready_file(path: str, address: str) -> None:
-    if path:
+    if path and not address:
+        Path(path).unlink(missing_ok=True)
+    elif path:
         # Renamed into place, so that whoever waits for it never reads half an address.
         partial = Path(f"{path}.{os.getpid()}.partial")
         partial.write_text(address + "\n", encoding="utf-8")
         partial.replace(path)
 
 
-def _remove_ready_file(path: str) -> None:
-    if path:
-        Path(path).unlink(missing_ok=True)
-
-
 async def _shut_down(running: Running, config: ServiceConfig, forced: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     ends = loop.time() + config.drain_grace_s
     await running.health.enter_graceful_shutdown()
-    _remove_ready_file(config.ready_file)
+    running.load.stop()
+    _write_ready_file(config.ready_file, "")
     try:
         if running.serving:
             await _unless(forced, _drained(running.service, config.drain_grace_s))

@@ -17,6 +17,7 @@ _TTFT_S = _bounds("0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 
 _TOKEN_S = _bounds("0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5")
 _REQUEST_S = _bounds("0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28 2.56 5.12 10.24 20.48 40.96 81.92")
 _STEP_S = _bounds("0.0005 0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5")
+_RPC_S = _bounds("0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 25 50 100")
 _SHARE = _bounds("0.01 0.02 0.05 0.1 0.2 0.3 0.5 0.75 1")
 _PLACE_S = _bounds("0.0001 0.0002 0.0005 0.001 0.002 0.005 0.01 0.02 0.05 0.1")
 _POSITIONS = _bounds("1 2 4 8 16 32 64 128 256 512 1024 2048 4096")
@@ -38,6 +39,12 @@ class Metric(Enum):
         "gen_ai.server.request.duration", HISTOGRAM, "s",
         "From an agent's arrival to its end, pauses included.", _REQUEST_S,
     )  # fmt: skip
+    # Of every server.
+    RPC_DURATION = (
+        "grpc.server.call.duration", HISTOGRAM, "s",
+        "Of an RPC, by gRPC's own name (A66), with grpc.method and grpc.status.", _RPC_S,
+    )  # fmt: skip
+    RPCS = "cogitate.rpcs", GAUGE, "{rpc}", "RPCs running, streams that last left out."
     # Of the queue.
     QUEUE_DURATION = (
         "cogitate.queue.duration", HISTOGRAM, "s",

@@ -34,8 +34,10 @@ _active: list[Metrics] = []
 class Metrics:
     """The instruments and exporters of one service."""
 
-    def __init__(self, provider: MeterProvider | None) -> None:
-        self._provider = provider
+    def __init__(
+        self, provider: MeterProvider | None, scrapes: Callable[[], None] = lambda: None
+    ) -> None:
+        self._provider, self._end_scrapes = provider, scrapes
         self._meter: Any = provider.get_meter("cogitate") if provider else None
         self._histograms: dict[Metric, Any] = {}
 
@@ -72,24 +74,30 @@ class Metrics:
         """Sends what there is and stops. Blocks for seconds at most; may be called twice."""
         if self in _active and self._provider is not None:
             _active.remove(self)
+            self._end_scrapes()
             self._provider.shutdown(timeout_millis=4000)
 
 
 def setup(
     service_name: str, config: ServiceConfig, readers: Sequence[MetricReader] = ()
 ) -> Metrics:
-    """Starts exporting metrics where spans go by OTLP; does nothing when that is nowhere.
+    """Starts exporting metrics where spans go by OTLP, and for Prometheus to scrape; neither is
+    on unless the configuration says where.
 
     `readers` are further ones, such as an in-memory reader whose `values` can be asked for.
     """
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     endpoint = endpoint if config.metrics_interval_s else ""
-    if not endpoint and not readers:
+    if not endpoint and not readers and not config.prometheus_listen:
         return Metrics(None)
     from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
     from opentelemetry.sdk.resources import Resource
 
     all_readers = [*readers, *([_otlp(endpoint, config.metrics_interval_s)] if endpoint else [])]
+    end_scrapes: Callable[[], None] = lambda: None  # noqa: E731
+    if config.prometheus_listen:
+        reader, end_scrapes = _prometheus(config.prometheus_listen)
+        all_readers.append(reader)
     identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
     provider = MeterProvider(
         all_readers,
@@ -97,7 +105,7 @@ def setup(
         exemplar_filter=AlwaysOffExemplarFilter(),  # they cost, and would carry ids of traces
         shutdown_on_exit=False,
     )
-    _active.append(Metrics(provider))
+    _active.append(Metrics(provider, end_scrapes))
     return _active[-1]
 
 
@@ -109,6 +117,30 @@ def _otlp(endpoint: str, interval_s: float) -> MetricReader:
     plain = not endpoint.startswith("https")
     exporter = OTLPMetricExporter(endpoint=endpoint, insecure=plain, timeout=2)
     return PeriodicExportingMetricReader(exporter, interval_s * 1000)
+
+
+def _prometheus(listen: str) -> tuple[MetricReader, Callable[[], None]]:
+    """Serves the text that Prometheus reads, on threads of its own. Raises OSError."""
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise OSError(f"prometheus_listen cannot be {listen}: not host:port")
+    registry = CollectorRegistry()
+    reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
+    try:
+        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except OSError:
+        raise OSError(f"prometheus_listen: cannot listen on {listen}; is it in use?") from None
+    logger.info("metrics for Prometheus at http://%s:%d/metrics", host, server.server_port)
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(2)
+
+    return reader, end
 
 
 def enabled() -> bool:

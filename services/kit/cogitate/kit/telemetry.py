@@ -43,8 +43,7 @@ class Span(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     TOOL = "execute_tool"
-    # Events on the span of a contemplation.
-    BALLOT = "ballot"
+    BALLOT = "ballot"  # these are events on the span of a contemplation
     KILL = "kill"
     VERDICT = "verdict"
     QUEUED = "queued"  # on that of a placement
@@ -81,12 +80,13 @@ class Attr(StrEnum):
     FATE = "cogitate.fate"
     ERROR_TYPE = "error.type"
     PROVIDER_NAME = "gen_ai.provider.name"
+    GRPC_METHOD = "grpc.method"
+    GRPC_STATUS = "grpc.status"
 
 
 _PROPAGATOR: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
 _CARRIED: Final = frozenset(_PROPAGATOR.fields)
 _DISABLED: Final = trace.NoOpTracer()
-
 # The last one records; more than one only where tests run several services in one process.
 _active: list[Telemetry] = []
 

@@ -76,3 +76,16 @@ class RouterConfig(ServiceConfig):
     prefix_endpoint_count: int = knob(
         8, "endpoints remembered of each prefix", minimum=1, maximum=1024
     )
+    keda_scaler: bool = knob(False, "answer KEDA as an external scaler, on the same address")
+    scaler_interval_s: float = knob(
+        0.25, "how often its streams look for a change", minimum=0.01, maximum=60
+    )
+    scaler_window_s: float = knob(
+        10.0, "how long agents that found no place count as waiting", minimum=0.1, maximum=3600
+    )
+    scaler_fill_share: float = knob(
+        0.8, "share of an endpoint's sequences that is to be used", minimum=0.01, maximum=1
+    )
+    scaler_agents_per_endpoint: int = knob(
+        16, "agents an endpoint is to hold, until one has said its size", minimum=1, maximum=65_536
+    )

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 from cogitate.kit.errors import CogitateError, InvalidRequest, Rejected
 from cogitate.kit.interceptors import long_lived
+from cogitate.peers import keda_pb2_grpc
 from cogitate.router import wire
 from cogitate.router.config import RouterConfig
 from cogitate.router.core.types import Description
 from cogitate.router.runtime import Holder, Runtime
+from cogitate.router.scaling import keda
 from cogitate.v1 import router_service_pb2 as router_pb2
 from cogitate.v1 import router_service_pb2_grpc as router_grpc
 
@@ -134,10 +136,9 @@ class RouterServicer(router_grpc.RouterServiceServicer):
 class RouterService:
     """The router's life."""
 
-    names: Sequence[str] = ("cogitate.v1.RouterService",)
-
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, names: Sequence[str]) -> None:
         self.runtime = runtime
+        self.names = names
 
     async def start(self) -> None:
         """Starts the expiry sweep."""
@@ -156,4 +157,8 @@ async def build(config: RouterConfig, server: grpc.aio.Server) -> RouterService:
     """Registers the servicer; the composition root of the router."""
     runtime = Runtime(config)
     router_grpc.add_RouterServiceServicer_to_server(RouterServicer(runtime), server)
-    return RouterService(runtime)
+    names = ["cogitate.v1.RouterService"]
+    if config.keda_scaler:
+        keda_pb2_grpc.add_ExternalScalerServicer_to_server(keda.KedaScaler(runtime), server)
+        names.append(keda.SERVICE_NAME)
+    return RouterService(runtime, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -131,6 +132,9 @@ def declare(message: router_pb2.DeclareGangs) -> Declare:
     _check(len(message.tenant) <= _MAX_NAME_CHARS, "tenant", "is too long")
     max_wait_s = seconds(message.max_wait_duration)
     _check(0 <= max_wait_s <= _MAX_WAIT_S, "max_wait_duration", "is negative or over an hour")
+    has_deadline = message.HasField("remaining_duration")
+    remaining_s = seconds(message.remaining_duration) if has_deadline else math.inf
+    _check(remaining_s >= 0, "remaining_duration", "is negative")
     return Declare(
         contemplation_id=contemplation_id,
         attempt=_attempt(message.attempt),
@@ -140,6 +144,7 @@ def declare(message: router_pb2.DeclareGangs) -> Declare:
         tenant=message.tenant,
         priority=message.priority,
         max_wait_s=max_wait_s,
+        remaining_s=remaining_s,
     )
 
 

@@ -16,8 +16,7 @@ from cogitate.agent_decoder.adapter.probe import Abilities, probe
 from cogitate.agent_decoder.adapter.source import ChatSource
 from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.core.starts import GangRules
-from cogitate.agent_decoder.engines import About, MakeEngine, OnEvents, Serving
-from cogitate.agent_decoder.native_engine import limits_of
+from cogitate.agent_decoder.engines import About, MakeEngine, OnEvents, Serving, limits_of
 from cogitate.agent_decoder.stream_engine import Prices, StreamEngine
 from cogitate.agent_decoder.stream_meter import StreamMeter
 from cogitate.kit.errors import EngineFailure

@@ -14,9 +14,18 @@ Invariants (``tests/property/test_constraint.py``):
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A grammar as the request has it; its size and depth were checked."""
+
+    kind: str  # "json_schema" or "regex"
+    text: str
 
 
 class Matcher(Protocol):

@@ -77,6 +77,12 @@ def _tiles(llama: Llama, wanted: Wanted) -> Tiles | None:
 
 def build_digest(directory: Path, runner: ModelRunner) -> str:
     """Two engines with one digest continue each other's agents token for token."""
+    facts = (torch.__version__, runner.device.type, platform.machine(), runner.build)
+    return digest_of(directory, "|".join(facts))
+
+
+def digest_of(directory: Path, facts: str) -> str:
+    """The digest of our code, the model's files and what else decides the tokens."""
     made_of = hashlib.sha256()
     code = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
     files = sorted(p for p in directory.iterdir() if p.suffix in _MODEL_SUFFIXES)
@@ -84,8 +90,7 @@ def build_digest(directory: Path, runner: ModelRunner) -> str:
         made_of.update(path.name.encode())
         with path.open("rb") as file:
             made_of.update(hashlib.file_digest(file, "sha256").digest())
-    facts = (torch.__version__, runner.device.type, platform.machine(), runner.build)
-    made_of.update("|".join(facts).encode())
+    made_of.update(facts.encode())
     return f"sha256:{made_of.hexdigest()}"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner
+from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner, digest_of
 from cogitate.agent_decoder.model.chat_template import ChatTemplate
 from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory, shapes_in
 from cogitate.agent_decoder.model.families import check_shapes, llama_config, text_config
@@ -24,17 +24,25 @@ from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to run, with what belongs to it."""
+class PromptModel:
+    """What prompts are made with, whatever computes the model."""
 
     name: str
-    config: LlamaConfig
-    runner: ModelRunner
+    vocab_size: int
+    hidden_size: int
     template: Template
     hints: tuple[str, ...]
     temperature: float
     has_vision: bool
     build_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(PromptModel):
+    """A model ready to run, with what belongs to it."""
+
+    config: LlamaConfig
+    runner: ModelRunner
 
 
 def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
@@ -46,21 +54,51 @@ def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
         own: dict[str, Any] = checkpoint.config.get("cogitate", {})
         runner = choose_runner(config, checkpoint.weights, wanted)
     except Exception as error:
-        # Other errors name paths.
-        why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
-        raise EngineFailure(
-            f"model {name!r} cannot be loaded: {why}", metadata={"model": name}
-        ) from error
+        raise _failure(name, error) from error
     return LoadedModel(
         name=name,
-        config=config,
-        runner=runner,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
         template=template,
         hints=tuple(own.get("agent_hints", ("",))),
         temperature=_temperature(own, checkpoint.generation_config),
         has_vision=bool(own.get("image_tokens")),
         build_digest=build_digest(directory, runner),
+        config=config,
+        runner=runner,
     )
+
+
+def prompt_model(name: str, directory: Path, build: str) -> PromptModel:
+    """A checkpoint without its weights, computed by an engine that ``build`` says all about.
+
+    Its configuration may be of any family. Raises EngineFailure.
+    """
+    try:
+        checkpoint = read_directory(directory, weights=False)
+        text = text_config(checkpoint.config)
+        vocab_size, hidden_size = int(text["vocab_size"]), int(text["hidden_size"])
+        _check_tokenizer(checkpoint.tokenizer, vocab_size)
+        own: dict[str, Any] = checkpoint.config.get("cogitate", {})
+        template = _template(checkpoint, own, vocab_size)
+    except Exception as error:
+        raise _failure(name, error) from error
+    return PromptModel(
+        name=name,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        template=template,
+        hints=tuple(own.get("agent_hints", ("",))),
+        temperature=_temperature(own, checkpoint.generation_config),
+        has_vision=bool(own.get("image_tokens")),
+        build_digest=digest_of(directory, build),
+    )
+
+
+def _failure(name: str, error: Exception) -> EngineFailure:
+    # Other errors name paths.
+    why = str(error) if type(error) in (ValueError, KeyError) else type(error).__name__
+    return EngineFailure(f"model {name!r} cannot be loaded: {why}", metadata={"model": name})
 
 
 def interpret(

@@ -55,6 +55,7 @@ class AgentState:
     segments: list[Segment] = field(default_factory=list)
     num_attempts: int = 1  # begun; the next is one more
     rival: Rival | None = None
+    logprob_sum: float = 0.0  # of what it sampled: it breaks ties, wherever it ends
 
     @property
     def agent_id(self) -> int:
@@ -74,6 +75,7 @@ class AgentState:
     def record(self, delta: Delta) -> None:
         """Books sampled tokens, so that the agent can go on elsewhere."""
         self.num_sampled += len(delta.token_ids)
+        self.logprob_sum += delta.logprob_sum
         self.text += delta.text
         self.answer += delta.text if delta.is_answer else ""
         if not delta.token_ids:
@@ -92,7 +94,7 @@ class AgentState:
     def forget(self) -> None:
         """Starts over: what it wrote is lost."""
         self.segments.clear()
-        self.num_sampled = 0
+        self.num_sampled, self.logprob_sum = 0, 0.0
         self.pending_call = None
         self.proved_answer = self.text = self.answer = ""
         self.build_digest = ""
@@ -111,6 +113,7 @@ class AgentState:
             num_sampled=self.num_sampled,
             pending_call_id=self.pending_call.call_id if self.pending_call else "",
             build_digest=self.build_digest,
+            mean_logprob=self.logprob_sum / self.num_sampled if self.num_sampled else 0.0,
         )
 
     def ballot(

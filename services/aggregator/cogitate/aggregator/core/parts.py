@@ -111,3 +111,4 @@ class AgentOrder:
     num_sampled: int = 0
     pending_call_id: str = ""
     build_digest: str = ""
+    mean_logprob: float = 0.0  # of what it sampled

@@ -18,7 +18,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from cogitate.router.core.desk import Desk
-from cogitate.router.core.queue import Queue, Waiting
+from cogitate.router.core.queue import LineKey, Queue, Waiting, line_of
 from cogitate.router.core.types import Declare, Denied, Granted, Queued
 
 # So many are answered in one go; the others in the next, so that nothing waits for all of them.
@@ -33,11 +33,12 @@ class Admission:
 
     desk: Desk
     queue: Queue = field(default_factory=Queue)
+    _running: dict[str, tuple[LineKey, float]] = field(default_factory=dict)
     gave_way: list[Waiting] = field(default_factory=list)  # evicted, to be told by `serve`
 
     def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied | Queued:
         """Places a declaration, puts it in the queue, or denies it."""
-        self.queue.remove(command.contemplation_id, now)
+        self._leave(command.contemplation_id, now)
         if not command.max_wait_s or not self.queue.max_count:
             return self.desk.declare(command, holder, now)
         if self.queue.has_line(command) and self.desk.may_run(command, now):
@@ -45,6 +46,8 @@ class Admission:
         answer = self.desk.declare(command, holder, now)
         if isinstance(answer, Denied) and answer.retryable:
             return self._wait(command, holder, now)
+        if isinstance(answer, Granted):
+            self._began(command, now)
         return answer
 
     def serve(self, now: float) -> tuple[list[Answer], bool]:
@@ -62,7 +65,8 @@ class Admission:
                 answer = self.desk.declare(item.command, item.holder, now)
                 if isinstance(answer, Granted):
                     self.queue.take(item, now)
-                elif answer.retryable and item.until_s > now:
+                    self._began(item.command, now)
+                elif answer.retryable and self.queue.end_s(item) > now:
                     break
                 else:
                     self.queue.remove(item.command.contemplation_id, now)
@@ -77,26 +81,54 @@ class Admission:
 
     def release(self, contemplation_id: str, holder: int, now: float) -> bool:
         """Ends a lease, or a wait; says whether this holder had it."""
-        item = self.queue.get(contemplation_id)
-        if item is not None and item.holder == holder:
-            self.queue.remove(contemplation_id, now)
-        return self.desk.release(contemplation_id, holder) or item is not None
+        waits = contemplation_id in self.waiting_of(holder)
+        if waits:
+            self._leave(contemplation_id, now)
+        ended = self.desk.release(contemplation_id, holder)
+        began = self._running.pop(contemplation_id, None) if ended else None
+        if began is not None:
+            key, since_s = began
+            self.queue.ran(key, now - since_s)
+        return ended or waits
+
+    def rollback(self, granted: Granted) -> None:
+        """Takes back a grant that could not be delivered."""
+        self._running.pop(granted.contemplation_id, None)
+        self.desk.rollback(granted)
+
+    def waiting_of(self, holder: int) -> list[str]:
+        """The contemplations of a holder that wait for an answer."""
+        evicted = [w.command.contemplation_id for w in self.gave_way if w.holder == holder]
+        return self.queue.of(holder) + evicted
+
+    def _leave(self, contemplation_id: str, now: float) -> None:
+        """Nobody is to be told of it any more."""
+        self.queue.remove(contemplation_id, now)
+        left = [w for w in self.gave_way if w.command.contemplation_id != contemplation_id]
+        self.gave_way = left
 
     def end(self, holder: int, now: float) -> tuple[str, ...]:
         """Ends all leases and waits of a holder; returns the contemplations that had a lease."""
-        for contemplation_id in self.queue.of(holder):
-            self.queue.remove(contemplation_id, now)
-        self.gave_way = [item for item in self.gave_way if item.holder != holder]
-        return self.desk.end(holder)
+        for contemplation_id in self.waiting_of(holder):
+            self._leave(contemplation_id, now)
+        ended = self.desk.end(holder)
+        for contemplation_id in ended:
+            self._running.pop(contemplation_id, None)
+        return ended
+
+    def _began(self, command: Declare, now: float) -> None:
+        """Notes it, to learn how long such run: only what can be queued, hence is new."""
+        self._running[command.contemplation_id] = (line_of(command), now)
 
     def _wait(self, command: Declare, holder: int, now: float) -> Denied | Queued:
-        item = Waiting(command, holder, now, now + command.max_wait_s)
+        item = Waiting(command, holder, now)
         expected_s = self.queue.expected_s(item, now)
-        if expected_s is not None and expected_s > command.max_wait_s:
+        may_s = self.queue.end_s(item) - now
+        if may_s <= 0 or (expected_s is not None and expected_s > may_s):
+            about = "not known" if expected_s is None else f"about {expected_s:.1f} s"
             message = (
-                f"the wait for {command.gangs[0].model} is about {expected_s:.1f} s, and this may "
-                f"wait {command.max_wait_s:.1f} s; ask again in {expected_s:.1f} s, or with fewer "
-                "agents"
+                f"the wait for {command.gangs[0].model} is {about}, and this may wait {may_s:.1f} "
+                "s to be done in time; ask again later, with more time, or with fewer agents"
             )
             return _refused(item, message, expected_s)
         gives_way = self.queue.add(item, now)

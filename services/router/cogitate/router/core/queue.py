@@ -8,8 +8,9 @@ than one whose gangs are small. A tenant's own declarations go in the order they
 Whoever's turn it is waits for room at the head of its line, and nobody of its line passes it:
 otherwise small gangs would take every place that comes free, and a large one would never start.
 
-What cannot be served in the time it may wait is refused at once, as far as that can be predicted
-from what the line served lately. When the queue is full, the tenant that has most in it gives way.
+What cannot be served in the time it may wait, or be done by its deadline if it runs as long as
+others did, is refused at once, as far as that can be predicted from what the line served lately.
+When the queue is full, the tenant that has most in it gives way.
 
 Invariants, checked by the state machine in tests/property/test_router_queue.py:
 1. What was added leaves exactly once: taken, removed or evicted.
@@ -24,27 +25,34 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cogitate.router.core.types import Declare
 
 # How far back the rate looks at which a line is served, in seconds of its having waiters.
 RATE_WINDOW_S = 10.0
+# How much the latest run counts in the mean of runs.
+RUN_WEIGHT = 0.2
 # Not before a line had waiters for so long is its rate taken for known.
 RATE_LEAST_S = 1.0
 
 LineKey = tuple[str, frozenset[str], frozenset[str], int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Waiting:
     """A declaration in the queue. Times are seconds of the desk's clock."""
 
     command: Declare
     holder: int
     since_s: float
-    until_s: float
 
-    @property
+    @cached_property
+    def line(self) -> LineKey:
+        """What it competes for."""
+        return line_of(self.command)
+
+    @cached_property
     def cost(self) -> float:
         """Its predicted cost in positions: every prompt once, and what its agents will write."""
         return sum(
@@ -110,6 +118,7 @@ class _Line:
     served: float = 0.0
     busy_s: float = 0.0
     looked_at_s: float = 0.0
+    run_s: float = 0.0  # how long those that were served ran of late
 
     def look(self, now: float) -> None:
         """Lets time pass; only time in which somebody waits tells how fast a line is served."""
@@ -150,7 +159,7 @@ class Queue:
         Before it come all of higher priority, and of its own either all or its tenant's times the
         number of tenants, whichever is less: each of them is served as much.
         """
-        line = self._lines.get(line_of(item.command))
+        line = self._lines.get(item.line)
         if line is None:
             return None
         line.look(now)
@@ -174,7 +183,7 @@ class Queue:
             if evicted is item:
                 return item
             self._drop(evicted, served=False)
-        line = self._lines.setdefault(line_of(item.command), _Line(looked_at_s=now))
+        line = self._lines.setdefault(item.line, _Line(looked_at_s=now))
         line.look(now)
         band = line.bands.setdefault(item.command.priority, _Band(self.quantum))
         flow = band.flows.setdefault(item.command.tenant, _Flow())
@@ -190,12 +199,12 @@ class Queue:
 
     def next_of(self, item: Waiting) -> Waiting | None:
         """Whose turn it is in the line of an item that has left it."""
-        line = self._lines.get(line_of(item.command))
+        line = self._lines.get(item.line)
         return line.bands[max(line.bands)].head() if line is not None and line.bands else None
 
     def take(self, item: Waiting, now: float) -> None:
         """It was served."""
-        line = self._lines[line_of(item.command)]
+        line = self._lines[item.line]
         line.look(now)
         line.served += item.cost
         self._drop(item, served=True)
@@ -204,9 +213,13 @@ class Queue:
         """Takes it out unserved, if it is there."""
         item = self._items.get(contemplation_id)
         if item is not None:
-            self._lines[line_of(item.command)].look(now)
+            self._lines[item.line].look(now)
             self._drop(item, served=False)
         return item
+
+    def commands(self) -> Iterator[Declare]:
+        """All that wait."""
+        return (item.command for item in self._items.values())
 
     def get(self, contemplation_id: str) -> Waiting | None:
         """Who waits under this id."""
@@ -214,7 +227,7 @@ class Queue:
 
     def next_end_s(self) -> float:
         """When the next one's time is over; infinite if nobody waits. O(waiting)."""
-        return min((item.until_s for item in self._items.values()), default=math.inf)
+        return min((self.end_s(item) for item in self._items.values()), default=math.inf)
 
     def of(self, holder: int) -> list[str]:
         """The contemplations of a holder that wait."""
@@ -222,12 +235,24 @@ class Queue:
 
     def overdue(self, now: float) -> list[Waiting]:
         """Those whose time is over; they are still there. O(waiting)."""
-        return [item for item in self._items.values() if item.until_s <= now]
+        return [item for item in self._items.values() if self.end_s(item) <= now]
+
+    def end_s(self, item: Waiting) -> float:
+        """When it has waited as long as it may: by its wish, or to be done by its deadline."""
+        command, line = item.command, self._lines.get(item.line)
+        run_s = line.run_s if line is not None else 0.0
+        return item.since_s + min(command.max_wait_s, max(0.0, command.remaining_s - run_s))
+
+    def ran(self, key: LineKey, seconds: float) -> None:
+        """One of a line ended after so long."""
+        line = self._lines.get(key)
+        if line is not None:
+            line.run_s += RUN_WEIGHT * (seconds - line.run_s) if line.run_s else seconds
 
     def ahead_of(self, contemplation_id: str) -> int:
         """How many of its line, with its priority or a higher one, came before it."""
         item = self._items[contemplation_id]
-        bands = self._lines[line_of(item.command)].bands
+        bands = self._lines[item.line].bands
         return sum(
             other.since_s < item.since_s or priority > item.command.priority
             for priority, band in bands.items()
@@ -238,14 +263,14 @@ class Queue:
         )
 
     def _drop(self, item: Waiting, *, served: bool) -> None:
-        line = self._lines[line_of(item.command)]
+        line = self._lines[item.line]
         band = line.bands[item.command.priority]
         band.drop(item, served=served)
         del self._items[item.command.contemplation_id]
         if not band.flows:
             del line.bands[item.command.priority]
         if not line.bands and len(self._lines) > self.max_count:
-            del self._lines[line_of(item.command)]  # its rate is forgotten
+            del self._lines[item.line]  # its rate is forgotten
 
     def _most(self, item: Waiting) -> Waiting:
         """Of the tenant with most waiting, the new one too: the newest of its lowest priority."""

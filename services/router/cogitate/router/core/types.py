@@ -232,6 +232,7 @@ class Declare:
     tenant: str = ""
     priority: int = 0  # higher is served first
     max_wait_s: float = 0.0  # how long it may be queued; 0: it is answered at once
+    remaining_s: float = float("inf")  # time left to its deadline
 
 
 @dataclass(frozen=True, slots=True)
