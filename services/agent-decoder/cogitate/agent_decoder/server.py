@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -14,10 +15,13 @@ from cogitate.agent_decoder.engines import MakeEngine
 from cogitate.agent_decoder.reporter import Reporter, load_of, orca_report
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics
+from cogitate.kit.errors import CogitateError
 from cogitate.kit.tasks import Supervisor
 from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
 
 # The engines and the modules that prepare them.
 ENGINES = {"native": "native_engine", "openai": "adapter.build", "vllm": "vllm_engine.build"}
@@ -92,10 +96,19 @@ class AgentDecoder:
 
     async def start(self) -> None:
         self._runtime.start()
-        for reporter in self._reporters:
-            self._tasks.spawn(reporter.run(), name="report")
+        if self._reporters:
+            self._tasks.spawn(self._report(), name="report")
         if self._config.measure_peaks and metrics.enabled():
             self._tasks.spawn(asyncio.to_thread(self._runtime.meter.measure_peaks), name="peaks")
+
+    async def _report(self) -> None:
+        """Lets routers know of it once it is ready for all it says it can do."""
+        try:
+            await self._runtime.prepare()
+        except CogitateError as error:
+            log.warning("%s", error)
+        for reporter in self._reporters:
+            self._tasks.spawn(reporter.run(), name="report")
 
     async def drain(self, grace_s: float) -> None:
         """Takes no new gangs, tells routers and gangs, waits for the gangs that run."""

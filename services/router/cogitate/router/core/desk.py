@@ -227,6 +227,8 @@ class Desk:
                 constraints=terms.constraints,
                 max_cost_micro_usd=terms.max_cost_micro_usd,
                 failed=failed,
+                avoided=command.avoided,
+                probed=command.probed,
                 cached_at=self._cached_at(gang.prefix_digest),
                 region=gang.region or self.region,
                 turn=self.agents_placed,
