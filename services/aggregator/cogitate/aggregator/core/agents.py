@@ -197,6 +197,7 @@ class Accounts:
     used: int = 0
     killed: int = 0
     lost: int = 0
+    hedged: int = 0  # of the lost ones: two attempts sampled them both
     injected: int = 0
     prompt: int = 0
     cached: int = 0

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 ENOUGH = 8
 # How much a new time counts for the mean and for the deviation (RFC 6298).
 GAIN, DEVIATION_GAIN = 1 / 8, 1 / 4
+# Of each kind in one question; a router takes no more.
+MAX_NAMED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Breakers:
         return min(limits.ceiling_s, max(limits.floor_s, outlier_s))
 
     def wrote(self, endpoint_id: str, gap_s: float | None, opened_at: float) -> bool:
-        """A gang there wrote, so long after its last message; None: it is its first.
+        """A gang there wrote, so long after its last message; None: that tells nothing.
 
         Closes the breaker, unless the gang is from before the failure. Says if it did.
         """
@@ -108,11 +110,12 @@ class Breakers:
 
     def avoided(self, now: float) -> frozenset[str]:
         """The endpoints to leave out: open, or half-open while somebody tries them."""
-        return frozenset(
+        found = [
             endpoint_id
             for endpoint_id, known in self._known.items()
             if known.open_s and (now < known.open_until or now < known.probed_until)
-        )
+        ]
+        return frozenset(found[-MAX_NAMED:])
 
     def probe(self, now: float) -> frozenset[str]:
         """The half-open endpoints, which are the caller's to try.
@@ -124,9 +127,10 @@ class Breakers:
             for endpoint_id, known in self._known.items()
             if known.open_s and now >= max(known.open_until, known.probed_until)
         }
-        for known in found.values():
-            known.probed_until = now + known.open_s
-        return frozenset(found)
+        named = list(found)[-MAX_NAMED:]
+        for endpoint_id in named:
+            found[endpoint_id].probed_until = now + found[endpoint_id].open_s
+        return frozenset(named)
 
     def unused(self, endpoint_ids: frozenset[str]) -> None:
         """Nobody was placed at these after all: the next may try them."""

@@ -45,6 +45,16 @@ class Failure(NamedTuple):
     retry_after_s: float | None = None
 
 
+class LostAttempt(NamedTuple):
+    """An attempt that ended before its agent did; ``resumed`` unless the agent ended with it."""
+
+    agent_id: int
+    attempt: int
+    endpoint_id: str
+    reason: str
+    resumed: bool
+
+
 NO_ANSWER = Failure("NO_QUORUM", "no agent gave an answer", True)
 
 

@@ -36,6 +36,7 @@ class Places:
         spec: m.Spec,
     ) -> None:
         self.gangs: dict[str, m.PlacedGang] = {}
+        self.lost_attempts: list[m.LostAttempt] = []
         self.gave_up = False
         self.failure: m.Failure | None = None  # the last thing that went wrong
         self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
@@ -168,14 +169,16 @@ class Places:
 
     def tell_lost(self, agent: AgentState, endpoint_id: str, reason: str, *, resumed: bool) -> None:
         """Tells that an attempt is over, and whether the agent goes on."""
-        self._out.emit(
-            "agent_lost",
-            agent_id=agent.agent_id,
-            attempt=agent.attempt,
-            endpoint_id=endpoint_id,
-            reason=reason,
-            resumed=resumed,
-        )
+        lost = self.note_lost(agent.agent_id, agent.attempt, endpoint_id, reason, resumed=resumed)
+        self._out.emit("agent_lost", **lost._asdict())
+
+    def note_lost(
+        self, agent_id: int, attempt: int, endpoint_id: str, reason: str, *, resumed: bool
+    ) -> m.LostAttempt:
+        """Notes it for the certificate."""
+        lost = m.LostAttempt(agent_id, attempt, endpoint_id, reason, resumed)
+        self.lost_attempts.append(lost)
+        return lost
 
     def _still(self, asked: m.Declare) -> list[AgentState]:
         return [self._agents[i] for i in asked.agent_ids if self._agents[i].placeless]

@@ -48,6 +48,7 @@ class Races:
         self._agents = rounds.agents
         self._is_bounded = bool(spec.budget_tokens or spec.budget_micro_usd)
         self._asked: dict[int, m.Declare] = {}
+        self.num_begun = self.num_won = 0
         # Losers whose kill is not acknowledged: tokens of theirs that are booked.
         self._losers: dict[tuple[str, int, int], int] = {}
 
@@ -57,7 +58,7 @@ class Races:
         """Asks for a second place for each that can be hedged."""
         asked = {i for question in self._asked.values() for i in question.agent_ids}
         known = [self._agents[i] for i in event.agent_ids if i in self._agents.keys() - asked]
-        slow = [agent for agent in known if self._can_race(agent)]
+        slow = [agent for agent in known if self.can_race(agent)]
         if not slow:
             return
         slow_at = {self._places.gangs[agent.gang_id].endpoint_id for agent in slow}
@@ -65,13 +66,17 @@ class Races:
         question = self._places.question(agent_ids, slow_at=tuple(sorted(slow_at)))
         self._asked[question.attempt] = question
 
-    def _can_race(self, agent: AgentState) -> bool:
+    @property
+    def allowed(self) -> bool:
+        """Whether there are races in this round. A synthesizer's text is shown as it comes."""
+        return not self._is_bounded and self._rounds.plan.role != SYNTHESIZER
+
+    def can_race(self, agent: AgentState) -> bool:
+        """Whether it writes, alone."""
         # Who is being killed is decided about.
         stands = agent.pending_call or agent.starved or agent.killing or agent.voted
         runs = agent.open and agent.gang_id and agent.build_digest and not stands
-        # A synthesizer's text is shown as it comes, and it has no siblings to be slower than.
-        bound = self._is_bounded or self._rounds.plan.role == SYNTHESIZER
-        return bool(runs and agent.rival is None and not bound)
+        return bool(runs and agent.rival is None and self.allowed)
 
     def granted(self, event: m.Granted) -> None:
         """Opens gangs of second attempts; what was asked for others is for ``places``."""
@@ -87,7 +92,7 @@ class Races:
             elsewhere = [
                 agent
                 for agent in agents
-                if self._can_race(agent)
+                if self.can_race(agent)
                 and self._places.gangs[agent.gang_id].endpoint_id != gang.endpoint_id
             ]
             if elsewhere:
@@ -96,6 +101,7 @@ class Races:
 
     def _begin(self, agent: AgentState, gang_id: str) -> m.AgentOrder:
         agent.num_attempts += 1
+        self.num_begun += 1
         start = agent.num_sampled
         agent.rival = Rival(gang_id, agent.num_attempts, start, len(agent.text), start)
         return replace(agent.order(), attempt=agent.rival.attempt)
@@ -168,14 +174,14 @@ class Races:
             caught_up = rival.num_sampled >= agent.num_sampled and not broke
             if not (caught_up and self._overtake(agent, rival)):
                 if isinstance(event, m.AgentEnded):
-                    self._accounts.lost += max(0, event.num_sampled - rival.num_sampled)
+                    self._book(event.num_sampled - rival.num_sampled)
                 self.drop(agent, kill=not ended)
 
     def _acknowledged(self, event: m.AgentEnded) -> bool:
         """Whether this is a loser's end: what was not seen of it is booked, too."""
         booked = self._losers.pop((event.gang_id, event.agent_id, event.attempt), None)
         if booked is not None:
-            self._accounts.lost += max(0, event.num_sampled - booked)
+            self._book(event.num_sampled - booked)
         return booked is not None
 
     # -- ending --------------------------------------------------------------------------------
@@ -185,7 +191,8 @@ class Races:
         rest = behind(rival, agent)
         if rest is None:
             return False
-        self._accounts.lost += agent.num_sampled - rival.start
+        self._book(agent.num_sampled - rival.start)
+        self.num_won += 1
         if agent.gang_id:
             endpoint_id = self._places.gangs[agent.gang_id].endpoint_id
             self._places.tell_lost(agent, endpoint_id, SLOW, resumed=True)
@@ -197,17 +204,24 @@ class Races:
             self._out.write(delta)
         return True
 
-    def drop(self, agent: AgentState, *, kill: bool = True) -> None:
+    def drop(self, agent: AgentState, *, kill: bool = True, asks: bool = True) -> None:
         """The second attempt is over; without a first one the agent asks for a place again."""
         rival, agent.rival = agent.rival, None
         if rival is None:
             return
-        self._accounts.lost += rival.num_sampled - rival.start
+        self._book(rival.num_sampled - rival.start)
+        endpoint_id = self._places.gangs[rival.gang_id].endpoint_id
+        self._places.note_lost(agent.agent_id, rival.attempt, endpoint_id, HEDGED, resumed=True)
         if kill:
             self._kill(rival.gang_id, agent.agent_id, rival.attempt, rival.num_sampled)
-        if agent.placeless and not agent.killing:
+        if asks and agent.placeless and not agent.killing:
             agent.try_again()
             self._places.ask([agent], is_retry=True)
+
+    def _book(self, num_tokens: int) -> None:
+        """Two attempts sampled these, or nobody saw them."""
+        self._accounts.lost += max(0, num_tokens)
+        self._accounts.hedged += max(0, num_tokens)
 
     def _kill(self, gang_id: str, agent_id: int, attempt: int, num_sampled: int) -> None:
         self._losers[gang_id, agent_id, attempt] = num_sampled
@@ -223,16 +237,12 @@ class Races:
 
     def close(self, agents: Iterable[AgentState], *, kill: bool = True) -> None:
         """The outcome stands, or the owner changed: no race goes on."""
-        for agent in agents:
-            rival, agent.rival = agent.rival, None
-            if rival is None:
-                continue
-            self._accounts.lost += rival.num_sampled - rival.start
-            if kill:
-                self._kill(rival.gang_id, agent.agent_id, rival.attempt, rival.num_sampled)
-            elif not agent.gang_id:
-                agent.try_again()
         self._asked.clear()
+        for agent in agents:
+            races = agent.rival is not None
+            self.drop(agent, kill=kill, asks=False)
+            if races and not (kill or agent.gang_id):
+                agent.try_again()
 
     def gang_ids(self) -> set[str]:
         """Where second attempts run."""

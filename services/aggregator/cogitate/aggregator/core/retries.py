@@ -1,12 +1,12 @@
 """How many more attempts than agents there may be: retries must not become the load.
 
-Over any window, retries are at most a share of the first attempts in it, or a small count where
-there is little traffic (Envoy's and Finagle's retry budgets).
-Attempts that move a lost agent and those that hedge a slow one count; a question to the router, a
-refusal before any work, and what a takeover starts anew do not.
+Over any window, retries are at most a share of the agents that ran in it, or a small count where
+few did (Envoy's and Finagle's retry budgets). Attempts that move a lost agent and those that hedge
+a slow one count; a question to the router, a refusal before any work, and what a takeover starts
+anew do not.
 
 Invariant (``tests/property/test_aggregator_breakers.py``): in every window retries <= max(floor,
-share x first attempts).
+share x agents that ran in it).
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ class RetryBudget:
 
     def __init__(self, share: float, floor: int, window_s: float) -> None:
         self._share, self._floor, self._window_s = share, floor, window_s
-        self._first: deque[tuple[float, int]] = deque()
+        self._running = 0
+        self._ended: deque[tuple[float, int]] = deque()
         self._again: deque[tuple[float, int]] = deque()
-        self._num_first = self._num_again = 0
+        self.num_made = self.num_refused = 0  # ever
 
-    def began(self, count: int, now: float) -> None:
+    def began(self, count: int) -> None:
         """So many agents made their first attempt."""
-        self._first.append((now, count))
-        self._num_first += count
+        self._running += count
+
+    def ended(self, count: int, now: float) -> None:
+        """So many of them run no more."""
+        self._running -= count
+        self._ended.append((now, count))
 
     def take(self, count: int, now: float) -> int:
         """How many of ``count`` retries may be made; they are counted."""
-        self._forget(now)
-        left = max(self._floor, int(self._share * self._num_first)) - self._num_again
-        taken = max(0, min(count, left))
+        for past in (self._ended, self._again):
+            while past and past[0][0] <= now - self._window_s:
+                past.popleft()
+        ran = self._running + sum(count for _, count in self._ended)
+        made = sum(count for _, count in self._again)
+        taken = max(0, min(count, max(self._floor, int(self._share * ran)) - made))
         if taken:
             self._again.append((now, taken))
-            self._num_again += taken
+        self.num_made += taken
+        self.num_refused += count - taken
         return taken
-
-    def _forget(self, now: float) -> None:
-        while self._first and self._first[0][0] <= now - self._window_s:
-            self._num_first -= self._first.popleft()[1]
-        while self._again and self._again[0][0] <= now - self._window_s:
-            self._num_again -= self._again.popleft()[1]

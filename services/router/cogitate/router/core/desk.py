@@ -40,8 +40,9 @@ from cogitate.router.core.types import (
     Terms,
 )
 
-# An endpoint that was full may have room later; it is avoided by the answer to this failure only.
-_PASSING = frozenset({"REJECTED", "EVICTED"})
+# One that was full may have room later, one that stalled may go on: they are avoided by the answer
+# to this failure only.
+_PASSING = frozenset({"REJECTED", "EVICTED", "STALLED"})
 
 
 @dataclass(slots=True)
