@@ -76,6 +76,8 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         failed = self.failed.setdefault(asked.contemplation_id, set())
         failed |= {failure.endpoint_id for failure in getattr(asked, "failures", ())}
         there = {e: a for e, a in self.endpoints.items() if e not in failed}
+        avoided = set(asked.avoided_endpoint_ids)
+        there = {e: a for e, a in there.items() if e not in avoided} or there
         if self.denials or not there:
             denied = pb.LeaseDenied(reason="NO_ENDPOINT", message="nothing is left")
             if self.denial_delay_s:

@@ -62,11 +62,11 @@ class Vigil:
             self._pulse.paused(item.gang_id, item.agent_id)
         elif isinstance(item, m.GangLost):
             self._lost(item)
-        elif isinstance(item, m.AgentEnded) and item.finish == "ERROR":
-            self._failed(item.gang_id)
+        elif isinstance(item, m.AgentEnded):
+            self._ended(item)
 
     def _wrote(self, item: m.Stepped, now: float) -> None:
-        gang = self._machine.places.gangs.get(item.gang_id)
+        gang = self._gang(item.gang_id)
         tokens = {delta.agent_id: len(delta.token_ids) for delta in item.deltas}
         if gang is None or not any(tokens.values()):
             return
@@ -78,13 +78,23 @@ class Vigil:
             if self._machine.agents[agent_id].gang_id == item.gang_id:
                 metrics.record(Metric.RESUME_DURATION, now - self._lost_at.pop(agent_id))
 
+    def _ended(self, item: m.AgentEnded) -> None:
+        if item.finish == "ERROR":
+            self._failed(item.gang_id)
+        elif item.finish != "CANCELLED" and (gang := self._gang(item.gang_id)):
+            opened_at = self._pulse.opened_at(item.gang_id)
+            self._guard.breakers.succeeded(gang.endpoint_id, opened_at)
+
+    def _gang(self, gang_id: str) -> m.PlacedGang | None:
+        return self._machine.places.gangs.get(gang_id)
+
     def _lost(self, item: m.GangLost) -> None:
         # A stream that ends in order has nobody in it any more.
         if item.reason not in _BENIGN and item.retry_after_s is None and self._in(item.gang_id):
             self._failed(item.gang_id)
 
     def _failed(self, gang_id: str) -> None:
-        gang = self._machine.places.gangs.get(gang_id)
+        gang = self._gang(gang_id)
         if gang is not None and self._machine.decision is None:
             self._guard.failed(gang.endpoint_id, self._pulse.opened_at(gang_id))
 

@@ -6,6 +6,9 @@
        ^                                                  ^ twice as long               |
        +------------ the probe wrote a token              +-------- the probe failed ---+
 
+An agent that ends well clears the count; a token does not: an endpoint that fails in the middle of
+each answer would seem well.
+
 An endpoint stalls when a gang there writes nothing for an outlier of its own time between messages:
 `factor` times what TCP's retransmission timer would be (Jacobson 1988: mean and mean deviation),
 within a floor and a ceiling. Until it has been heard often enough the ceiling holds.
@@ -17,7 +20,7 @@ Invariants (``tests/property/test_aggregator_breakers.py``):
 
 1. No endpoint is avoided and probed at once; nothing is avoided longer than the longest time.
 2. A limit is never under the floor nor over the ceiling.
-3. One failure never opens; a success closes whatever there was.
+3. Fewer than `failures` failures never open; an agent that ends well clears whatever there was.
 """
 
 from __future__ import annotations
@@ -53,8 +56,9 @@ class _Breaker:
     heard: int = 0
     failures: int = 0  # in a row
     failed_at: float = float("-inf")
+    is_open: bool = False
     open_until: float = 0.0
-    open_s: float = 0.0  # how long it was opened for; 0: it is closed
+    open_s: float = 0.0  # how long it was opened for, the last time since an agent ended well
     probed_until: float = 0.0  # somebody tries it; void once this has passed
 
 
@@ -88,11 +92,15 @@ class Breakers:
                 off_s = gap_s - known.mean_s
                 known.deviation_s += DEVIATION_GAIN * (abs(off_s) - known.deviation_s)
                 known.mean_s += GAIN * off_s
-        if opened_at < known.failed_at:
-            return False
-        was_open, known.failures = known.open_s > 0, 0
-        known.open_s = known.open_until = known.probed_until = 0.0
+        was_open = known.is_open and opened_at >= known.failed_at
+        known.is_open = known.is_open and not was_open
         return was_open
+
+    def succeeded(self, endpoint_id: str, opened_at: float) -> None:
+        """An agent ended well there."""
+        known = self._of(endpoint_id)
+        if opened_at >= known.failed_at:
+            known.failures, known.open_s, known.is_open = 0, 0.0, False
 
     def failed(self, endpoint_id: str, opened_at: float, now: float, *, stalled: bool) -> bool:
         """A gang there was lost. Says if that opened the breaker."""
@@ -101,10 +109,10 @@ class Breakers:
             return False  # the same incident
         known.failures += 1
         known.failed_at = now
-        was_open = known.open_s > 0
-        if not (stalled or was_open or known.failures >= limits.failures):
+        if not (stalled or known.is_open or known.failures >= limits.failures):
             return False
-        known.open_s = min(limits.most_open_s, 2 * known.open_s if was_open else limits.open_s)
+        known.is_open = True
+        known.open_s = min(limits.most_open_s, 2 * known.open_s or limits.open_s)
         known.open_until, known.probed_until = now + known.open_s, 0.0
         return True
 
@@ -113,7 +121,7 @@ class Breakers:
         found = [
             endpoint_id
             for endpoint_id, known in self._known.items()
-            if known.open_s and (now < known.open_until or now < known.probed_until)
+            if known.is_open and (now < known.open_until or now < known.probed_until)
         ]
         return frozenset(found[-MAX_NAMED:])
 
@@ -125,7 +133,7 @@ class Breakers:
         found = {
             endpoint_id: known
             for endpoint_id, known in self._known.items()
-            if known.open_s and now >= max(known.open_until, known.probed_until)
+            if known.is_open and now >= max(known.open_until, known.probed_until)
         }
         named = list(found)[-MAX_NAMED:]
         for endpoint_id in named:
@@ -139,7 +147,7 @@ class Breakers:
 
     def num_open(self) -> int:
         """How many are not closed."""
-        return sum(known.open_s > 0 for known in self._known.values())
+        return sum(known.is_open for known in self._known.values())
 
     def _of(self, endpoint_id: str) -> _Breaker:
         known = self._known.get(endpoint_id)

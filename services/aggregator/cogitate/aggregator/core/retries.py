@@ -1,12 +1,12 @@
 """How many more attempts than agents there may be: retries must not become the load.
 
-Over any window, retries are at most a share of the agents that ran in it, or a small count where
+Retries of a window are at most a share of the agents that ran in it, or a small count where
 few did (Envoy's and Finagle's retry budgets). Attempts that move a lost agent and those that hedge
 a slow one count; a question to the router, a refusal before any work, and what a takeover starts
 anew do not.
 
-Invariant (``tests/property/test_aggregator_breakers.py``): in every window retries <= max(floor,
-share x agents that ran in it).
+Invariant (``tests/property/test_aggregator_breakers.py``): whenever one is made, retries in the
+window before it <= max(floor, share x agents that ran in it).
 """
 
 from __future__ import annotations
