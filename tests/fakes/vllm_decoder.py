@@ -41,8 +41,9 @@ class Decoder:
 
     def workers(self) -> list[int]:
         """The processes of vLLM's engine."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        named = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children.split()}
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = [pid for task in tasks for pid in task.read_text().split()]
+        named = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
         return [pid for pid, command in named.items() if b"resource_tracker" not in command]
 
 

@@ -126,7 +126,7 @@ def test_the_registry_is_free_of_duplicates_and_every_name_is_used_as_meant() ->
     assert len(set(Span)) == len(Span.__members__)
     assert len(set(Attr)) == len(Attr.__members__)
     for attribute in Attr:
-        assert attribute.startswith(("gen_ai.", "cogitate.", "rpc.", "error."))
+        assert attribute.startswith(("gen_ai.", "cogitate.", "rpc.", "grpc.", "error."))
 
 
 def calls_of_telemetry(tree: ast.AST) -> Iterator[ast.Call]:

@@ -12,30 +12,20 @@ import grpc
 from cogitate.gateway import wire
 from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import validation
-from cogitate.gateway.core.violations import Violation, require
+from cogitate.gateway.core.violations import require
+from cogitate.gateway.front import SHORT, Front
 from cogitate.gateway.runtime import CHUNK_BYTES, Runtime
 from cogitate.kit import auth
 from cogitate.kit.errors import InvalidRequest
+from cogitate.v1 import contemplation_service_pb2 as pb2
 from cogitate.v1 import (
-    common_pb2,
     gateway_service_pb2,
     gateway_service_pb2_grpc,
-    router_service_pb2,
     vision_encoder_service_pb2,
 )
-from cogitate.v1 import contemplation_service_pb2 as pb2
 
 CONTEMPLATION: Final = "cogitate.v1.ContemplationService"
 GATEWAY: Final = "cogitate.v1.GatewayService"
-
-_UNARY: Final[dict[str, tuple[Any, Any]]] = {
-    "GetContemplation": (pb2.GetContemplationRequest, pb2.GetContemplationResponse),
-    "ListContemplations": (pb2.ListContemplationsRequest, pb2.ListContemplationsResponse),
-    "CancelContemplation": (pb2.CancelContemplationRequest, pb2.CancelContemplationResponse),
-    "DeleteContemplation": (pb2.DeleteContemplationRequest, pb2.DeleteContemplationResponse),
-    "SubmitToolResult": (pb2.SubmitToolResultRequest, pb2.SubmitToolResultResponse),
-    "SteerContemplation": (pb2.SteerContemplationRequest, pb2.SteerContemplationResponse),
-}
 
 
 class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
@@ -46,6 +36,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     def __init__(self, config: GatewayConfig, server: grpc.aio.Server) -> None:
         self._config = config
         self._runtime = Runtime(config)
+        self._front = Front(config, self._runtime)
         self._start_time_s = time.time()
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
         server.add_generic_rpc_handlers((self._contemplation_handlers(),))
@@ -59,32 +50,6 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     async def stop(self) -> None:
         """Closes the channels."""
         await self._runtime.close()
-
-    async def contemplate(
-        self, request: pb2.ContemplateRequest, context: Any
-    ) -> AsyncIterator[bytes]:
-        """Checks the spec, stores its images, then relays the aggregator's events."""
-        validation.check(wire.spec(request, now_s=time.time()), self._config.limits)
-        # Nothing else is filled in: the same request sent again must stay the same spec.
-        request.spec.model = request.spec.model or self._config.default_model
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            await self._runtime.store_images(wire.inline_images(request.spec.conversation))
-            # Closed by name: a generator that is dropped cancels its call only some time later.
-            async with aclosing(self._runtime.relay(request)) as events:
-                async for raw in events:
-                    yield raw
-
-    async def attach(self, request: pb2.AttachRequest, context: Any) -> AsyncIterator[bytes]:
-        """Relays the events after a number."""
-        validation.contemplation_id(request.contemplation_id)
-        found = validation.filter_violations(request.filter.excluded_events)
-        if request.after_event_number < 0:
-            found.append(Violation("after_event_number", "must not be negative"))
-        require(found)
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async with aclosing(self._runtime.relay(request)) as events:
-                async for raw in events:
-                    yield raw
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[gateway_service_pb2.UploadBlobRequest], context: Any
@@ -117,12 +82,12 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     async def ListModels(
         self, request: gateway_service_pb2.ListModelsRequest, context: Any
     ) -> gateway_service_pb2.ListModelsResponse:
-        return gateway_service_pb2.ListModelsResponse(models=wire.models(await self._fleet()))
+        return gateway_service_pb2.ListModelsResponse(models=wire.models(await self._front.fleet()))
 
     async def DescribeFleet(
         self, request: gateway_service_pb2.DescribeFleetRequest, context: Any
     ) -> gateway_service_pb2.DescribeFleetResponse:
-        fleet = await self._fleet()
+        fleet = await self._front.fleet()
         return gateway_service_pb2.DescribeFleetResponse(
             endpoints=fleet.endpoints,
             lease_count=fleet.lease_count,
@@ -143,45 +108,29 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         wire.set_seconds(answer.start_time, self._start_time_s)
         return answer
 
-    async def _fleet(self) -> router_service_pb2.GetFleetResponse:
-        runtime = self._runtime
-        call = runtime.router.GetFleet(router_service_pb2.GetFleetRequest(), **runtime.options())
-        return await runtime.ask("router", call)
-
     def _contemplation_handlers(self) -> grpc.GenericRpcHandler:
         # Written out rather than generated, so that events pass as bytes and are never reparsed.
+        front = self._front
         handlers: dict[str, Any] = {
             "Contemplate": grpc.unary_stream_rpc_method_handler(
-                self.contemplate, request_deserializer=pb2.ContemplateRequest.FromString
+                lambda request, _: front.contemplate(request),
+                request_deserializer=pb2.ContemplateRequest.FromString,
             ),
             "Attach": grpc.unary_stream_rpc_method_handler(
-                self.attach, request_deserializer=pb2.AttachRequest.FromString
+                lambda request, _: front.attach(request),
+                request_deserializer=pb2.AttachRequest.FromString,
             ),
         }
-        for name, (request, response) in _UNARY.items():
+        for name, (request, response) in SHORT.items():
             handlers[name] = grpc.unary_unary_rpc_method_handler(
-                self._forward(name),
+                self._asking(name),
                 request_deserializer=request.FromString,
                 response_serializer=response.SerializeToString,
             )
         return grpc.method_handlers_generic_handler(CONTEMPLATION, handlers)
 
-    def _forward(self, name: str) -> Any:
-        async def forward(request: Any, context: Any) -> Any:
-            if name == "ListContemplations":
-                if not 0 <= request.page_size <= 1000:
-                    require([Violation("page_size", "must be 0 to 1000")])
-            else:
-                validation.contemplation_id(request.contemplation_id)
-            images: list[common_pb2.ImagePart] = []
-            if name == "SteerContemplation":
-                require(validation.steering(wire.message(request.message), self._config.limits))
-                images = wire.inline_images([request.message])
-            if name == "SubmitToolResult":
-                require(validation.client_result(wire.result(request.result), self._config.limits))
-                images = wire.inline_images_of_parts(request.result.parts)
-            with auth.tenant_scope(auth.DEFAULT_TENANT):
-                await self._runtime.store_images(images)
-                return await self._runtime.ask_aggregator(name, request, _UNARY[name][1])
+    def _asking(self, name: str) -> Any:
+        async def ask(request: Any, context: Any) -> Any:
+            return await self._front.ask(name, request)
 
-        return forward
+        return ask

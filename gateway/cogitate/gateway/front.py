@@ -1,0 +1,83 @@
+"""What the front door does for whoever asks, by gRPC or HTTP: check, store images, relay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from cogitate.gateway import wire
+from cogitate.gateway.config import GatewayConfig
+from cogitate.gateway.core import validation
+from cogitate.gateway.core.violations import Violation, require
+from cogitate.gateway.runtime import Runtime
+from cogitate.kit import auth
+from cogitate.v1 import common_pb2, router_service_pb2
+from cogitate.v1 import contemplation_service_pb2 as pb2
+
+MAX_PAGE_SIZE: Final = 1000
+# The short calls of the contemplation service: request and response of each.
+SHORT: Final[dict[str, tuple[Any, Any]]] = {
+    "GetContemplation": (pb2.GetContemplationRequest, pb2.GetContemplationResponse),
+    "ListContemplations": (pb2.ListContemplationsRequest, pb2.ListContemplationsResponse),
+    "CancelContemplation": (pb2.CancelContemplationRequest, pb2.CancelContemplationResponse),
+    "DeleteContemplation": (pb2.DeleteContemplationRequest, pb2.DeleteContemplationResponse),
+    "SubmitToolResult": (pb2.SubmitToolResultRequest, pb2.SubmitToolResultResponse),
+    "SteerContemplation": (pb2.SteerContemplationRequest, pb2.SteerContemplationResponse),
+}
+
+
+class Front:
+    """Owns nothing; every method is one request's whole path to the mesh."""
+
+    def __init__(self, config: GatewayConfig, runtime: Runtime) -> None:
+        self._config, self._runtime = config, runtime
+
+    async def contemplate(self, request: pb2.ContemplateRequest) -> AsyncGenerator[bytes, None]:
+        """Checks the spec, stores its images, then yields the aggregator's events."""
+        validation.check(wire.spec(request, now_s=time.time()), self._config.limits)
+        # Nothing else is filled in: the same request sent again must stay the same spec.
+        request.spec.model = request.spec.model or self._config.default_model
+        with auth.tenant_scope(auth.DEFAULT_TENANT):
+            await self._runtime.store_images(wire.inline_images(request.spec.conversation))
+            # Closed by name: a generator that is dropped cancels its call only some time later.
+            async with aclosing(self._runtime.relay(request)) as events:
+                async for raw in events:
+                    yield raw
+
+    async def attach(self, request: pb2.AttachRequest) -> AsyncGenerator[bytes, None]:
+        """Yields the events after a number."""
+        validation.contemplation_id(request.contemplation_id)
+        found = validation.filter_violations(request.filter.excluded_events)
+        if request.after_event_number < 0:
+            found.append(Violation("after_event_number", "must not be negative"))
+        require(found)
+        with auth.tenant_scope(auth.DEFAULT_TENANT):
+            async with aclosing(self._runtime.relay(request)) as events:
+                async for raw in events:
+                    yield raw
+
+    async def ask(self, name: str, request: Any) -> Any:
+        """Makes one of the short calls."""
+        if name == "ListContemplations":
+            if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+                require([Violation("page_size", f"must be 0 to {MAX_PAGE_SIZE}")])
+        else:
+            validation.contemplation_id(request.contemplation_id)
+        images: list[common_pb2.ImagePart] = []
+        if name == "SteerContemplation":
+            require(validation.steering(wire.message(request.message), self._config.limits))
+            images = wire.inline_images([request.message])
+        if name == "SubmitToolResult":
+            require(validation.client_result(wire.result(request.result), self._config.limits))
+            images = wire.inline_images_of_parts(request.result.parts)
+        with auth.tenant_scope(auth.DEFAULT_TENANT):
+            await self._runtime.store_images(images)
+            return await self._runtime.ask_aggregator(name, request, SHORT[name][1])
+
+    async def fleet(self) -> router_service_pb2.GetFleetResponse:
+        """Returns the endpoints as the router sees them."""
+        runtime = self._runtime
+        call = runtime.router.GetFleet(router_service_pb2.GetFleetRequest(), **runtime.options())
+        return await runtime.ask("router", call)
