@@ -295,7 +295,7 @@ async def test_what_cannot_be_said_is_refused_at_once() -> None:
 async def test_get_list_cancel_attach() -> None:
     async with mesh(happy) as (address, fake), AsyncClient(address) as client:
         id = (await client.ask("?")).contemplation_id
-        assert "RUNNING" == (await client.get(id)).state
+        assert "COMPLETED" == (await client.get(id)).state
         assert (id,) == tuple(one.contemplation_id for one in await client.list())
         await client.cancel(id)
         assert fake.cancelled.is_set()

@@ -25,7 +25,7 @@ from tests.fakes.decode_stream import Caller, kinds
 from tests.fakes.provider import Provider
 from tests.fakes.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(300)]  # vLLM takes its time to start
 
 ENGINES = ("native", "openai", "server", "vllm")
 

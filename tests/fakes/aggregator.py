@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from cogitate.kit.errors import AlreadyExists, CogitateError, NotFound, OutOfRange
+from cogitate.v1 import common_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 from cogitate.v1 import contemplation_service_pb2_grpc as pb2_grpc
 
@@ -38,7 +39,14 @@ class Raise:
     error: CogitateError
 
 
-Step = pb2.ContemplationEvent | Wait | Break | Raise
+@dataclass(frozen=True)
+class AwaitResult:
+    """Waits for the result of a client's tool."""
+
+    call_id: str
+
+
+Step = pb2.ContemplationEvent | Wait | Break | Raise | AwaitResult
 Script = Callable[[pb2.ContemplateRequest], Sequence[Step]]
 
 
@@ -51,6 +59,7 @@ class Played:
     steps: list[Step]
     position: int = 0
     events: list[pb2.ContemplationEvent] = field(default_factory=list)
+    results: dict[str, common_pb2.ToolResult] = field(default_factory=dict)
 
 
 class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
@@ -65,6 +74,9 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
         self.played: dict[str, Played] = {}
         self.by_request_id: dict[str, Played] = {}
         self.cancelled = asyncio.Event()
+        self.cancellations: list[str] = []
+        self.deleted: list[str] = []
+        self._returned = asyncio.Condition()
         self.sent = 0
         self.deadlines_s: list[float] = []
         self.metadata: list[dict[str, str]] = []
@@ -89,7 +101,7 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
         if played is not None and played.request.spec != request.spec:
             raise AlreadyExists("the request id was used with another request")
         if played is None:
-            played = Played(uuid.uuid4().hex, request, list(self.script(request)))
+            played = Played(str(uuid.uuid4()), request, list(self.script(request)))
             self.played[played.id] = played
             if request.spec.request_id:
                 self.by_request_id[request.spec.request_id] = played
@@ -113,7 +125,14 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
     async def GetContemplation(
         self, request: pb2.GetContemplationRequest, context: Any
     ) -> pb2.GetContemplationResponse:
-        return pb2.GetContemplationResponse(summary=self._summary(request.contemplation_id))
+        summary = self._summary(request.contemplation_id)
+        played = self.played[request.contemplation_id]
+        ended = summary.state != pb2.ContemplationSummary.STATE_RUNNING
+        return pb2.GetContemplationResponse(
+            summary=summary,
+            spec=played.request.spec,
+            ending=played.events[-1] if ended else None,
+        )
 
     async def ListContemplations(
         self, request: pb2.ListContemplationsRequest, context: Any
@@ -126,7 +145,33 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
         self, request: pb2.CancelContemplationRequest, context: Any
     ) -> pb2.CancelContemplationResponse:
         self.cancelled.set()
-        return pb2.CancelContemplationResponse(summary=self._summary(request.contemplation_id))
+        self.cancellations.append(request.contemplation_id)
+        summary = self._summary(request.contemplation_id)
+        if summary.state == pb2.ContemplationSummary.STATE_RUNNING:
+            played = self.played[request.contemplation_id]
+            played.steps[played.position :] = [
+                pb2.ContemplationEvent(cancelled=pb2.ContemplationCancelled(reason="REQUESTED"))
+            ]
+            summary.last_event_number += 1
+        return pb2.CancelContemplationResponse(summary=summary)
+
+    async def DeleteContemplation(
+        self, request: pb2.DeleteContemplationRequest, context: Any
+    ) -> pb2.DeleteContemplationResponse:
+        self._summary(request.contemplation_id)
+        del self.played[request.contemplation_id]
+        self.deleted.append(request.contemplation_id)
+        return pb2.DeleteContemplationResponse()
+
+    async def SubmitToolResult(
+        self, request: pb2.SubmitToolResultRequest, context: Any
+    ) -> pb2.SubmitToolResultResponse:
+        self._summary(request.contemplation_id)
+        played = self.played[request.contemplation_id]
+        played.results[request.result.call_id] = request.result
+        async with self._returned:
+            self._returned.notify_all()
+        return pb2.SubmitToolResultResponse()
 
     async def _play(
         self, played: Played, after: int, context: Any
@@ -142,6 +187,11 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
                         await asyncio.sleep(step.delay_s)
                     case Raise():
                         raise step.error
+                    case AwaitResult(call_id):
+                        played.position -= 1  # whoever attaches waits, too
+                        async with self._returned:
+                            await self._returned.wait_for(lambda: call_id in played.results)
+                        played.position += 1
                     case Break():
                         await context.abort(step.code, "the connection broke")
                     case _:
@@ -162,8 +212,14 @@ class FakeAggregator(pb2_grpc.ContemplationServiceServicer):
     def _summary(self, id: str) -> pb2.ContemplationSummary:
         if id not in self.played:
             raise NotFound("there is no such contemplation")
+        events = self.played[id].events
+        ending = events[-1].WhichOneof("event") if events else ""
+        states = pb2.ContemplationSummary
+        state = {
+            "verdict": states.STATE_COMPLETED,
+            "failed": states.STATE_FAILED,
+            "cancelled": states.STATE_CANCELLED,
+        }.get(ending or "", states.STATE_RUNNING)
         return pb2.ContemplationSummary(
-            contemplation_id=id,
-            state=pb2.ContemplationSummary.STATE_RUNNING,
-            last_event_number=len(self.played[id].events),
+            contemplation_id=id, state=state, last_event_number=len(events)
         )

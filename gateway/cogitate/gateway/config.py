@@ -62,6 +62,34 @@ class GatewayConfig(ServiceConfig):
         maximum=86_400,
     )
 
+    http_listen: str = knob(
+        "", "host:port of the OpenAI-compatible HTTP interface; empty listens nowhere"
+    )
+    http_max_body_bytes: int = knob(
+        32 * MIB, "largest body of an HTTP request", minimum=1024, maximum=2**31 - 1
+    )
+    http_max_head_bytes: int = knob(
+        16 * 1024, "largest head of an HTTP request", minimum=512, maximum=MIB
+    )
+    http_max_header_count: int = knob(
+        100, "most headers of an HTTP request", minimum=8, maximum=10_000
+    )
+    http_read_timeout_s: float = knob(
+        8.0,
+        "how long an HTTP request's head may take, and its body beside a second for each 64 KiB",
+        minimum=0.05,
+        maximum=3600,
+    )
+    http_keep_alive_s: float = knob(
+        15.0,
+        "how long an HTTP stream is silent before a comment is sent",
+        minimum=0.05,
+        maximum=3600,
+    )
+    http_max_choice_count: int = knob(
+        8, "most choices (n) of a chat completion", minimum=1, maximum=128
+    )
+
     @property
     def limits(self) -> Limits:
         """The limits that validation needs."""

@@ -12,7 +12,6 @@ from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import validation
 from cogitate.gateway.core.violations import Violation, require
 from cogitate.gateway.runtime import Runtime
-from cogitate.kit import auth
 from cogitate.v1 import common_pb2, router_service_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 
@@ -29,7 +28,11 @@ SHORT: Final[dict[str, tuple[Any, Any]]] = {
 
 
 class Front:
-    """Owns nothing; every method is one request's whole path to the mesh."""
+    """Owns nothing; every method is one request's whole path to the mesh.
+
+    Whose request it is says the caller, by a tenant's scope around it. No generator here opens one:
+    it may be closed by another task than it ran in.
+    """
 
     def __init__(self, config: GatewayConfig, runtime: Runtime) -> None:
         self._config, self._runtime = config, runtime
@@ -39,12 +42,11 @@ class Front:
         validation.check(wire.spec(request, now_s=time.time()), self._config.limits)
         # Nothing else is filled in: the same request sent again must stay the same spec.
         request.spec.model = request.spec.model or self._config.default_model
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            await self._runtime.store_images(wire.inline_images(request.spec.conversation))
-            # Closed by name: a generator that is dropped cancels its call only some time later.
-            async with aclosing(self._runtime.relay(request)) as events:
-                async for raw in events:
-                    yield raw
+        await self._runtime.store_images(wire.inline_images(request.spec.conversation))
+        # Closed by name: a generator that is dropped cancels its call only some time later.
+        async with aclosing(self._runtime.relay(request)) as events:
+            async for raw in events:
+                yield raw
 
     async def attach(self, request: pb2.AttachRequest) -> AsyncGenerator[bytes, None]:
         """Yields the events after a number."""
@@ -53,10 +55,9 @@ class Front:
         if request.after_event_number < 0:
             found.append(Violation("after_event_number", "must not be negative"))
         require(found)
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async with aclosing(self._runtime.relay(request)) as events:
-                async for raw in events:
-                    yield raw
+        async with aclosing(self._runtime.relay(request)) as events:
+            async for raw in events:
+                yield raw
 
     async def ask(self, name: str, request: Any) -> Any:
         """Makes one of the short calls."""
@@ -72,9 +73,8 @@ class Front:
         if name == "SubmitToolResult":
             require(validation.client_result(wire.result(request.result), self._config.limits))
             images = wire.inline_images_of_parts(request.result.parts)
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            await self._runtime.store_images(images)
-            return await self._runtime.ask_aggregator(name, request, SHORT[name][1])
+        await self._runtime.store_images(images)
+        return await self._runtime.ask_aggregator(name, request, SHORT[name][1])
 
     async def fleet(self) -> router_service_pb2.GetFleetResponse:
         """Returns the endpoints as the router sees them."""

@@ -14,6 +14,8 @@ from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import validation
 from cogitate.gateway.core.violations import require
 from cogitate.gateway.front import SHORT, Front
+from cogitate.gateway.http.app import Application
+from cogitate.gateway.http.listener import Listener
 from cogitate.gateway.runtime import CHUNK_BYTES, Runtime
 from cogitate.kit import auth
 from cogitate.kit.errors import InvalidRequest
@@ -38,18 +40,32 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         self._runtime = Runtime(config)
         self._front = Front(config, self._runtime)
         self._start_time_s = time.time()
+        self._application = Application(config, self._front)
+        self._http = Listener(self._application.asgi, config) if config.http_listen else None
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
         server.add_generic_rpc_handlers((self._contemplation_handlers(),))
 
     async def start(self) -> None:
-        """Does nothing: channels connect by themselves, services may come and go."""
+        """Listens to HTTP, too; channels connect by themselves, services may come and go."""
+        if self._http is not None:
+            await self._http.start()
 
     async def drain(self, grace_s: float) -> None:
-        """Does nothing: running relays end in the server's own grace, clients attach elsewhere."""
+        """Lets HTTP streams end; gRPC's end in the server's own grace, clients attach elsewhere."""
+        if self._http is not None:
+            await self._http.stop()
 
     async def stop(self) -> None:
-        """Closes the channels."""
+        """Closes what listens, then the channels."""
+        if self._http is not None:
+            await self._http.stop()
+        await self._application.close()
         await self._runtime.close()
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP is served, host:port; empty if it is not."""
+        return self._http.address if self._http is not None else ""
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[gateway_service_pb2.UploadBlobRequest], context: Any
@@ -113,11 +129,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         front = self._front
         handlers: dict[str, Any] = {
             "Contemplate": grpc.unary_stream_rpc_method_handler(
-                lambda request, _: front.contemplate(request),
+                _of_tenant(front.contemplate),
                 request_deserializer=pb2.ContemplateRequest.FromString,
             ),
             "Attach": grpc.unary_stream_rpc_method_handler(
-                lambda request, _: front.attach(request),
+                _of_tenant(front.attach),
                 request_deserializer=pb2.AttachRequest.FromString,
             ),
         }
@@ -131,6 +147,19 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
 
     def _asking(self, name: str) -> Any:
         async def ask(request: Any, context: Any) -> Any:
-            return await self._front.ask(name, request)
+            with auth.tenant_scope(auth.DEFAULT_TENANT):
+                return await self._front.ask(name, request)
 
         return ask
+
+
+def _of_tenant(method: Any) -> Any:
+    """A streaming method with the tenant of the caller, whatever the caller's metadata says."""
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[bytes]:
+        with auth.tenant_scope(auth.DEFAULT_TENANT):
+            async with aclosing(method(request)) as events:
+                async for raw in events:
+                    yield raw
+
+    return stream

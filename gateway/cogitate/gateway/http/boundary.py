@@ -1,0 +1,133 @@
+"""What happens around every HTTP request: who it is for, a span, a deadline, errors as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from typing import Final
+
+from cogitate.gateway.http.problems import HttpError, response_of
+from cogitate.kit import auth, channels, telemetry
+from cogitate.kit.errors import Cancelled, CogitateError, DeadlineExceeded, InvalidRequest
+from opentelemetry import trace
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+_HOST: Final = re.compile(rb"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+
+# Answered before the body was whole: what is still coming is not read.
+_CLOSING: Final = frozenset({408, 413})
+_LINGER_S: Final = 0.5
+_LINGER_BYTES: Final = 4 * 1024 * 1024
+
+
+class Boundary:
+    """Wraps the routes; keeps nothing between requests."""
+
+    def __init__(self, app: ASGIApp, *, deadline_s: float) -> None:
+        self._app, self._deadline_s = app, deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens."""
+        if scope["type"] != "http":
+            return
+        scope["app"] = self  # or Starlette's router answers in plain text
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
+        with telemetry.remote_context(headers):
+            with telemetry.span("HTTP", kind=trace.SpanKind.SERVER) as span:
+                try:
+                    _check_host(scope)
+                    with (
+                        auth.tenant_scope(auth.DEFAULT_TENANT),
+                        channels.deadline_scope(self._deadline_s),
+                    ):
+                        async with asyncio.timeout(self._deadline_s):
+                            await self._app(scope, receive, watched)
+                except asyncio.CancelledError:
+                    raise  # the server stops
+                except Exception as raised:
+                    error = translate(raised)
+                    telemetry.fail(span, error)
+                    if not begun:
+                        await _answer(error, receive, send)
+                    elif not isinstance(error, Cancelled):
+                        # Half an answer must not look whole: uvicorn cuts the connection.
+                        raise _Cut(error.reason) from None
+
+
+class _Cut(RuntimeError):
+    """An answer that had begun cannot be ended as it should."""
+
+
+def translate(raised: BaseException) -> CogitateError:
+    """Returns the error a client is told; what nobody foresaw is logged under a number."""
+    if isinstance(raised, BaseExceptionGroup):
+        return translate(raised.exceptions[0])
+    if isinstance(raised, CogitateError):
+        return raised
+    if isinstance(raised, HTTPException):
+        return _of_routing(raised)
+    if isinstance(raised, TimeoutError):
+        return DeadlineExceeded("the request took longer than this gateway allows")
+    incident = uuid.uuid4().hex[:12]
+    logger.error("incident %s over HTTP: %s", incident, telemetry.stack_of(raised))
+    return CogitateError(f"internal error (incident {incident})", metadata={"incident": incident})
+
+
+def _of_routing(raised: HTTPException) -> CogitateError:
+    if raised.status_code == 405:
+        allowed = (raised.headers or {}).get("Allow", "")
+        return HttpError(
+            f"this path takes {allowed}",
+            reason="METHOD_NOT_ALLOWED",
+            metadata={"allow": allowed},
+        )
+    error = HttpError("there is nothing at this path; see /openapi.json")
+    error.code, error.reason = "NOT_FOUND", "NOT_FOUND"
+    return error
+
+
+def _check_host(scope: Scope) -> None:
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        raise InvalidRequest("the Host header must name one host, with or without a port")
+
+
+async def _answer(error: CogitateError, receive: Receive, send: Send) -> None:
+    status, headers, body = response_of(error)
+    if "allow" in error.metadata:
+        headers.append(("allow", error.metadata["allow"]))
+    if status in _CLOSING:
+        headers.append(("connection", "close"))
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if status == 413:
+        await _linger(receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _linger(receive: Receive) -> None:
+    """Reads on for a moment: closed at once, the connection would lose the answer on its way."""
+    size = 0
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while size < _LINGER_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
