@@ -145,6 +145,8 @@ async def test_a_hang_is_waited_out_where_there_is_nowhere_to_go() -> None:
         hold.open.set()
         events = await rest(call)
     assert lost(events) == []
+    assert kinds(events).count("placed") == 1, "the same place again is none"
+    assert len(m.decoders[0].opened) == 1
     assert len(events[-1].verdict.certificate.ballots) == 2
 
 

@@ -24,7 +24,7 @@ Invariants (``tests/property/test_contemplation.py``, ``tests/property/test_race
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from cogitate.aggregator.core import messages as m
@@ -84,20 +84,30 @@ class Races:
         if asked is None:
             self._places.granted(event)
             return
-        self._out.emit("placed", gangs=event.gangs, policy=event.policy, payload=event.payload)
-        for gang in event.gangs:
-            if gang.gang_id in self._places.gangs:
-                continue
-            agents = [self._agents[i] for i in gang.agent_ids if i in asked.agent_ids]
-            elsewhere = [
-                agent
-                for agent in agents
-                if self.can_race(agent)
-                and self._places.gangs[agent.gang_id].endpoint_id != gang.endpoint_id
-            ]
-            if elsewhere:
-                orders = [self._begin(agent, gang.gang_id) for agent in elsewhere]
+        elsewhere = [
+            (gang, agents)
+            for gang in event.gangs
+            if gang.gang_id not in self._places.gangs
+            and (agents := self._elsewhere(gang, asked.agent_ids))
+        ]
+        if elsewhere:
+            gangs = tuple(gang for gang, _ in elsewhere)
+            self._out.emit("placed", gangs=gangs, policy=event.policy, payload=event.payload)
+        for gang, agents in elsewhere:
+            # Whoever is named twice is raced once.
+            orders = [self._begin(agent, gang.gang_id) for agent in agents if agent.rival is None]
+            if orders:
                 self._places.open(event.attempt, gang, orders)
+
+    def _elsewhere(self, gang: m.PlacedGang, asked: Collection[int]) -> list[AgentState]:
+        """Who of a gang still wants a second attempt, and has its first at another endpoint."""
+        agents = [self._agents[i] for i in gang.agent_ids if i in asked]
+        places = self._places.gangs
+        return [
+            agent
+            for agent in agents
+            if self.can_race(agent) and places[agent.gang_id].endpoint_id != gang.endpoint_id
+        ]
 
     def _begin(self, agent: AgentState, gang_id: str) -> m.AgentOrder:
         agent.num_attempts += 1
