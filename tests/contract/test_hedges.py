@@ -177,6 +177,22 @@ async def test_a_wait_in_the_routers_queue_is_no_hang() -> None:
     assert events[-1].verdict.key == "7"
 
 
+async def test_a_gang_that_has_not_begun_leaves_an_endpoint_that_is_silent_to_others() -> None:
+    """It has no pace of its own; that another gang of the endpoint hangs is what is known."""
+    async with mesh(every(*WORDS[:10], Hold()), every(*WORDS, End("7")), **HUNG) as m:
+        asleep = m.decoders[0]
+        one = open_stream(m, agent_count=2)
+        await first(one)
+        await until(lambda: asleep.num_sampled == 10)
+        asleep.prefills.clear()
+        asleep.admits.clear()
+        events = await m.ask(agent_count=2)
+        one.cancel()
+    assert lost(events) == [(0, "d0", "SLOW", True)]
+    assert check_tokens(events) == dict.fromkeys(range(2), TOKENS)
+    assert check_grammar(events).verdict.key == "7"
+
+
 # -- the retry budget --------------------------------------------------------------------------
 
 

@@ -70,13 +70,13 @@ class AggregatorConfig(ServiceConfig):
         0.25, "how often it is looked who fell silent or is slow", minimum=0.01, maximum=60
     )
     stall_factor: float = knob(
-        3.0,
+        2.0,
         "silence of a gang, in times of an outlier of its endpoint's own time between messages, "
         "after which it stalls",
         minimum=1,
         maximum=1000,
     )
-    stall_min_s: float = knob(1.5, "the same, at least", minimum=0.05, maximum=600)
+    stall_min_s: float = knob(1.0, "the same, at least", minimum=0.05, maximum=600)
     stall_max_s: float = knob(
         20.0,
         "the same, at most; and of what wrote too little to know",

@@ -13,13 +13,15 @@ from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.agents import AgentState
 from cogitate.aggregator.core.contemplation import Contemplation
-from cogitate.aggregator.core.pulse import ENOUGH_TOKENS, Pulse
+from cogitate.aggregator.core.pulse import ENOUGH_TOKENS, Pulse, Silence
 from cogitate.aggregator.guard import Guard
 from cogitate.kit import metrics
 from cogitate.kit.metric_registry import Metric
 
 # Losses that say nothing about how the endpoint fares.
 _BENIGN = frozenset({"BUILD_MISMATCH", "INVALID_REQUEST", "REJECTED", "EVICTED", "STALLED"})
+# What only an endpoint that runs can say.
+_OF_ENDPOINTS = m.Admitted | m.Prefilled | m.Stepped | m.ToolCalled | m.AgentEnded | m.GrantUsedUp
 # Who could not be hedged is not asked for again at every look.
 HEDGE_AGAIN_S = 5.0
 
@@ -54,6 +56,8 @@ class Vigil:
     def heard(self, item: m.Input) -> None:
         """Something came back; call it before the machine takes it."""
         now = time.monotonic()
+        if isinstance(item, _OF_ENDPOINTS) and (gang := self._gang(item.gang_id)):
+            self._guard.breakers.heard_of(gang.endpoint_id, now)
         if isinstance(item, m.Stepped):
             self._wrote(item, now)
         elif isinstance(item, m.Prefilled):
@@ -117,12 +121,12 @@ class Vigil:
         now, writing = time.monotonic(), dict(self._writing())
         found: list[m.Input] = []
         slow: set[int] = set()
-        for gang_id, silence in self._pulse.look(writing, now).items():
-            if silence.s > self._limit_s(gang_id, is_warm=silence.is_warm):
-                self._stalls(gang_id)
-                if not machine.races.allowed:
-                    found.append(m.GangLost(gang_id, "STALLED", _stalled(silence.s)))
+        for gang_id in self._stalling(writing, now):
+            has_first = any(machine.agents[i].gang_id == gang_id for i in writing[gang_id])
+            if has_first and machine.races.allowed:
                 slow |= writing[gang_id]
+            else:
+                found.append(m.GangLost(gang_id, "STALLED", "the endpoint fell silent"))
         agents = [a for a in machine.agents.values() if machine.races.can_race(a)]
         places = {a.agent_id: (a.gang_id, self._num_left(a)) for a in agents}
         factor, gain_s = config.hedge_factor, config.hedge_min_gain_s
@@ -132,6 +136,21 @@ class Vigil:
         }
         self._tried |= dict.fromkeys(slow, now)
         return found + ([m.Straggling(tuple(sorted(slow)))] if slow else [])
+
+    def _stalling(self, writing: dict[str, set[int]], now: float) -> Iterator[str]:
+        """The gangs that are silent for too long, and those whose endpoint is.
+
+        The latter are only raced: they have no pace of their own to be judged by.
+        """
+        silent = self._pulse.look(writing, now)
+        for gang_id, agents in writing.items():
+            silence = silent.get(gang_id)
+            if silence is not None and silence.s > self._limit_s(gang_id, silence):
+                self._stalls(gang_id)
+                yield gang_id
+            elif agents and self._machine.races.allowed:
+                if self._guard.breakers.is_silent(self._endpoint(gang_id)):
+                    yield gang_id
 
     def _writing(self) -> Iterator[tuple[str, set[int]]]:
         """By gang, the agents that ought to write there."""
@@ -146,17 +165,19 @@ class Vigil:
     def _in(self, gang_id: str) -> bool:
         return any(_runs_in(a, gang_id) for a in self._machine.agents.values() if a.open)
 
-    def _limit_s(self, gang_id: str, *, is_warm: bool) -> float:
+    def _endpoint(self, gang_id: str) -> str:
+        return self._machine.places.gangs[gang_id].endpoint_id
+
+    def _limit_s(self, gang_id: str, silence: Silence) -> float:
         breakers = self._guard.breakers
-        endpoint_id = self._machine.places.gangs[gang_id].endpoint_id
-        return breakers.limit_s(endpoint_id) if is_warm else breakers.limits.ceiling_s
+        limit_s = breakers.limit_s(self._endpoint(gang_id))
+        return limit_s if silence.is_warm else breakers.limits.ceiling_s
 
     def _stalls(self, gang_id: str) -> None:
         if gang_id in self._stalled:
             return
         self._stalled.add(gang_id)
-        endpoint_id = self._machine.places.gangs[gang_id].endpoint_id
-        self._guard.failed(endpoint_id, self._pulse.opened_at(gang_id), stalled=True)
+        self._guard.failed(self._endpoint(gang_id), self._pulse.opened_at(gang_id), stalled=True)
 
     def _num_left(self, agent: AgentState) -> int:
         """Tokens it is expected to write still."""
@@ -165,7 +186,3 @@ class Vigil:
 
 def _runs_in(agent: AgentState, gang_id: str) -> bool:
     return gang_id in (agent.gang_id, agent.rival.gang_id if agent.rival is not None else "")
-
-
-def _stalled(silence_s: float) -> str:
-    return f"the endpoint wrote nothing for {silence_s:.1f} s"

@@ -29,6 +29,7 @@ class Rival:
     num_sampled: int  # seen of it, those before its start included
     deltas: list[Delta] = field(default_factory=list)
     hint: str = ""
+    build_digest: str = ""
 
 
 @dataclass(slots=True)

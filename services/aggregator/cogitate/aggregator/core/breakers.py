@@ -39,8 +39,8 @@ MAX_NAMED = 256
 class BreakerLimits:
     """The knobs."""
 
-    factor: float = 3.0
-    floor_s: float = 1.5
+    factor: float = 2.0
+    floor_s: float = 1.0
     ceiling_s: float = 20.0
     failures: int = 3
     open_s: float = 2.0
@@ -56,6 +56,8 @@ class _Breaker:
     heard: int = 0
     failures: int = 0  # in a row
     failed_at: float = float("-inf")
+    stalled_at: float = float("-inf")
+    heard_at: float = float("-inf")  # anything, of any gang
     is_open: bool = False
     open_until: float = 0.0
     open_s: float = 0.0  # how long it was opened for, the last time since an agent ended well
@@ -77,6 +79,18 @@ class Breakers:
             return limits.ceiling_s
         outlier_s = limits.factor * (known.mean_s + 4 * known.deviation_s)
         return min(limits.ceiling_s, max(limits.floor_s, outlier_s))
+
+    def heard_of(self, endpoint_id: str, now: float) -> None:
+        """Something came from there, of whatever gang."""
+        self._of(endpoint_id).heard_at = now
+
+    def is_silent(self, endpoint_id: str) -> bool:
+        """Whether a gang stalls there and nothing at all has come since.
+
+        Then others there, that have shown no pace of their own yet, need not be waited for either.
+        """
+        known = self._known.get(endpoint_id)
+        return known is not None and known.stalled_at > known.heard_at
 
     def wrote(self, endpoint_id: str, gap_s: float | None, opened_at: float) -> bool:
         """A gang there wrote, so long after its last message; None: that tells nothing.
@@ -105,6 +119,7 @@ class Breakers:
     def failed(self, endpoint_id: str, opened_at: float, now: float, *, stalled: bool) -> bool:
         """A gang there was lost. Says if that opened the breaker."""
         known, limits = self._of(endpoint_id), self.limits
+        known.stalled_at = now if stalled else known.stalled_at
         if opened_at < known.failed_at:
             return False  # the same incident
         known.failures += 1

@@ -75,7 +75,9 @@ class Races:
         """Whether it writes, alone."""
         # Who is being killed is decided about.
         stands = agent.pending_call or agent.starved or agent.killing or agent.voted
-        runs = agent.open and agent.gang_id and agent.build_digest and not stands
+        # Any build will do for one that has not written yet.
+        has_state = agent.build_digest or not agent.num_sampled
+        runs = agent.open and agent.gang_id and has_state and not stands
         return bool(runs and agent.rival is None and self.allowed)
 
     def granted(self, event: m.Granted) -> None:
@@ -150,7 +152,11 @@ class Races:
         self._places.admitted(event)
         for agent, rival in self._racing(event.gang_id):
             rival.hint = event.hints.get(agent.agent_id, "")
-            if event.build_digest != agent.build_digest:
+            rival.build_digest = event.build_digest
+        here = [agent for agent, _ in self._racing(event.gang_id)]
+        for agent in [*here, *self._places.of(event.gang_id)]:
+            builds = {agent.build_digest, agent.rival.build_digest if agent.rival else ""}
+            if len(builds - {""}) > 1:
                 self.drop(agent)
 
     def stepped(self, gang_id: str, delta: m.Delta) -> None:
@@ -208,6 +214,7 @@ class Races:
             self._places.tell_lost(agent, endpoint_id, SLOW, resumed=True)
             self._kill(agent.gang_id, agent.agent_id, agent.attempt, agent.num_sampled)
         agent.gang_id, agent.attempt, agent.rival = rival.gang_id, rival.attempt, None
+        agent.build_digest = rival.build_digest
         self._places.tell_started(agent, rival.hint)
         for delta in rest:
             agent.record(delta)
