@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +26,10 @@ from tests.contract.test_aggregator import (
     open_stream,
     rest,
     saying,
+    spec,
     until,
 )
+from tests.contract.test_takeover import crash, runtime, twins
 from tests.fakes.decoder import Call, End, FakeDecoder, Hold, Step
 from tests.fakes.tools import FakeTools, text
 
@@ -184,13 +187,43 @@ async def test_a_gang_that_has_not_begun_leaves_an_endpoint_that_is_silent_to_ot
         one = open_stream(m, agent_count=2)
         await first(one)
         await until(lambda: asleep.num_sampled == 10)
-        asleep.prefills.clear()
         asleep.admits.clear()
-        events = await m.ask(agent_count=2)
+        m.router.avoids = False  # or it would not be placed there at all
+        asking = asyncio.create_task(m.ask(agent_count=2))
+        await until(lambda: len(asleep.opened) == 2)
+        m.router.avoids = True
+        events = await asking
         one.cancel()
     assert lost(events) == [(0, "d0", "SLOW", True)]
     assert check_tokens(events) == dict.fromkeys(range(2), TOKENS)
     assert check_grammar(events).verdict.key == "7"
+
+
+async def test_a_race_is_taken_over_with_all_else(tmp_path: Path) -> None:
+    """Both attempts end with the owner; the heir goes on from what clients saw, and races anew."""
+    hold = Hold()
+
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        held = hold if agent.attempt < 3 and agent.agent_id == 0 else WORDS[10]
+        return [*WORDS[:10], held, *WORDS[10:], End("7")]
+
+    async with twins(tmp_path / "journal.db", script, script, **HUNG) as m:
+        question = pb.ContemplateRequest(spec=spec(agent_count=1))
+        call = m.gateway.Contemplate(question, timeout=20)
+        id_ = await first(call)
+        await until(lambda: {a.attempt for d in m.decoders for a in d.agents()} == {1, 2})
+        owner = m.owner_of(id_)
+        machine = runtime(owner).runner_of(id_).machine
+        await until(lambda: machine.agents[0].rival is not None)
+        await crash(owner)
+        events = await rest(call)
+    assert kinds(events)[-1] == "verdict"
+    assert {entry[2] for entry in lost(events)} == {"OWNER_LOST"}
+    assert check_tokens(events) == {0: TOKENS + 1}
+    certificate = events[-1].verdict.certificate
+    assert [a.reason for a in certificate.lost_attempts] == ["HEDGED", "OWNER_LOST"]
+    ledger = certificate.ledger
+    assert ledger.generated_token_count == ledger.used_token_count + ledger.lost_token_count
 
 
 # -- the retry budget --------------------------------------------------------------------------

@@ -100,6 +100,19 @@ def test_half_open_it_is_probed_by_one_and_closed_or_opened_twice_as_long() -> N
     assert breakers.avoided(7.7) == frozenset()
 
 
+def test_an_endpoint_is_silent_from_a_stall_until_anything_comes_from_it() -> None:
+    breakers = Breakers(LIMITS)
+    breakers.heard_of("a", 1.0)
+    assert not breakers.is_silent("a")
+    assert not breakers.is_silent("b")
+    breakers.failed("a", 0.0, 1.5, stalled=False)
+    assert not breakers.is_silent("a"), "it failed, and may be heard of again at once"
+    breakers.failed("a", 0.0, 2.0, stalled=True)
+    assert breakers.is_silent("a"), "though it is the same incident"
+    breakers.heard_of("a", 2.1)
+    assert not breakers.is_silent("a")
+
+
 def test_a_probe_that_was_not_used_is_the_next_ones() -> None:
     breakers = Breakers(LIMITS)
     breakers.failed("a", 0.0, 0.0, stalled=True)
