@@ -53,7 +53,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     async def drain(self, grace_s: float) -> None:
         """Lets HTTP streams end; gRPC's end in the server's own grace, clients attach elsewhere."""
         if self._http is not None:
-            await self._http.stop()
+            await self._http.drain()
 
     async def stop(self) -> None:
         """Closes what listens, then the channels."""

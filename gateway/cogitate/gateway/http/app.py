@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
@@ -38,6 +39,14 @@ class Stream:
         await sse.write(
             self._frames, receive, send, stall_s=self._stall_s, keep_alive_s=self._keep_alive_s
         )
+
+
+def _query(request: Request, name: str, pattern: str, words: str) -> str:
+    """Returns a parameter of the query, or an empty string. Raises InvalidRequest."""
+    given = request.query_params.getlist(name)
+    if len(given) > 1 or not all(re.fullmatch(pattern, one) for one in given):
+        raise InvalidRequest(f"{name} must be {words}, once", field=name)
+    return "".join(given)
 
 
 class Application:
@@ -86,20 +95,15 @@ class Application:
 
     async def response(self, request: Request) -> Any:
         """GET and DELETE /v1/responses/{id}: as far as it is, or streamed from any event on."""
-        id, query = request.path_params["response_id"], request.query_params
+        id = request.path_params["response_id"]
         if request.method == "DELETE":
             return JSONResponse(await self._responses.delete(id))
-        if query.get("stream", "false").lower() not in ("true", "1"):
-            if "starting_after" in query:
-                raise InvalidRequest("starting_after needs stream=true", field="starting_after")
+        streams = _query(request, "stream", "true|false", "true or false")
+        after = _query(request, "starting_after", "[0-9]{1,18}", "a sequence number")
+        wanted = _query(request, "cogitate_events", "none|decisions|all", "none, decisions or all")
+        if streams != "true":
             return JSONResponse(await self._responses.look_up(id))
-        after = query.get("starting_after", "-1")
-        if not after.removeprefix("-").isdecimal() or not -1 <= int(after[:20]) < 2**62:
-            raise InvalidRequest("starting_after must be a sequence number", field="starting_after")
-        wanted = query.get("cogitate_events", "none")
-        if wanted not in ("none", "decisions", "all"):
-            raise InvalidRequest("it is none, decisions or all", field="cogitate_events")
-        return self._stream(self._responses.tell_again(id, int(after), wanted))
+        return self._stream(self._responses.tell_again(id, int(after or -1), wanted or "none"))
 
     async def cancel_response(self, request: Request) -> Response:
         """POST /v1/responses/{id}/cancel."""
@@ -123,7 +127,7 @@ class Application:
 
     async def document(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(document.openapi())
+        return JSONResponse(document.openapi(self._config))
 
     def _model(self, one: gateway_service_pb2.ModelDescription) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from cogitate.gateway.http.protocol import Limits, protocol_class
 from starlette.types import ASGIApp
 
 BACKLOG = 2048
+logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a bad request is no news
 
 
 class Listener:
@@ -51,11 +53,23 @@ class Listener:
         self._serving = asyncio.create_task(self._server.serve([self._socket]), name="http")
         await self._server.accepting.wait()
 
-    async def stop(self) -> None:
-        """Accepts no more, lets streams end within the grace, then cuts them."""
+    async def drain(self) -> None:
+        """Accepts no more, and waits until streams have ended; cancelled, it leaves them alone."""
         self._server.should_exit = True
         if self._serving is not None:
-            await self._serving
+            await asyncio.wait((self._serving,))
+
+    async def stop(self) -> None:
+        """Cuts what is left."""
+        self._server.should_exit = self._server.force_exit = True
+        state = self._server.server_state
+        for task in state.tasks:
+            task.cancel()
+        for connection in state.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        if self._serving is not None:
+            await asyncio.wait((self._serving,))
         self._socket.close()
 
 

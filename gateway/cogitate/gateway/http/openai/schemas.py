@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+def _integral(value: Any) -> Any:
+    """To JSON 3.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int32 = Annotated[int, BeforeValidator(_integral), Field(ge=-(2**31), lt=2**31)]
+Int64 = Annotated[int, BeforeValidator(_integral), Field(ge=-(2**63), lt=2**63)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
@@ -226,6 +232,16 @@ class StreamOptions(Strict):
 class ChatRequest(Ignored):
     """The body of POST /v1/chat/completions."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": "mini",
+                "messages": [{"role": "user", "content": "Use 3, 5 and 7 to make 22."}],
+                "cogitate": {"agents": 4},
+            }
+        }
+    )
+
     model: str = ""
     messages: list[ChatMessage]
     stream: bool | None = None
@@ -367,6 +383,12 @@ class Reasoning(Strict):
 
 class ResponseRequest(Ignored):
     """The body of POST /v1/responses."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "mini", "input": "Use 3, 5 and 7 to make 22.", "background": True}
+        }
+    )
 
     model: str = ""
     input: str | list[InputItem]
