@@ -188,6 +188,7 @@ async def test_a_gang_that_has_not_begun_leaves_an_endpoint_that_is_silent_to_ot
         await first(one)
         await until(lambda: asleep.num_sampled == 10)
         asleep.admits.clear()
+        asleep.deaf = True  # that it obeys would be a sign of life
         m.router.avoids = False  # or it would not be placed there at all
         asking = asyncio.create_task(m.ask(agent_count=2))
         await until(lambda: len(asleep.opened) == 2)
