@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up bench-decode bench-engine protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -101,6 +101,9 @@ bench-engine: setup ## The mesh's tax, shared cores, an idle mesh, many gangs, s
 	$(BIN)/python -m tests.bench.many_gangs --json .cache/bench/many_gangs.json
 	$(BIN)/python -m tests.bench.mesh_tax --json .cache/bench/mesh_tax.json
 	$(BIN)/python -m tests.bench.shared_core --json .cache/bench/shared_core.json
+
+fuzz-http: setup ## Thousands of requests made of the OpenAPI document; minutes
+	COGITATE_FUZZ_EXAMPLES=100 $(PYTEST) tests/contract/test_http_fuzzing.py
 
 clean: ## Remove .venv and the tools' caches; .cache, where training keeps its work, stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

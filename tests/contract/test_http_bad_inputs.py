@@ -157,6 +157,7 @@ CHAT_REFUSALS: list[tuple[dict[str, Any], str]] = [
     (asks(logit_bias={"-1": 1}), "logit_bias"),
     (asks(logit_bias={"x": 1}), "logit_bias"),
     (asks(max_tokens=0), "max_tokens"),
+    (asks(max_completion_tokens=0, max_tokens=5), "max_tokens"),
     (asks(max_tokens=-5), "max_tokens"),
     (asks(max_tokens=10**7), "max_tokens"),
     (asks(stop=["x"] * 17), "stop"),

@@ -45,4 +45,4 @@ async def test_schemathesis_finds_nothing() -> None:
         assert "Missing test data" not in report, report
         print(report[-600:])
         # Most conversations made at random end with no question and are refused; some must not be.
-        assert len(m.aggregator.played) >= EXAMPLES
+        assert len(m.aggregator.played) > 1 + EXAMPLES // 10

@@ -19,7 +19,7 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
-PORTS = 8
+PORTS = 9
 
 
 @dataclass
@@ -57,6 +57,12 @@ class Mesh:
     def address(self) -> str:
         """The gateway's."""
         return f"127.0.0.1:{self.base_port}"
+
+    @property
+    def http(self) -> str:
+        """Where the gateway speaks HTTP."""
+        note = json.loads(next(self.state.rglob("mesh.json")).read_text())
+        return next(f"http://{m['http']}" for m in note["members"] if m["http"])
 
     @property
     def store(self) -> Path:

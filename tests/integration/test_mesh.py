@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import openai
 import pytest
 from cogitate.client import Client, CogitateError, InvalidRequest
 from cogitate.v1 import gateway_service_pb2 as gateway_pb
@@ -232,6 +234,63 @@ def test_every_answer_follows_the_schema(client: Client) -> None:
 def test_a_grammar_nobody_can_follow_is_refused_in_the_endpoints_words(client: Client) -> None:
     with pytest.raises(CogitateError, match="json_schema cannot be followed"):
         client.ask(QUESTION, images=[BOARD], agents=1, json_schema={"type": "word"})
+
+
+@pytest.fixture
+def openai_client(mesh: Mesh) -> Iterator[openai.OpenAI]:
+    url = f"{mesh.http}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def shown() -> list[Any]:
+    data = base64.b64encode(BOARD.read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return [{"role": "user", "content": [{"type": "text", "text": QUESTION}, image]}]
+
+
+def test_openais_client_gets_the_answer_that_grpc_gets(
+    client: Client, openai_client: openai.OpenAI
+) -> None:
+    answer = client.ask(QUESTION, images=[BOARD], seed=7, agents=8, quorum="all")
+    asked: Any = {"cogitate": {"agents": 8, "quorum": "all"}}
+    create = openai_client.chat.completions.create
+    whole = create(model="mini", messages=shown(), seed=7, extra_body=asked)
+    assert whole.choices[0].message.content == answer.answer
+    stream = create(model="mini", messages=shown(), seed=7, extra_body=asked, stream=True)
+    text = "".join(c.choices[0].delta.content or "" for c in stream)
+    assert text == answer.answer
+    own = (whole.model_extra or {})["cogitate"]
+    assert own["tokens"]["generated"] == whole.usage.completion_tokens > 0  # type: ignore[union-attr]
+    assert own["ballot_count"] == 8
+
+
+def test_a_response_streamed_looked_up_and_told_again_is_one(openai_client: openai.OpenAI) -> None:
+    image = shown()[0]["content"][1]["image_url"]["url"]
+    asked: list[Any] = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": QUESTION},
+                {"type": "input_image", "image_url": image},
+            ],
+        }
+    ]
+    with openai_client.responses.stream(model="mini", input=asked) as stream:
+        told = list(stream)
+        final = stream.get_final_response()
+    again = openai_client.responses.retrieve(final.id)
+    assert again.output_text == final.output_text != "" and again.usage == final.usage
+    numbers = [event.sequence_number for event in told]
+    rest = openai_client.responses.retrieve(
+        final.id, stream=True, starting_after=numbers[len(numbers) // 2]
+    )
+    assert [event.sequence_number for event in rest] == numbers[len(numbers) // 2 + 1 :]
+    one = openai_client.responses.create(
+        model="mini", input="How many red cards are there?", previous_response_id=final.id,
+        reasoning={"effort": "medium"},
+    )  # fmt: skip
+    assert one.output_text and one.previous_response_id == final.id
 
 
 def test_ask_prints_one_event_a_line_and_the_verdict_last(mesh: Mesh) -> None:

@@ -115,8 +115,8 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_mesh_is_planned_with_ports_from_its_base(tmp_path: Path) -> None:
     options = Options(decoders=3, threads=2)
-    assert 8 == port_count(options)
-    planned = members(options, range(7100, 7108), tmp_path, tmp_path / "traces.sqlite")
+    assert 9 == port_count(options)
+    planned = members(options, range(7100, 7109), tmp_path, tmp_path / "traces.sqlite")
     by_name = {member.name: member for member in planned}
     assert [
         "gateway",
@@ -150,8 +150,8 @@ def test_further_aggregators_come_last_share_the_journal_and_are_known_to_the_ga
     tmp_path: Path,
 ) -> None:
     options = Options(decoders=1, aggregators=3)
-    assert 8 == port_count(options)
-    planned = members(options, range(7100, 7108), tmp_path, tmp_path / "traces.sqlite")
+    assert 9 == port_count(options)
+    planned = members(options, range(7100, 7109), tmp_path, tmp_path / "traces.sqlite")
     by_name = {member.name: member for member in planned}
     assert ["aurora-1", "aggregator-2", "aggregator-3"] == list(by_name)[5:]
     told = _flags_of(by_name["gateway"].arguments)["--aggregator-address"]

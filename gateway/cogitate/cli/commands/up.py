@@ -34,10 +34,10 @@ HELP = "start a mesh that stays"
 DESCRIPTION = """\
 Starts gateway, aggregator, router, vision-encoder, tool-executor and the agent-decoders, each a
 process of its own, and waits until all are serving. Ports count up from the base: gateway,
-aggregator, router, vision-encoder, tool-executor, decoders, further aggregators. Everything listens
-on loopback. Logs, journal and traces are kept under the state folder (COGITATE_STATE, else
-~/.local/state/cogitate/NAME). Any knob of a service can be set by its environment variable, such as
-COGITATE_GATEWAY_MAX_AGENT_COUNT=16.
+aggregator, router, vision-encoder, tool-executor, decoders, further aggregators, and the gateway's
+for HTTP. Everything listens on loopback. Logs, journal and traces are kept under the state folder
+(COGITATE_STATE, else ~/.local/state/cogitate/NAME). Any knob of a service can be set by its
+environment variable, such as COGITATE_GATEWAY_MAX_AGENT_COUNT=16.
 
   cogitate up                       in the foreground; Ctrl-C drains and stops
   cogitate up --detach              in the background; `cogitate down` stops it
@@ -191,8 +191,14 @@ def _print_addresses(console: Console, note: state.Note) -> None:
             member.address,
             Text("ask here" if is_gateway else "", "dim"),
         )
+    table.add_row("", "", *_http_row(note))
     console.print(table)
     console.print(f"[dim]logs and traces[/dim] {state.folder(note.name)}", highlight=False)
+
+
+def _http_row(note: state.Note) -> tuple[Text, Text]:
+    address = next((member.http for member in note.members if member.http), "")
+    return Text(f"http://{address}/v1"), Text("or here, with OpenAI's clients", "dim")
 
 
 class _Asked(Exception):

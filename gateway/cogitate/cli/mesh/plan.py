@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,7 @@ class Member:
     address: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    http: str = ""  # where it speaks HTTP, too
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ def members(
     """Returns the processes in the order of their ports; `folder` holds journal and ready files."""
     addresses = [f"{options.host}:{port}" for port in ports]
     at = dict(zip(SERVICES, addresses, strict=False))
-    more = addresses[len(SERVICES) + options.decoders :]
+    *more, http = addresses[len(SERVICES) + options.decoders :]
     needs = {
         "gateway": _flags(
             aggregator_address=",".join([at["aggregator"], *more]),
             vision_encoder_address=at["vision-encoder"],
             router_address=at["router"],
             default_model=options.model,
+            http_listen=http,
         ),
         "aggregator": _flags(
             router_address=at["router"],
@@ -112,12 +114,12 @@ def members(
         )
         for number, address in enumerate(more, start=2)
     ]  # fmt: skip
-    return tuple(made)
+    return (replace(made[0], http=http), *made[1:])
 
 
 def port_count(options: Options) -> int:
-    """Returns how many ports a mesh takes."""
-    return len(SERVICES) + options.decoders + options.aggregators - 1
+    """Returns how many ports a mesh takes; the last is the gateway's for HTTP."""
+    return len(SERVICES) + options.decoders + options.aggregators
 
 
 def ready_file(folder: Path, name: str) -> Path:

@@ -71,6 +71,7 @@ class Processes:
                 member.address,
                 str(log_file(self._folder, member.name)),
                 state.identity(self._children[member.name].pid),
+                member.http,
             )
             for member in self.members
             if member.name in self._children

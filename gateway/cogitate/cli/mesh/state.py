@@ -41,6 +41,7 @@ class NotedMember:
     address: str
     log: str
     process: Identity
+    http: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,13 @@ def read(name: str) -> Note | None:
             state=raw["state"],
             supervisor=Identity(**raw["supervisor"]),
             members=tuple(
-                NotedMember(one["name"], one["address"], one["log"], Identity(**one["process"]))
+                NotedMember(
+                    one["name"],
+                    one["address"],
+                    one["log"],
+                    Identity(**one["process"]),
+                    one.get("http", ""),
+                )
                 for one in raw["members"]
             ),
             start_time_s=raw["start_time_s"],

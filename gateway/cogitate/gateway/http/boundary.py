@@ -45,7 +45,8 @@ class Boundary:
 
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         with telemetry.remote_context(headers):
-            with telemetry.span("HTTP", kind=trace.SpanKind.SERVER) as span:
+            method = str(scope["method"])
+            with telemetry.span(method, kind=trace.SpanKind.SERVER) as span:
                 try:
                     _check_host(scope)
                     with (
@@ -63,7 +64,11 @@ class Boundary:
                         await _answer(error, receive, send)
                     elif not isinstance(error, Cancelled):
                         # Half an answer must not look whole: uvicorn cuts the connection.
+                        logger.warning("a stream over HTTP was cut: %s", error.reason)
                         raise _Cut(error.reason) from None
+                finally:
+                    if "endpoint" in scope:
+                        span.update_name(f"{method} {scope['endpoint'].__name__}")
 
 
 class _Cut(RuntimeError):

@@ -14,7 +14,8 @@ from cogitate.gateway.http.protocol import Limits, protocol_class
 from starlette.types import ASGIApp
 
 BACKLOG = 2048
-logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a bad request is no news
+# A bad request is no news, and what is cut on purpose is logged where that is done.
+logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
 
 
 class Listener:

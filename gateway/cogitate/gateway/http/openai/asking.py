@@ -135,7 +135,8 @@ def chat(body: s.ChatRequest) -> tuple[pb2.ContemplateRequest, Results | None]:
     sampling = spec.sampling_params
     _set(sampling, body, "temperature top_p top_k min_p repetition_penalty frequency_penalty")
     _set(sampling, body, "presence_penalty seed")
-    if (most := body.max_completion_tokens or body.max_tokens) is not None:
+    given = body.max_completion_tokens
+    if (most := body.max_tokens if given is None else given) is not None:
         sampling.max_tokens = most
     sampling.stop.extend([body.stop] if isinstance(body.stop, str) else body.stop or [])
     for token, bias in (body.logit_bias or {}).items():
@@ -143,8 +144,8 @@ def chat(body: s.ChatRequest) -> tuple[pb2.ContemplateRequest, Results | None]:
     match body.response_format:
         case s.JsonObjectFormat():
             spec.response_json_schema = '{"type": "object"}'
-        case s.JsonSchemaFormat(json_schema=given):
-            spec.response_json_schema = json.dumps(given.schema_ or {})
+        case s.JsonSchemaFormat(json_schema=named):
+            spec.response_json_schema = json.dumps(named.schema_ or {})
     _set_tools(spec, [tool.function for tool in body.tools or ()], body.tool_choice)
     return _request(spec, body.cogitate), _results(turns, "messages")
 
