@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from cogitate.v1 import contemplation_service_pb2 as pb2
 
+from tests.fakes.aggregator import Step, Wait
 from tests.fakes.front import Mesh, happy, mesh
 
 pytestmark = pytest.mark.contract
@@ -356,3 +359,44 @@ async def test_a_flood_of_bad_requests_leaves_memory_as_it_was() -> None:
             assert (await post(m, CHAT, big))[0] == 400
         grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert grown_mib < 64
+
+
+def wordy(_: pb2.ContemplateRequest) -> Sequence[Step]:
+    """One agent that writes 64 MB."""
+    delta = pb2.AgentTextDelta(text="word " * 13_000, is_answer=True, token_count=1)
+    event = pb2.ContemplationEvent(deltas=pb2.AgentDeltas(deltas=[delta]))
+    return (pb2.ContemplationEvent(accepted=pb2.Accepted(agent_count=1)), *[event] * 1000)
+
+
+async def test_a_reader_that_stalls_is_cut_off_and_its_contemplation_cancelled() -> None:
+    async with mesh(wordy, http_listen="127.0.0.1:0", write_stall_s=0.5) as m:
+        body = json.dumps(asks(stream=True)).encode()
+        async with connected(m) as connection:
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await connection.send(request(body))
+            await asyncio.wait_for(m.aggregator.cancelled.wait(), 10)
+            # What was written ahead is what sockets hold, not what the agent wrote.
+            assert m.aggregator.sent < 300
+            connection.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            read = b""
+            with contextlib.suppress(ConnectionResetError):
+                async with asyncio.timeout(10):
+                    while part := await connection.reader.read(1 << 20):
+                        read += part
+            assert b"[DONE]" not in read and not read.endswith(b"0\r\n\r\n")
+
+
+async def test_a_silent_stream_is_kept_alive() -> None:
+    def silent(_: pb2.ContemplateRequest) -> Sequence[Step]:
+        return (
+            pb2.ContemplationEvent(accepted=pb2.Accepted(agent_count=1)),
+            Wait(0.5),
+            *happy(_)[2:],
+        )
+
+    async with mesh(silent, http_listen="127.0.0.1:0", http_keep_alive_s=0.1) as m:
+        async with connected(m) as connection:
+            await connection.send(request(json.dumps(asks(stream=True)).encode()))
+            status, headers, body = await connection.answer()
+        assert status == 200 and headers["content-type"].startswith("text/event-stream")
+        assert 2 <= body.count(b": keep-alive\n\n") <= 5 and body.endswith(b"data: [DONE]\n\n")
