@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from cogitate.gateway.http.openai import extension
 from cogitate.gateway.http.openai.responses import Response, frames
 from cogitate.gateway.http.openai.telling import Telling
 from cogitate.v1 import common_pb2
@@ -95,3 +96,13 @@ def test_a_stream_cut_anywhere_goes_on_with_exactly_the_rest(
     after = whole[min(place, len(whole) - 1)]["sequence_number"]
     _, rest = told(events, after)
     assert rest == [event for event in whole if event["sequence_number"] > after]
+
+
+def test_deltas_written_by_hand_are_what_the_contract_says() -> None:
+    delta = pb2.AgentTextDelta(agent_id=1, text="x", token_count=2)
+    event = Event(event_number=4, deltas=pb2.AgentDeltas(deltas=[delta]))
+    told = extension.told(event, "all")
+    assert told is not None
+    (by_hand,) = told["deltas"]["deltas"]
+    assert by_hand == extension.plain(delta)
+    assert set(by_hand) == {field.name for field in delta.DESCRIPTOR.fields}

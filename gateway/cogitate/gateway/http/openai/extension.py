@@ -24,7 +24,26 @@ def told(event: pb2.ContemplationEvent, wanted: str) -> dict[str, Any] | None:
         return None
     if kind in _TEXT and wanted != "all":
         return None
-    return {"type": kind, "event_number": event.event_number, kind: plain(getattr(event, kind))}
+    # By hand where there are thousands: `plain` takes ten times as long.
+    content = _deltas(event.deltas) if kind == "deltas" else plain(getattr(event, kind))
+    return {"type": kind, "event_number": event.event_number, kind: content}
+
+
+def _deltas(deltas: pb2.AgentDeltas) -> dict[str, Any]:
+    return {
+        "deltas": [
+            {
+                "agent_id": one.agent_id,
+                "attempt": one.attempt,
+                "token_offset": one.token_offset,
+                "token_count": one.token_count,
+                "text": one.text,
+                "is_answer": one.is_answer,
+                "logprob_sum": one.logprob_sum,
+            }
+            for one in deltas.deltas
+        ]
+    }
 
 
 def plain(value: Any) -> Any:
