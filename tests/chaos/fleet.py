@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import statistics
@@ -98,10 +99,20 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Strike:
+    """A signal to a decoder; ``ended_at`` is when a stopped one was woken."""
+
+    at: float
+    name: str
+    ended_at: float = math.inf
+
+
+@dataclass(frozen=True)
 class Move:
-    """An agent that lost its endpoint, and when its next token was seen (None: it ended)."""
+    """An agent that left its endpoint, and when its next token was seen (None: it ended)."""
 
     endpoint: str
+    reason: str
     lost_at: float
     resumed_at: float | None
 
@@ -172,7 +183,7 @@ def watched(stub: Any, spec: pb.ContemplationSpec, seen: Watch) -> list[Move]:
     asked = pb.ContemplationSpec()
     asked.CopyFrom(spec)
     asked.request_id = str(uuid.uuid4())
-    lost: dict[int, tuple[str, float]] = {}
+    lost: dict[int, tuple[str, str, float]] = {}
     moves: list[Move] = []
     for response in stub.Contemplate(pb.ContemplateRequest(spec=asked), timeout=HANG_S):
         event, now = response.event, time.monotonic()
@@ -180,7 +191,7 @@ def watched(stub: Any, spec: pb.ContemplationSpec, seen: Watch) -> list[Move]:
         told = event.agent_lost
         if told.endpoint_id:
             # Lost again before it went on: the first loss is where its gap began.
-            lost.setdefault(told.agent_id, (told.endpoint_id, now))
+            lost.setdefault(told.agent_id, (told.endpoint_id, told.reason, now))
         writing = [d.agent_id for d in event.deltas.deltas if d.agent_id in lost]
         moves += [Move(*lost.pop(agent_id), now) for agent_id in writing]
     return moves + [Move(*where, None) for where in lost.values()]
@@ -218,13 +229,19 @@ def undisturbed(address: str, specs: Sequence[pb.ContemplationSpec]) -> list[Cas
     return cases
 
 
-def gaps_s(moves: Sequence[Move], strikes: Sequence[tuple[float, str]]) -> list[float]:
-    """Seconds from each strike to the next token of each agent that it moved."""
+def gaps_s(moves: Sequence[Move], strikes: Sequence[Strike]) -> list[float]:
+    """Seconds from each strike to the next token of each agent that it moved.
+
+    Who was hedged where nothing was stopped was only slow.
+    """
     found = []
     for move in moves:
-        before = [at for at, name in strikes if name == move.endpoint and at < move.lost_at]
-        if before and move.resumed_at is not None:
-            found.append(move.resumed_at - before[-1])
+        before = [s for s in strikes if s.name == move.endpoint and s.at < move.lost_at]
+        if not before or move.resumed_at is None:
+            continue
+        slow = move.reason == "SLOW" and not move.lost_at < before[-1].ended_at < math.inf
+        if not slow:
+            found.append(move.resumed_at - before[-1].at)
     return found
 
 

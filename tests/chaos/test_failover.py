@@ -2,7 +2,8 @@
 
     COGITATE_CHAOS_DECODER_KILLS=1000 pytest -s tests/chaos/test_failover.py -k killed
     COGITATE_CHAOS_ENGINE=mini COGITATE_CHAOS_DECODER_KILLS=100 pytest -s … -k killed
-    COGITATE_CHAOS_REQUESTS=2000 pytest -s tests/chaos/test_failover.py -k stopped
+    COGITATE_CHAOS_REQUESTS=2000 COGITATE_CHAOS_CLIENTS=12 COGITATE_CHAOS_TOKENS=40 \
+        pytest -s tests/chaos/test_failover.py -k stopped
     COGITATE_CHAOS_OUTAGES=50 pytest -s tests/chaos/test_failover.py -k provider
 
 The engine is the real one, its process and socket too. ``fast`` is a model of random weights whose
@@ -19,6 +20,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,16 @@ import pytest
 from cogitate.cli.mesh.plan import Options
 from cogitate.v1 import contemplation_service_pb2 as pb
 
-from tests.chaos.fleet import Case, Fleet, Load, gaps_s, running_fleet, summary, undisturbed
+from tests.chaos.fleet import (
+    Case,
+    Fleet,
+    Load,
+    Strike,
+    gaps_s,
+    running_fleet,
+    summary,
+    undisturbed,
+)
 from tests.fakes.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(7200)]
@@ -38,18 +49,19 @@ OUTAGES = int(os.environ.get("COGITATE_CHAOS_OUTAGES", "2"))
 SEED = int(os.environ.get("COGITATE_CHAOS_SEED", "1"))
 ENGINE = os.environ.get("COGITATE_CHAOS_ENGINE", "fast")
 CLIENTS = int(os.environ.get("COGITATE_CHAOS_CLIENTS", "3"))
+TOKENS = int(os.environ.get("COGITATE_CHAOS_TOKENS", "150"))  # of an agent, without a schema
 AGENTS = 4
 STEP_S = 0.005
 BOARD = Path(__file__).parents[2] / "examples" / "board.png"
 SCHEMA = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": 999},
-    "minItems": 20,
-    "maxItems": 40,
+    "minItems": TOKENS * 2 // 15,
+    "maxItems": TOKENS * 4 // 15,
 }
 # Faults come a thousand times as often as any operator would bear: what bounds retries is tested
 # elsewhere, here every agent is to come through.
-KNOBS = {"max-agent-loss-count": "50"}
+KNOBS = {"max-agent-loss-count": "50", "retry-floor-count": "100000"}
 
 
 def questions() -> list[pb.ContemplationSpec]:
@@ -68,7 +80,7 @@ def questions() -> list[pb.ContemplationSpec]:
         else:
             message.parts.add(text="Say what you like.")
             spec.sampling_params.temperature = 0.9
-            spec.sampling_params.max_tokens = 150
+            spec.sampling_params.max_tokens = TOKENS
         spec.sampling_params.seed = 100 + number
         if number % 2:
             spec.response_json_schema = json.dumps(SCHEMA)
@@ -100,7 +112,7 @@ def test_decoders_killed_at_any_moment_cost_no_token(fleet: Fleet, cases: list[C
         while len(strikes) < KILLS and not load.books.faults:
             time.sleep(chance.uniform(0, 0.3))
             name = chance.choice(sorted(fleet.decoders))
-            strikes.append((fleet.strike(name, signal.SIGKILL), name))
+            strikes.append(Strike(fleet.strike(name, signal.SIGKILL), name))
             fleet.revive(name)
             fleet.wait_until_ready(name)
         time.sleep(1.0)
@@ -114,10 +126,10 @@ def test_decoders_stopped_at_any_moment_hang_nobody(fleet: Fleet, cases: list[Ca
         while load.books.num_ended < REQUESTS and not load.books.faults:
             time.sleep(chance.uniform(0.2, 1.0))
             name = chance.choice(sorted(fleet.decoders))
-            strikes.append((fleet.strike(name, signal.SIGSTOP), name))
+            stopped_at = fleet.strike(name, signal.SIGSTOP)
             # Long enough to be left, often not long enough for the stream to be given up by TCP.
             time.sleep(chance.uniform(1.0, 4.0))
-            fleet.strike(name, signal.SIGCONT)
+            strikes.append(Strike(stopped_at, name, fleet.strike(name, signal.SIGCONT)))
         time.sleep(1.0)
     tell("stops", len(strikes), load, strikes)
 
@@ -128,7 +140,7 @@ def test_a_provider_that_dies_costs_no_answer(fleet: Fleet, cases: list[Case]) -
         for number in range(OUTAGES):
             time.sleep(chance.uniform(0.3, 1.0))
             names = fleet.of_provider("aurora" if number % 2 else "borealis")
-            strikes += [(fleet.strike(name, signal.SIGKILL), name) for name in names]
+            strikes += [Strike(fleet.strike(name, signal.SIGKILL), name) for name in names]
             time.sleep(0.5)
             for name in names:
                 fleet.revive(name)
@@ -140,7 +152,7 @@ def test_a_provider_that_dies_costs_no_answer(fleet: Fleet, cases: list[Case]) -
     tell("outages", OUTAGES, load, strikes)
 
 
-def tell(what: str, count: int, load: Load, strikes: Sequence[tuple[float, str]]) -> None:
+def tell(what: str, count: int, load: Load, strikes: Sequence[Strike]) -> None:
     """Prints what was found, writes it if that was asked for, and fails on any fault."""
     books = load.books
     gaps = gaps_s(books.moves, strikes)
@@ -152,6 +164,7 @@ def tell(what: str, count: int, load: Load, strikes: Sequence[tuple[float, str]]
         "contemplations": books.num_ended,
         "tokens": books.num_tokens,
         "agents moved": len(books.moves),
+        "reasons": dict(Counter(move.reason for move in books.moves)),
         "gap_s": summary(gaps),
         "longest_contemplation_s": round(books.longest_s, 3),
         "faults": len(books.faults),

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from cogitate.agent_decoder import runtime as runtime_module
 from cogitate.agent_decoder.config import AgentDecoderConfig
+from cogitate.agent_decoder.grammars import Grammars
 from cogitate.agent_decoder.rendering import BLIND, UNREAD
 from cogitate.agent_decoder.server import build
 from cogitate.kit import config as configuration
@@ -1115,6 +1116,38 @@ async def test_reports_reach_every_router(models: Path) -> None:
                 await asyncio.sleep(0.02)
         for router in routers:
             assert [r.drain.reason for r in router.reports if r.HasField("drain")] == ["DRAIN"]
+
+
+async def test_routers_hear_of_it_once_it_can_follow_grammars(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first agent under a schema would wait there for what tries grammars."""
+    routers: list[FakeRouter] = []
+    may_prepare, prepare = asyncio.Event(), Grammars.prepare
+
+    async def build_router(config: Any, server: Any) -> FakeRouter:
+        routers.append(FakeRouter(server))
+        return routers[-1]
+
+    async def held(grammars: Grammars) -> None:
+        await may_prepare.wait()
+        await prepare(grammars)
+
+    monkeypatch.setattr(Grammars, "prepare", held)
+    from cogitate.kit.config import ServiceConfig
+
+    async with (
+        lifecycle.serving(ServiceConfig(drain_grace_s=0.1), build_router) as router,
+        decoder(models, router_addresses=(router.address,)) as made,
+    ):
+        stream = await made.opened(spec(bias=TALKS))
+        await stream.until("finished")  # who knows it may use it
+        assert routers[0].reports == []
+        may_prepare.set()
+        async with asyncio.timeout(20):
+            while not routers[0].reports:
+                await asyncio.sleep(0.02)
+        stream.call.cancel()
 
 
 async def test_a_chat_model_calls_a_tool_in_its_own_format(tmp_path: Path) -> None:

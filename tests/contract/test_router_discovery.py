@@ -34,7 +34,7 @@ class Endpoint:
         fields = {"process_id": f"start-of-{endpoint_id}", **fields}
         self.said = description(endpoint_id, **fields)
         self.load = decoder_pb.EndpointLoad(free_block_count=100)
-        self.reports = Reports(self.said, lambda: self.load)
+        self.reports = Reports(self.said, lambda: self.load, self.start)
         add_EndpointServiceServicer_to_server(EndpointServicer(self.reports), server)
 
     async def start(self) -> None:

@@ -90,6 +90,8 @@ class FakeDecoder(pb_grpc.AgentDecoderServiceServicer, FakeServer):
         self.commands: list[pb.DecodeRequest] = []
         self.refusals: list[pb.GangRefused] = []  # for the next gangs
         self.deaf = False  # True: commands are read and not obeyed
+        self.admits = asyncio.Event()  # clear it and no gang is answered any more
+        self.admits.set()
         self.prefills = asyncio.Event()  # clear it and no prompt is computed any more
         self.prefills.set()
         self.num_sampled = 0
@@ -186,6 +188,7 @@ class _Gang:
         admitted = pb.GangAdmitted(
             endpoint_id=self.decoder.endpoint_id, build_digest=self.decoder.build
         )
+        await self.decoder.admits.wait()
         yield pb.DecodeResponse(admitted=admitted)
         await self.decoder.prefills.wait()
         yield pb.DecodeResponse(prefilled=pb.GangPrefilled(prompt_token_count=10))

@@ -24,6 +24,7 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         self.delay_s = 0.0
         self.denial_delay_s = 0.0  # what its own denials tell to wait; 0 is for ever
         self.silent = False
+        self.avoids = True  # it heeds which endpoints are to be left out
         self.queues = False  # whoever asks waits for ever
         self.released = asyncio.Event()
         self._gangs = 0
@@ -76,6 +77,9 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         failed = self.failed.setdefault(asked.contemplation_id, set())
         failed |= {failure.endpoint_id for failure in getattr(asked, "failures", ())}
         there = {e: a for e, a in self.endpoints.items() if e not in failed}
+        avoided = set(asked.avoided_endpoint_ids)
+        if self.avoids:
+            there = {e: a for e, a in there.items() if e not in avoided} or there
         if self.denials or not there:
             denied = pb.LeaseDenied(reason="NO_ENDPOINT", message="nothing is left")
             if self.denial_delay_s:

@@ -24,6 +24,11 @@ VECTORS = [(1.0, 0.0), (0.8, 0.6), (0.0, 1.0), ()]  # the last: the model failed
 EQUIVALENCES = ["auto", "auto", "embedding:0.75"]
 
 
+def text_of(ids: tuple[int, ...]) -> str:
+    """The same wherever it is written; some tokens have no text of their own."""
+    return "".join(f"{token}," for token in ids if token % 4)
+
+
 @dataclass
 class SimAgent:
     """An agent on an endpoint that keeps to its grant."""
@@ -159,6 +164,8 @@ class Fleet:
         can: list[Callable[[], None]] = []
         for ask in self.asks:
             can += [lambda a=ask: self.grant(a)] * 3 + [lambda a=ask: self.deny(a)]
+            if ask.is_retry and self.random.random() < 0.1:
+                can.append(lambda a=ask: self.refuse_retries(a))
         can += [lambda w=wait: self.wait_over(w) for wait in self.waits]
         can += [lambda t=tool: self.tool_returns(t) for tool in self.tools]
         can += [lambda a=agent_id: self.embedded(a) for agent_id in self.embeds]
@@ -182,6 +189,8 @@ class Fleet:
             can += [lambda: self.prepare(True)] * 3 + [lambda: self.prepare(False)]
         if self.stale:
             can.append(lambda: self.put(self.random.choice(self.stale)))
+        if self.random.random() < 0.3:
+            can += [self.straggle] * 2
         if self.random.random() < 0.05:
             can.append(lambda: self.put(m.DeadlinePassed()))
             can.append(lambda: self.put(m.MoneySpent()))
@@ -214,6 +223,18 @@ class Fleet:
         self.stale.append(granted)
         self.put(granted)
 
+    def straggle(self) -> None:
+        """Any agents, also such as cannot be hedged."""
+        agent_ids = self.random.sample(range(6), self.random.randint(1, 3))
+        self.put(m.Straggling(tuple(agent_ids)))
+
+    def refuse_retries(self, ask: m.Declare) -> None:
+        """To some of the agents or all."""
+        count = self.random.randint(1, len(ask.agent_ids))
+        if count == len(ask.agent_ids):
+            self.asks.remove(ask)
+        self.put(m.RetriesRefused(ask.attempt, ask.agent_ids[-count:], "too many"))
+
     def deny(self, ask: m.Declare) -> None:
         self.asks.remove(ask)
         reasons = [*[("NO_ENDPOINT", 0.5)] * 4, ("NO_ENDPOINT", None), ("NOT_FOUND", None)]
@@ -245,7 +266,8 @@ class Fleet:
     def delta(self, gang: SimGang, agent: SimAgent, offset: int, length: int = 1) -> m.Stepped:
         ids = tuple(range(offset, offset + length))
         return m.Stepped(
-            gang.id, (m.Delta(agent.agent_id, agent.attempt, offset, ids, "t", False, -1.0),)
+            gang.id,
+            (m.Delta(agent.agent_id, agent.attempt, offset, ids, text_of(ids), False, -1.0),),
         )
 
     def step(self, gang: SimGang) -> None:
@@ -328,6 +350,13 @@ class Fleet:
 
     def check(self) -> None:
         machine = self.machine
+        for agent in machine.agents.values():
+            if agent.rival is not None:
+                assert agent.open and machine.decision is None and not self.limit
+                places = [
+                    machine.places.gangs[g] for g in (agent.gang_id, agent.rival.gang_id) if g
+                ]
+                assert len({place.endpoint_id for place in places}) == len(places)
         voters = [ballot.agent_id for ballot in machine.ballots]
         assert len(set(voters)) == len(voters)
         assert len(set(self.ran)) == len(self.ran), "identical calls run once"

@@ -422,3 +422,39 @@ def test_only_lack_of_room_is_full(
     room = sum(rooms) if most is None else max(rooms, default=0)
     assert placement.is_full == (not placement.shares and room >= count)
     assert placement.retryable or not placement.is_full
+
+
+@settings(max_examples=200, deadline=None)
+@given(gangs(), fleets(), policies, st.frozensets(st.sampled_from(NAMES)))
+def test_avoided_endpoints_are_used_only_where_no_other_could_serve(
+    gang: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy, avoided: frozenset[str]
+) -> None:
+    plain = place(gang, fleet, NOW, policy)
+    careful = place(replace(gang, avoided=avoided), fleet, NOW, policy)
+    used = {share.endpoint_id for share in careful.shares}
+    others = [s for s in fleet if s.endpoint_id not in avoided]
+    alone = place(gang, others, NOW, policy)
+    if used & avoided:
+        # None of the others may take agents at all, be there room or not.
+        assert not alone.shares
+        assert careful.shares == plain.shares
+    if alone.shares:
+        assert {s.endpoint_id for s in alone.shares} == used
+    if not plain.shares:
+        assert not careful.shares
+
+
+@settings(max_examples=200, deadline=None)
+@given(gangs(), fleets(), policies, st.frozensets(st.sampled_from(NAMES)))
+def test_an_endpoint_on_trial_gets_one_agent_where_others_hold_the_rest(
+    gang: GangNeed, fleet: list[EndpointSnapshot], policy: PlacementPolicy, probed: frozenset[str]
+) -> None:
+    plain = place(gang, fleet, NOW, policy)
+    careful = place(replace(gang, probed=probed), fleet, NOW, policy)
+    # Who is probed is never a reason to place nothing, or to place where nothing was.
+    assert bool(careful.shares) == bool(plain.shares)
+    if any(len(s.agent_ids) > 1 for s in careful.shares if s.endpoint_id in probed):
+        others = [s for s in fleet if s.endpoint_id not in probed]
+        count = len(gang.agent_ids)
+        few = replace(gang, agent_ids=gang.agent_ids[: max(1, count - len(probed))])
+        assert count == 1 or not place(few, others, NOW, policy).shares

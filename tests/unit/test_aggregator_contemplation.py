@@ -214,7 +214,7 @@ def test_a_lost_gang_goes_on_elsewhere_with_its_tokens_and_results() -> None:
     s.put(m.GangLost("1.a", "UNAVAILABLE", "gone"))
     assert s.events == ["agent_lost", "agent_lost"]
     assert s.all(m.BreakOff) == [m.BreakOff("1.a")]
-    assert s.all(m.Declare) == [m.Declare(2, (0, 1), (("a", "UNAVAILABLE"),), False)]
+    assert s.all(m.Declare) == [m.Declare(2, (0, 1), (("a", "UNAVAILABLE"),), False, is_retry=True)]
     s.place(2, b=(0, 1))
     [opened] = s.all(m.OpenGang)
     moved = opened.agents[0]
@@ -258,7 +258,7 @@ def test_another_build_starts_over_and_the_text_is_withdrawn() -> None:
     s.place(2, b=(0,))
     s.put(m.GangLost("2.b", "BUILD_MISMATCH"))
     assert s.events == ["agent_lost", "text_retracted"]
-    assert s.all(m.Declare) == [m.Declare(3, (0,), (), False)]
+    assert s.all(m.Declare) == [m.Declare(3, (0,), (), False, is_retry=True)]
     s.place(3, b=(0,))
     [order] = s.all(m.OpenGang)[0].agents
     assert (order.attempt, order.segments, order.num_sampled) == (3, (), 0)
@@ -314,7 +314,9 @@ def test_an_engine_that_stops_an_agent_unasked_loses_it_to_another(finish: str) 
     s.write(0, 0, 2)
     s.end(0, "", finish=finish, num_sampled=3)
     assert s.event("agent_lost")["resumed"] is True
-    assert s.all(m.Declare) == [m.Declare(2, (0,), (("a", "ENGINE_FAILURE"),), False)]
+    assert s.all(m.Declare) == [
+        m.Declare(2, (0,), (("a", "ENGINE_FAILURE"),), False, is_retry=True)
+    ]
     assert s.machine.accounts.lost == 1  # the token that was never seen
     assert s.machine.agents[1].gang_id == "1.a"
 

@@ -94,3 +94,48 @@ def test_limits_of_what_is_declared() -> None:
         wire.declare(message("c", "d" * 257))
     with pytest.raises(InvalidRequest, match="min_surviving_agent_count is negative"):
         wire.declare(message("c", survivors=-1))
+
+
+def test_endpoints_to_avoid_and_to_try_are_named_by_the_question() -> None:
+    at = desk("a", "b")
+    asked = message("c", agents=4)
+    asked.avoided_endpoint_ids.append("a")
+    answer = granted(at, asked)
+    assert where(answer) == {"b": 4}
+    assert [r.reason for r in answer.rejected] == [
+        "it failed or was too slow for whoever asks, just now"
+    ]
+    again = router_pb2.ReplaceAgents(
+        contemplation_id="c", attempt=2, gangs=asked.gangs, probed_endpoint_ids=["a"]
+    )
+    moved = at.replace(wire.replace(again), 1, 0.0)
+    assert isinstance(moved, Granted)
+    assert where(moved).get("a", 0) <= 1
+    again.attempt = 3
+    again.avoided_endpoint_ids.extend(["a", "b"])
+    last = at.replace(wire.replace(again), 1, 0.0)
+    assert isinstance(last, Granted), "never the last ones"
+
+
+def test_an_endpoint_that_stalled_is_another_chance_for_the_next_question() -> None:
+    at = desk("a", "b")
+    granted(at, message("c", agents=2))
+    for attempt, failures in ((2, [("a", "STALLED")]), (3, [("b", "STALLED")])):
+        replace = router_pb2.ReplaceAgents(
+            contemplation_id="c", attempt=attempt, gangs=message("c", agents=2).gangs
+        )
+        for endpoint_id, reason in failures:
+            replace.failures.add(endpoint_id=endpoint_id, reason=reason)
+        moved = at.replace(wire.replace(replace), 1, 0.0)
+        assert isinstance(moved, Granted)
+        assert failures[0][0] not in where(moved)
+
+
+@pytest.mark.parametrize("field", ["avoided_endpoint_ids", "probed_endpoint_ids"])
+def test_at_most_256_are_named(field: str) -> None:
+    asked = message("c")
+    getattr(asked, field).extend(f"e{n}" for n in range(256))
+    assert wire.declare(asked)
+    getattr(asked, field).append("e")
+    with pytest.raises(InvalidRequest, match=f"{field} are too many"):
+        wire.declare(asked)

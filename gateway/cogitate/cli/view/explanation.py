@@ -49,9 +49,8 @@ class Explanation:
         elif kind == "agent_lost":
             lost = event.agent_lost
             then = "it goes on elsewhere" if lost.resumed else "it does not go on"
-            self.losses.append(
-                f"agent {lost.agent_id} was lost on {lost.endpoint_id} ({lost.reason}); {then}"
-            )
+            where = f"left {lost.endpoint_id}" if lost.endpoint_id else "got no other place"
+            self.losses.append(f"agent {lost.agent_id} {where} ({lost.reason}); {then}")
         elif kind in ("verdict", "failed", "cancelled"):
             self.ending = kind
 

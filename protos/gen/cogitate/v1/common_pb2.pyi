@@ -659,6 +659,7 @@ class Ledger(_message.Message):
     COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     TOOL_CALL_COUNT_FIELD_NUMBER: _builtins.int
     TOOL_EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
+    HEDGED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     generated_token_count: _builtins.int
     """All tokens the engines sampled."""
     used_token_count: _builtins.int
@@ -673,6 +674,8 @@ class Ledger(_message.Message):
     """Tool calls the agents asked for."""
     tool_execution_count: _builtins.int
     """Tool calls that really ran; siblings' identical calls run once."""
+    hedged_token_count: _builtins.int
+    """Of the lost ones, those that two attempts of an agent both sampled, because the first was slow."""
     def __init__(
         self,
         *,
@@ -683,10 +686,11 @@ class Ledger(_message.Message):
         cost_micro_usd: _builtins.int = ...,
         tool_call_count: _builtins.int = ...,
         tool_execution_count: _builtins.int = ...,
+        hedged_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro_usd", b"cost_micro_usd", "generated_token_count", b"generated_token_count", "killed_token_count", b"killed_token_count", "lost_token_count", b"lost_token_count", "tool_call_count", b"tool_call_count", "tool_execution_count", b"tool_execution_count", "used_token_count", b"used_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro_usd", b"cost_micro_usd", "generated_token_count", b"generated_token_count", "hedged_token_count", b"hedged_token_count", "killed_token_count", b"killed_token_count", "lost_token_count", b"lost_token_count", "tool_call_count", b"tool_call_count", "tool_execution_count", b"tool_execution_count", "used_token_count", b"used_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -931,6 +935,44 @@ class PlacedAgents(_message.Message):
 Global___PlacedAgents: _TypeAlias = PlacedAgents  # noqa: Y015
 
 @_typing.final
+class LostAttempt(_message.Message):
+    """LostAttempt is an attempt of an agent that ended before the agent did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
+    """The agent."""
+    attempt: _builtins.int
+    """The attempt."""
+    endpoint_id: _builtins.str
+    """Where it ran; empty if it had no place."""
+    reason: _builtins.str
+    """ErrorReason without its prefix, or HEDGED: the agent went on by the attempt it was raced with."""
+    resumed: _builtins.bool
+    """False if the agent ended with it."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        endpoint_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        resumed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "endpoint_id", b"endpoint_id", "reason", b"reason", "resumed", b"resumed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostAttempt: _TypeAlias = LostAttempt  # noqa: Y015
+
+@_typing.final
 class Certificate(_message.Message):
     """Certificate is the verdict's account of itself."""
 
@@ -967,6 +1009,7 @@ class Certificate(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     BUILD_DIGESTS_FIELD_NUMBER: _builtins.int
+    LOST_ATTEMPTS_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """The strategy that ran."""
     quorum: _builtins.str
@@ -1001,6 +1044,10 @@ class Certificate(_message.Message):
     def build_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Digest of code, weights, dtype, instruction set and threads of each endpoint used."""
 
+    @_builtins.property
+    def lost_attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostAttempt]:
+        """Every attempt that ended before its agent did, in order."""
+
     def __init__(
         self,
         *,
@@ -1015,10 +1062,11 @@ class Certificate(_message.Message):
         seed: _builtins.int = ...,
         model: _builtins.str = ...,
         build_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        lost_attempts: _abc.Iterable[Global___LostAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "build_digests", b"build_digests", "decision", b"decision", "evidence", b"evidence", "killed_agents", b"killed_agents", "ledger", b"ledger", "model", b"model", "placements", b"placements", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "build_digests", b"build_digests", "decision", b"decision", "evidence", b"evidence", "killed_agents", b"killed_agents", "ledger", b"ledger", "lost_attempts", b"lost_attempts", "model", b"model", "placements", b"placements", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

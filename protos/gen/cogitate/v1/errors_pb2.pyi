@@ -72,6 +72,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The resume state belongs to another build."""
     ERROR_REASON_TOOL_FAILURE: _ErrorReason.ValueType  # 24
     """The tool failed in a way of its own."""
+    ERROR_REASON_STALLED: _ErrorReason.ValueType  # 25
+    """An endpoint wrote nothing for much longer than it takes."""
+    ERROR_REASON_SLOW: _ErrorReason.ValueType  # 26
+    """Another attempt of the agent, begun elsewhere because this one was slow, was ahead of it."""
+    ERROR_REASON_RETRY_BUDGET_SPENT: _ErrorReason.ValueType  # 27
+    """There are as many attempts beside the first ones as there may be; see `retry_share` of the aggregator."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a request was refused or failed. ErrorInfo.reason holds the name without its prefix."""
@@ -126,4 +132,10 @@ ERROR_REASON_BUILD_MISMATCH: ErrorReason.ValueType  # 23
 """The resume state belongs to another build."""
 ERROR_REASON_TOOL_FAILURE: ErrorReason.ValueType  # 24
 """The tool failed in a way of its own."""
+ERROR_REASON_STALLED: ErrorReason.ValueType  # 25
+"""An endpoint wrote nothing for much longer than it takes."""
+ERROR_REASON_SLOW: ErrorReason.ValueType  # 26
+"""Another attempt of the agent, begun elsewhere because this one was slow, was ahead of it."""
+ERROR_REASON_RETRY_BUDGET_SPENT: ErrorReason.ValueType  # 27
+"""There are as many attempts beside the first ones as there may be; see `retry_share` of the aggregator."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -277,6 +277,8 @@ class DeclareGangs(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     MAX_WAIT_DURATION_FIELD_NUMBER: _builtins.int
     REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    AVOIDED_ENDPOINT_IDS_FIELD_NUMBER: _builtins.int
+    PROBED_ENDPOINT_IDS_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The contemplation names the lease."""
     attempt: _builtins.int
@@ -313,6 +315,14 @@ class DeclareGangs(_message.Message):
     def remaining_duration(self) -> _duration_pb2.Duration:
         """Time left to its deadline: it does not wait so long that others like it would not be done by then. Absent: none."""
 
+    @_builtins.property
+    def avoided_endpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Endpoints to leave out of this answer while there are others that could serve: their breaker is open."""
+
+    @_builtins.property
+    def probed_endpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Endpoints to give one agent at most, if the others can hold the rest: whether they work again is to be seen."""
+
     def __init__(
         self,
         *,
@@ -328,10 +338,12 @@ class DeclareGangs(_message.Message):
         traceparent: _builtins.str = ...,
         max_wait_duration: _duration_pb2.Duration | None = ...,
         remaining_duration: _duration_pb2.Duration | None = ...,
+        avoided_endpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
+        probed_endpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "constraints", b"constraints", "max_wait_duration", b"max_wait_duration", "remaining_duration", b"remaining_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "max_wait_duration", b"max_wait_duration", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "remaining_duration", b"remaining_duration", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "avoided_endpoint_ids", b"avoided_endpoint_ids", "budget", b"budget", "constraints", b"constraints", "contemplation_id", b"contemplation_id", "gangs", b"gangs", "max_wait_duration", b"max_wait_duration", "owner_epoch", b"owner_epoch", "policy", b"policy", "priority", b"priority", "probed_endpoint_ids", b"probed_endpoint_ids", "remaining_duration", b"remaining_duration", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,6 +446,8 @@ class ReplaceAgents(_message.Message):
     GANGS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    AVOIDED_ENDPOINT_IDS_FIELD_NUMBER: _builtins.int
+    PROBED_ENDPOINT_IDS_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The lease."""
     attempt: _builtins.int
@@ -448,6 +462,14 @@ class ReplaceAgents(_message.Message):
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointFailure]:
         """Endpoints that failed them."""
 
+    @_builtins.property
+    def avoided_endpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in DeclareGangs; also those where the agents are slow."""
+
+    @_builtins.property
+    def probed_endpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in DeclareGangs."""
+
     def __init__(
         self,
         *,
@@ -456,10 +478,12 @@ class ReplaceAgents(_message.Message):
         gangs: _abc.Iterable[Global___GangSpec] | None = ...,
         failures: _abc.Iterable[Global___EndpointFailure] | None = ...,
         traceparent: _builtins.str = ...,
+        avoided_endpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
+        probed_endpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "avoided_endpoint_ids", b"avoided_endpoint_ids", "contemplation_id", b"contemplation_id", "failures", b"failures", "gangs", b"gangs", "probed_endpoint_ids", b"probed_endpoint_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -153,15 +153,23 @@ class Meter(Protocol):
         ...
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """An engine with what belongs to it; ``stop`` ends its agents and lets go of everything."""
+    """An engine with what belongs to it; ``stop`` ends its agents and lets go of everything.
+
+    ``prepare`` is done before routers hear of it: what only some gangs need, and would wait for.
+    """
 
     engine: GangEngine
     renderer: GangRenderer
     meter: Meter
     about: About
     stop: Callable[[], Awaitable[None]]
+    prepare: Callable[[], Awaitable[None]] = _nothing
 
 
 # Puts an engine together that tells events to whom it is given.

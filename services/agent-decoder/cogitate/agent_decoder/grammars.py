@@ -93,16 +93,12 @@ class Grammars:
             if (found := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return found
-            if self._tokenizer is None:
-                self._json = await asyncio.to_thread(self._read_tokenizer)
-                self._tokenizer = await asyncio.to_thread(
-                    make_tokenizer, self._json, self._vocab_size, self._end_ids
-                )
+            tokenizer = await self._ready()
             if wrong := await self._tried(constraint):
                 raise _refusal(constraint, wrong)
             try:
                 compiled = await asyncio.to_thread(
-                    compile_grammar, self._tokenizer, constraint.kind, constraint.text
+                    compile_grammar, tokenizer, constraint.kind, constraint.text
                 )
             except ValueError as error:
                 raise _refusal(constraint, str(error)) from None
@@ -110,6 +106,21 @@ class Grammars:
             while len(self._cache) > self._capacity:
                 self._cache.popitem(last=False)
             return made
+
+    async def prepare(self) -> None:
+        """Gets ready for the first grammar, which would else wait half a second and more."""
+        async with self._lock:
+            await self._ready()
+
+    async def _ready(self) -> LLTokenizer:
+        if self._tokenizer is None:
+            self._json = await asyncio.to_thread(self._read_tokenizer)
+            self._tokenizer = await asyncio.to_thread(
+                make_tokenizer, self._json, self._vocab_size, self._end_ids
+            )
+        if self._trial is None or self._trial.returncode is not None:
+            await self._start_trial()
+        return self._tokenizer
 
     async def close(self) -> None:
         """Ends the trial's process."""
@@ -121,8 +132,6 @@ class Grammars:
 
     async def _tried(self, constraint: Constraint) -> str:
         """What a process that may be lost finds wrong with it; an empty text if nothing."""
-        if self._trial is None or self._trial.returncode is not None:
-            await self._start_trial()
         asked = json.dumps({"kind": constraint.kind, "text": constraint.text})
         answer = await self._ask(asked, TRIAL_TIMEOUT_S)
         if not answer:

@@ -62,6 +62,7 @@ def _serving(config: AgentDecoderConfig, model: LoadedModel, on_events: OnEvents
         meter=EngineMeter(engine),
         about=_about(config, model, engine),
         stop=stop,
+        prepare=grammars.prepare,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -96,8 +96,10 @@ class Reports:
         self,
         description: decoder_pb.EndpointDescription,
         load: Callable[[], decoder_pb.EndpointLoad],
+        ready: Callable[[], Awaitable[None]],
     ) -> None:
-        self._description, self._load = description, load
+        """Nothing is told before `ready()` is done."""
+        self._description, self._load, self._ready = description, load, ready
         self._drain, self._end = asyncio.Event(), asyncio.Event()
         self._drain_remaining_s = 0.0
 
@@ -120,6 +122,7 @@ class Reports:
         self, interval_s: Callable[[], float]
     ) -> AsyncGenerator[pb.ReportRequest, None]:
         """Description, then loads until the end, `interval_s()` apart; read anew for each."""
+        await self._ready()
         yield pb.ReportRequest(description=self._description)
         announced = False
         while True:

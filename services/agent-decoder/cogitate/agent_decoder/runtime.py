@@ -75,6 +75,7 @@ class Runtime:
         serving = make(self._on_events)
         self.engine, self._renderer = serving.engine, serving.renderer
         self.meter, self.about, self._stop_engine = serving.meter, serving.about, serving.stop
+        self.prepare = serving.prepare
         self._keys = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._epochs: OrderedDict[str, int] = OrderedDict()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -21,12 +22,15 @@ from cogitate.agent_decoder.reporter import (
 )
 from cogitate.agent_decoder.runtime import Runtime
 from cogitate.kit import metrics
+from cogitate.kit.errors import CogitateError
 from cogitate.kit.tasks import Supervisor
 from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import agent_decoder_service_pb2_grpc as pb_grpc
 from cogitate.v1 import endpoint_service_pb2 as endpoint_pb
 from cogitate.v1 import endpoint_service_pb2_grpc as endpoint_pb_grpc
+
+log = logging.getLogger(__name__)
 
 # The engines and the modules that prepare them.
 ENGINES = {"native": "native_engine", "openai": "adapter.build", "vllm": "vllm_engine.build"}
@@ -91,7 +95,8 @@ class AgentDecoder:
         runtime.meter.export()
         description = describe(config, runtime)
         self.servicer = AgentDecoderServicer(runtime, description)
-        self._reports = Reports(description, lambda: load_of(runtime))
+        self._reports = Reports(description, lambda: load_of(runtime), self._ready)
+        self._preparing: asyncio.Task[None] | None = None
         self.endpoint_servicer = EndpointServicer(self._reports)
         self._tasks = Supervisor()
 
@@ -105,6 +110,18 @@ class AgentDecoder:
             self._tasks.spawn(Reporter(address, self._reports).run(), name="report")
         if self._config.measure_peaks and metrics.enabled():
             self._tasks.spawn(asyncio.to_thread(self._runtime.meter.measure_peaks), name="peaks")
+
+    def _ready(self) -> Awaitable[None]:
+        """Until it is ready for all it says it can do; begins that when the first router asks."""
+        if self._preparing is None:
+            self._preparing = self._tasks.spawn(self._prepare(), name="prepare")
+        return asyncio.shield(self._preparing)
+
+    async def _prepare(self) -> None:
+        try:
+            await self._runtime.prepare()
+        except CogitateError as error:
+            log.warning("%s", error)
 
     async def drain(self, grace_s: float) -> None:
         """Takes no new gangs, tells routers and gangs, waits for the gangs that run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.contemplation import Contemplation
 from cogitate.kit import telemetry
 from cogitate.kit.telemetry import Attr, Span
 from opentelemetry.trace import Span as OtelSpan
@@ -36,9 +37,12 @@ class AgentSpans:
         """What the agent's calls hang under."""
         return telemetry.traceparent_of(self._open.get(agent_id) or self._root)
 
-    def observe(self, item: m.Input) -> None:
-        """Ends an agent's span when its endpoint says it ended."""
-        if isinstance(item, m.AgentEnded) and (span := self._open.pop(item.agent_id, None)):
+    def observe(self, item: m.Input, machine: Contemplation) -> None:
+        """Ends an agent's span when its endpoint says it ended, and it does not go on elsewhere."""
+        agent = machine.agents.get(item.agent_id) if isinstance(item, m.AgentEnded) else None
+        if not isinstance(item, m.AgentEnded) or agent is None or agent.open:
+            return
+        if span := self._open.pop(item.agent_id, None):
             span.set_attribute(Attr.OUTPUT_TOKENS, item.num_sampled)
             span.set_attribute(Attr.FINISH_REASONS, item.finish.lower())
             span.end()

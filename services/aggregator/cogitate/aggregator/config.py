@@ -69,6 +69,46 @@ class AggregatorConfig(ServiceConfig):
     max_agent_loss_count: int = knob(
         3, "an agent that lost its endpoint this often is given up", minimum=1, maximum=1000
     )
+    pulse_interval_s: float = knob(
+        0.25, "how often it is looked who fell silent or is slow", minimum=0.01, maximum=60
+    )
+    stall_factor: float = knob(
+        2.0,
+        "silence of a gang, in times of an outlier of its endpoint's own time between messages, "
+        "after which it stalls",
+        minimum=1,
+        maximum=1000,
+    )
+    stall_min_s: float = knob(1.0, "the same, at least", minimum=0.05, maximum=600)
+    stall_max_s: float = knob(
+        20.0,
+        "the same, at most; and of what wrote too little to know",
+        minimum=0.05,
+        maximum=86_400,
+    )
+    breaker_failure_count: int = knob(
+        3, "failures of an endpoint in a row that open its breaker", minimum=1, maximum=1000
+    )
+    breaker_open_s: float = knob(
+        2.0, "how long it is then avoided; twice as long each time", minimum=0.01, maximum=3600
+    )
+    breaker_max_open_s: float = knob(30.0, "the same, at most", minimum=0.01, maximum=86_400)
+    hedge_factor: float = knob(
+        3.0,
+        "an agent so many times slower than its siblings is hedged; 0: none is for its pace",
+        minimum=0,
+        maximum=1000,
+    )
+    hedge_min_gain_s: float = knob(
+        2.0, "and only if it would end so much later than at their pace", minimum=0, maximum=3600
+    )
+    retry_share: float = knob(
+        0.1, "attempts beside the first ones, of the agents that run", minimum=0, maximum=1000
+    )
+    retry_floor_count: int = knob(
+        100, "the same, at least, where few run", minimum=0, maximum=1_000_000
+    )
+    retry_window_s: float = knob(10.0, "within which they are counted", minimum=0.1, maximum=3600)
     tool_timeout_s: float = knob(10.0, "how long a tool call may take", minimum=0.05, maximum=600)
     journal_timeout_s: float = knob(
         1.0, "how long a commit may hold events up before they go out", minimum=0.01, maximum=60

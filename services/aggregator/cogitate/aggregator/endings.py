@@ -77,6 +77,7 @@ def ledger(machine: Contemplation, seconds: float, num_executions: int) -> commo
         cost_micro_usd=cost(machine, seconds),
         tool_call_count=machine.tools.num_calls,
         tool_execution_count=num_executions,
+        hedged_token_count=accounts.hedged,
     )
 
 
@@ -115,6 +116,9 @@ def _verdict(
             seed=spec.seed,
             model=spec.model,
             build_digests=_builds(machine),
+            lost_attempts=[
+                common.LostAttempt(**lost._asdict()) for lost in machine.places.lost_attempts
+            ],
         ),
         usage=common.Usage(
             prompt_token_count=accounts.prompt,

@@ -8,24 +8,27 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
-from cogitate.aggregator import admission, endings, recording, wire
+from cogitate.aggregator import endings, recording, wire
 from cogitate.aggregator.agent_spans import AgentSpans
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
-from cogitate.aggregator.core.budget import TOKENS_PER_AGENT
+from cogitate.aggregator.core.races import HEDGED
 from cogitate.aggregator.course import Course, Turn
 from cogitate.aggregator.embedder import Embedder
 from cogitate.aggregator.event_log import EventLog, JournalWriter, is_ending
 from cogitate.aggregator.gang_client import Channels, GangClient
+from cogitate.aggregator.guard import Guard
 from cogitate.aggregator.journal import Row
 from cogitate.aggregator.lease_client import LeaseClient
+from cogitate.aggregator.orders import Orders
 from cogitate.aggregator.tool_client import ToolClient
+from cogitate.aggregator.vigil import Vigil
 from cogitate.kit import telemetry
-from cogitate.kit.auth import current_tenant, tenant_scope
+from cogitate.kit.auth import tenant_scope
 from cogitate.kit.channels import deadline_scope
 from cogitate.kit.errors import CogitateError
 from cogitate.kit.telemetry import Attr, Span
@@ -38,10 +41,6 @@ from opentelemetry.trace import Span as OtelSpan
 
 logger = logging.getLogger(__name__)
 
-# Positions a question is expected to take, per character of text and per image, until an endpoint
-# has rendered it: the router only compares endpoints by it.
-CHARACTERS_PER_TOKEN = 3
-TOKENS_PER_IMAGE = 64
 # Gangs that end in order have this long for their last message.
 CLOSE_S = 0.5
 # At the deadline the answer may not wait for a slow endpoint: kills have this long then.
@@ -62,6 +61,7 @@ class Neighbours:
     tools: ToolClient
     channels: Channels
     embedder: Embedder
+    guard: Guard
 
 
 class Runner:
@@ -88,9 +88,8 @@ class Runner:
         self._num_listeners = 0
         self._flushed = -math.inf
         self._is_spent = False
-        self._allowed = admission.allowed_tools(self._request)
-        self._sampling = admission.sampling_of(self._request)
-        self._images = admission.images_of(self._request)
+        self._orders = Orders(neighbours.config, neighbours.tools, course, epoch)
+        self._vigil = Vigil(neighbours.guard, neighbours.config, self.machine)
         self._task: asyncio.Task[None] | None = None
 
     def put(self, item: m.Input, source: recording.Source = None) -> None:
@@ -148,6 +147,7 @@ class Runner:
                     # So that an accepted contemplation always ends, whatever broke.
                     self._write(self._course.break_off(endings.broken(), time.time_ns()))
                 self._n.lease.release(self.spec.contemplation_id)
+                self._vigil.ended()
                 self._spans.end()
                 self.span.end()
 
@@ -156,11 +156,13 @@ class Runner:
         async with asyncio.TaskGroup() as tasks:
             self._start(tasks, self._timers, self._later(timeout_s, m.DeadlinePassed()))
             self._start(tasks, self._timers, self._flush_often())
+            self._start(tasks, self._timers, self._look_often())
             self._begin(tasks)
             while not self.machine.ended:
                 item, source = await self._inputs.get()
-                self._spans.observe(item)
+                self._vigil.heard(item)
                 self._handle(recording.to_entry(item, source), item, tasks)
+                self._spans.observe(item, self.machine)
                 self._watch_money()
                 self._flush_if_due()
                 if self.machine.decision is not None:
@@ -200,6 +202,14 @@ class Runner:
             await asyncio.sleep(self._n.config.flush_interval_s)
             self._watch_money()
             self._flush_if_due()
+
+    async def _look_often(self) -> None:
+        """Looks who is slow, unless there is something that was not looked at yet."""
+        while True:
+            await asyncio.sleep(self._n.config.pulse_interval_s)
+            if self._inputs.empty():
+                for item in self._vigil.look():
+                    self.put(item)
 
     def _watch_money(self) -> None:
         limit = self._request.budget.max_cost_micro_usd
@@ -255,6 +265,7 @@ class Runner:
         for effect in effects:
             if isinstance(effect, m.Emit):
                 self._spans.emitted(effect)
+                self._vigil.emitted(effect)
             elif isinstance(effect, m.Declare):
                 self._start(tasks, self._questions, self._place(effect))
             elif isinstance(effect, m.AskLater):
@@ -270,7 +281,8 @@ class Runner:
                 self._start(tasks, self._questions, self._embed(effect))
             elif isinstance(effect, m.Kill):
                 self._send(effect.gang_id, wire.kill(effect))
-                self._start(tasks, self._timers, self._overdue(effect))
+                if effect.reason != HEDGED:  # whose agents go on elsewhere, acknowledged or not
+                    self._start(tasks, self._timers, self._overdue(effect))
             elif isinstance(effect, m.Grant):
                 self._send(effect.gang_id, wire.grant(effect))
             elif isinstance(effect, m.SetThreshold):
@@ -285,6 +297,7 @@ class Runner:
             gang.send(command)
 
     def _end_gang(self, effect: m.CloseGang | m.BreakOff) -> None:
+        self._vigil.closed(effect.gang_id)
         gang = self._gangs.get(effect.gang_id)
         if gang is None:
             return  # an earlier owner's: it ended with that process
@@ -304,14 +317,21 @@ class Runner:
     # -- places ------------------------------------------------------------------------------
 
     async def _place(self, effect: m.Declare) -> None:
+        if not (effect := self._affordable(effect)).agent_ids:
+            return
+        left_s = max(0.0, self._ends_at - time.monotonic())
         try:
-            with telemetry.span(Span.LEASE, {Attr.ATTEMPT: effect.attempt}):
+            with (
+                telemetry.span(Span.LEASE, {Attr.ATTEMPT: effect.attempt}),
+                self._n.guard.detour(effect.slow_at) as detour,
+            ):
                 response = await self._n.lease.place(
                     self.spec.contemplation_id,
-                    self._lease_request(effect),
+                    self._orders.lease(effect, detour, left_s),
                     self._on_lease,
                     self._n.config.place_timeout_s,
                 )
+                detour.used.update(gang.endpoint_id for gang in response.granted.gangs)
         except CogitateError as error:
             retry_after_s = None if effect.anew else ROUTER_RETRY_S
             self.put(m.Denied(effect.attempt, error.reason, str(error), retry_after_s))
@@ -323,63 +343,20 @@ class Runner:
             router_pb.ConfirmPlacement(
                 contemplation_id=self.spec.contemplation_id,
                 attempt=effect.attempt,
-                gangs=response.granted.gangs,
+                # Nobody is hedged where it is slow.
+                gangs=[g for g in response.granted.gangs if g.endpoint_id not in effect.slow_at],
             )
         )
         self.put(wire.to_granted(response.granted))
 
-    def _lease_request(self, effect: m.Declare) -> router_pb.LeaseRequest:
-        has_tools = bool(self._allowed or self.spec.client_tools)
-        needs = wire.capabilities(bool(self._images), has_tools, self._sampling)
-        text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
-        plan = self.machine.rounds.plan
-        text += sum(len(turn.text) for turn in plan.turns)
-        prefix = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self._images)
-        gang = router_pb.GangSpec(
-            model=self.spec.model,
-            role=effect.role,
-            agent_ids=effect.agent_ids,
-            required_capabilities=needs,
-            prefix_token_count=prefix,
-            tokens_per_agent=TOKENS_PER_AGENT,
-            prefilled_endpoint_id=effect.prefilled_at,
-            prefix_digest=wire.digest_of(self._prompt(effect.role, plan.shown, plan.has_tools)),
-        )
-        failures = [
-            router_pb.EndpointFailure(endpoint_id=endpoint, reason=reason)
-            for endpoint, reason in effect.failed
-        ]
-        if not effect.anew:
-            replace = router_pb.ReplaceAgents(
-                contemplation_id=self.spec.contemplation_id,
-                attempt=effect.attempt,
-                gangs=[gang],
-                failures=failures,
-                traceparent=telemetry.current_traceparent(),
-            )
-            return router_pb.LeaseRequest(replace=replace)
-        declare = router_pb.DeclareGangs(
-            contemplation_id=self.spec.contemplation_id,
-            attempt=effect.attempt,
-            owner_epoch=self.epoch,
-            tenant=current_tenant(),
-            gangs=[gang],
-            budget=self._request.budget,
-            priority=self._request.priority,
-            traceparent=telemetry.current_traceparent(),
-        )
-        declare.constraints.CopyFrom(self._request.constraints)
-        declare.constraints.excluded_endpoint_ids.extend(f.endpoint_id for f in failures)
-        if not self.machine.places.gangs:
-            # Half of the time is for the answer. What has run already waits for nobody.
-            left_s = max(0.0, self._ends_at - time.monotonic())
-            wait_s = min(self._n.config.place_timeout_s, left_s / 2)
-            declare.max_wait_duration.FromMicroseconds(round(wait_s * 1e6))
-            declare.remaining_duration.FromMicroseconds(round(left_s * 1e6))
-        if not declare.constraints.min_failure_domain_count and self.spec.num_agents > 1:
-            # Losing one provider is to cost agents, not the answer.
-            declare.constraints.min_failure_domain_count = 2
-        return router_pb.LeaseRequest(declare=declare)
+    def _affordable(self, effect: m.Declare) -> m.Declare:
+        """What of a question the retry budget allows; the machine is told of the rest."""
+        if not effect.is_retry:
+            return effect
+        taken = self._n.guard.retries.take(len(effect.agent_ids), time.monotonic())
+        if refused := effect.agent_ids[taken:]:
+            self.put(m.RetriesRefused(effect.attempt, refused, self._n.guard.refusal))
+        return replace(effect, agent_ids=effect.agent_ids[:taken])
 
     def _on_lease(self, response: router_pb.LeaseResponse) -> None:
         """An endpoint that is gone takes its gangs with it; a draining one finishes them."""
@@ -397,12 +374,13 @@ class Runner:
     # -- gangs and tools ---------------------------------------------------------------------
 
     def _open(self, effect: m.OpenGang, tasks: asyncio.TaskGroup) -> None:
-        opening = self._opening(effect)
+        self._vigil.opened(effect)
+        opening = self._orders.opening(effect)
         opening.attempt = effect.attempt
         opening.agents.extend(
             wire.to_agent_spec(
                 order,
-                self._sampling,
+                self._orders.sampling,
                 self.spec.seed,
                 self._spans.start(order.agent_id, order.attempt),
             )
@@ -415,12 +393,14 @@ class Runner:
 
         It comes after all that is to be answered, hence the lower priority.
         """
-        opening = self._opening(effect)
+        opening = self._orders.opening(effect)
         opening.attempt = 1
         opening.priority = max(LOWEST_PRIORITY, opening.priority - 1)
         idle = m.AgentOrder(0, 1, 0.0, None, 0, pending_call_id="prepare")
         trace = telemetry.traceparent_of(self.span)
-        opening.agents.append(wire.to_agent_spec(idle, self._sampling, self.spec.seed, trace))
+        opening.agents.append(
+            wire.to_agent_spec(idle, self._orders.sampling, self.spec.seed, trace)
+        )
 
         def heard(item: m.Input, source: decoder_pb.DecodeResponse | None) -> None:
             if isinstance(item, m.Prefilled | m.GangLost):
@@ -440,38 +420,10 @@ class Runner:
         gang.task = tasks.create_task(gang.run())
         return gang
 
-    def _opening(self, effect: m.OpenGang | m.Prepare) -> decoder_pb.OpenGang:
-        """All that a gang opens with but its agents."""
-        opening = self._prompt(effect.role, effect.turns, effect.has_tools)
-        opening.prefix_digest = wire.digest_of(opening)
-        opening.contemplation_id = opening.lease_id = self.spec.contemplation_id
-        opening.gang_id = effect.gang.gang_id
-        opening.owner_epoch = self.epoch
-        opening.vision_encoder_address = self._n.config.vision_encoder_address
-        opening.priority = self._request.priority
-        return opening
-
-    def _prompt(
-        self, role: str, turns: Iterable[tuple[str, str]], has_tools: bool
-    ) -> decoder_pb.OpenGang:
-        """Of an opening, what makes the prompt, and for whom it may be cached."""
-        return decoder_pb.OpenGang(
-            tenant=current_tenant(),
-            model=self.spec.model,
-            conversation=[*self._request.conversation, *wire.to_messages(turns)],
-            tools=self._tools() if has_tools else [],
-            effort=common.Effort.Value(f"EFFORT_{self.spec.effort}"),
-            role=role,
-        )
-
-    def _tools(self) -> list[common.ToolSpec]:
-        mesh = [self._n.tools.spec(name) for name in self._allowed]
-        return [*mesh, *self._request.client_tools]
-
     async def _run_tool(self, effect: m.RunTool) -> None:
         began = time.monotonic()
         attributes = {Attr.TOOL_CALL_ID: effect.call.call_id}
-        if effect.call.name in self._allowed:
+        if effect.call.name in self._orders.allowed:
             # Anything else is text the model made up, and stays out of the trace.
             attributes[Attr.TOOL_NAME] = effect.call.name
         parent = self._spans.traceparent(effect.agent_id)
@@ -479,8 +431,8 @@ class Runner:
             result, ran = await self._n.tools.run(
                 self.spec.contemplation_id,
                 wire.to_call(effect.call),
-                self._allowed,
-                [*self._images, *map(wire.from_picture, effect.pictures)],
+                self._orders.allowed,
+                [*self._orders.images, *map(wire.from_picture, effect.pictures)],
                 self.epoch,
             )
         self.tool_returned(effect.call.call_id, result, time.monotonic() - began, ran)

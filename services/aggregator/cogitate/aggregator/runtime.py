@@ -20,6 +20,7 @@ from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.embedder import Embedder
 from cogitate.aggregator.event_log import EventLog, JournalWriter
 from cogitate.aggregator.gang_client import Channels
+from cogitate.aggregator.guard import Guard
 from cogitate.aggregator.journal import Journal, JournalError, Known, Ownership, Record, Row
 from cogitate.aggregator.lease_client import LeaseClient
 from cogitate.aggregator.ownership import Watch
@@ -80,6 +81,7 @@ class Runtime:
             ToolClient(config.tool_executor_address, config.tool_timeout_s),
             Channels(),
             Embedder.of(config),
+            Guard(config),
         )
         self._runners: dict[str, Runner] = {}
         self._logs: OrderedDict[str, tuple[str, EventLog]] = OrderedDict()
@@ -92,6 +94,7 @@ class Runtime:
         """Serves, and goes on with what dead owners left unfinished."""
         await self.journal.open(self.config.advertise_address or self.config.listen)
         self._neighbours.lease.start()
+        self._neighbours.guard.export()
         self._writing = asyncio.create_task(self._writer.run(), name="journal")
         self._tasks.spawn(self._ownership.beat(), name="beat")
         self._tasks.spawn(self._ownership.watch(), name="watch")

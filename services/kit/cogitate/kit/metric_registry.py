@@ -154,6 +154,31 @@ class Metric(Enum):
         "Wait for room of those that were queued, by state: granted, or why not.", _REQUEST_S,
     )  # fmt: skip
 
+    # Of the aggregator.
+    RETRIES = (
+        "cogitate.aggregator.retries", COUNTER, "{attempt}",
+        "Attempts beside an agent's first, by state: made, refused (the retry budget was spent).",
+    )  # fmt: skip
+    HEDGES = (
+        "cogitate.aggregator.hedges", COUNTER, "{attempt}",
+        "Second attempts of slow agents, by state: begun, won (it went on alone).",
+    )  # fmt: skip
+    STALLS = "cogitate.aggregator.stalls", COUNTER, "{gang}", "Gangs that fell silent for too long."
+    BREAKERS_OPENED = (
+        "cogitate.aggregator.breakers.opened", COUNTER, "{endpoint}",
+        "How often an endpoint was left out for its stalls or failures.",
+    )  # fmt: skip
+    BREAKERS = (
+        "cogitate.aggregator.breakers",
+        GAUGE,
+        "{endpoint}",
+        "Endpoints left out or on trial.",
+    )
+    RESUME_DURATION = (
+        "cogitate.aggregator.resume.duration", HISTOGRAM, "s",
+        "From the loss of an agent's endpoint to its next token.", _REQUEST_S,
+    )  # fmt: skip
+
     def __init__(
         self, key: str, kind: str, unit: str, description: str, bounds: tuple[float, ...] = ()
     ) -> None:

@@ -152,6 +152,8 @@ def declare(message: router_pb2.DeclareGangs) -> Declare:
         priority=message.priority,
         max_wait_s=max_wait_s,
         remaining_s=remaining_s,
+        avoided=_names(message.avoided_endpoint_ids, "avoided_endpoint_ids"),
+        probed=_names(message.probed_endpoint_ids, "probed_endpoint_ids"),
     )
 
 
@@ -163,6 +165,8 @@ def replace(message: router_pb2.ReplaceAgents) -> Replace:
         attempt=_attempt(message.attempt),
         gangs=_gangs(contemplation_id, message.gangs),
         failures=_failures(message.failures),
+        avoided=_names(message.avoided_endpoint_ids, "avoided_endpoint_ids"),
+        probed=_names(message.probed_endpoint_ids, "probed_endpoint_ids"),
     )
 
 
@@ -396,6 +400,11 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
         )
         for message in messages
     )
+
+
+def _names(names: Sequence[str], field: str) -> frozenset[str]:
+    _check(len(names) <= _MAX_NAMES, field, "are too many")
+    return frozenset(names)
 
 
 def _failures(messages: Sequence[router_pb2.EndpointFailure]) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,20 @@ from cogitate.aggregator.core.strategies.base import AgentPlan
 
 
 @dataclass(slots=True)
+class Rival:
+    """A second attempt that goes on from where the first was; see ``races``."""
+
+    gang_id: str
+    attempt: int
+    start: int  # tokens the agent had when it began
+    num_characters: int  # of text, likewise
+    num_sampled: int  # seen of it, those before its start included
+    deltas: list[Delta] = field(default_factory=list)
+    hint: str = ""
+    build_digest: str = ""
+
+
+@dataclass(slots=True)
 class AgentState:
     """One agent over all its attempts. ``open`` until it has voted, was killed or is given up."""
 
@@ -40,6 +54,8 @@ class AgentState:
     text: str = ""  # all it wrote, for a round that builds on it
     answer: str = ""  # what of it is its answer
     segments: list[Segment] = field(default_factory=list)
+    num_attempts: int = 1  # begun; the next is one more
+    rival: Rival | None = None
     logprob_sum: float = 0.0  # of what it sampled: it breaks ties, wherever it ends
 
     @property
@@ -50,7 +66,7 @@ class AgentState:
     @property
     def placeless(self) -> bool:
         """Whether it needs a place."""
-        return self.open and not self.gang_id
+        return self.open and not self.gang_id and self.rival is None
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -70,6 +86,11 @@ class AgentState:
             self.segments[-1] = Segment(token_ids=last + delta.token_ids)
         else:
             self.segments.append(Segment(token_ids=delta.token_ids))
+
+    def try_again(self) -> None:
+        """What its last attempt still says is stale from now on."""
+        self.num_attempts += 1
+        self.attempt = self.num_attempts
 
     def forget(self) -> None:
         """Starts over: what it wrote is lost."""
@@ -177,6 +198,7 @@ class Accounts:
     used: int = 0
     killed: int = 0
     lost: int = 0
+    hedged: int = 0  # of the lost ones: two attempts sampled them both
     injected: int = 0
     prompt: int = 0
     cached: int = 0

@@ -35,6 +35,7 @@ from cogitate.aggregator.core.outbox import Outbox
 from cogitate.aggregator.core.outcome import Outcome, outcome_of, unfinished
 from cogitate.aggregator.core.places import Places
 from cogitate.aggregator.core.preparation import Preparation
+from cogitate.aggregator.core.races import Races
 from cogitate.aggregator.core.rounds import Rounds
 from cogitate.aggregator.core.strategies.synthesis import ROLE as SYNTHESIZER
 from cogitate.aggregator.core.tool_calls import ToolCalls
@@ -53,6 +54,7 @@ class Contemplation:
         self.ended = False
         self._out = Outbox()
         self.places = Places(self.rounds, self.accounts, self._out, spec)
+        self.races = Races(spec, self.rounds, self.places, self.accounts, self._out)
         self._ahead = Preparation(self.rounds, self.places, self._out, wanted=spec.prepares)
         self._calls = ToolCalls(spec, self.agents, self._out, self._cast)
         self.tools = self._calls.runs
@@ -63,11 +65,13 @@ class Contemplation:
         self._failure: m.Failure | None = None
         self._cancelled = ""
         self._handlers: dict[type, Callable[[Any], None]] = {
-            m.Granted: self.places.granted,
-            m.Denied: self.places.denied,
+            m.Granted: self.races.granted,
+            m.Denied: self.races.denied,
+            m.RetriesRefused: self.races.retries_refused,
+            m.Straggling: self.races.straggling,
             m.Queued: self.places.queued,
             m.AskAgain: self.places.ask_again,
-            m.Admitted: self._admitted,
+            m.Admitted: self.races.admitted,
             m.Prefilled: self.places.prefilled,
             m.Stepped: self._stepped,
             m.ToolCalled: self._tool_called,
@@ -125,23 +129,11 @@ class Contemplation:
             return None
         return agent if (agent.gang_id, agent.attempt) == (gang_id, attempt) else None
 
-    def _admitted(self, event: m.Admitted) -> None:
-        for agent in self.places.admitted(event.gang_id, event.build_digest):
-            gang = self.places.gangs[event.gang_id]
-            self._emit(
-                "agent_started",
-                agent_id=agent.agent_id,
-                attempt=agent.attempt,
-                endpoint_id=gang.endpoint_id,
-                provider=gang.provider,
-                hint=event.hints.get(agent.agent_id, ""),
-                role=self.rounds.plan.role,
-            )
-
     def _stepped(self, event: m.Stepped) -> None:
         for delta in event.deltas:
             agent = self._current(event.gang_id, delta.agent_id, delta.attempt)
             if agent is None:
+                self.races.stepped(event.gang_id, delta)
                 continue
             if delta.token_offset != agent.num_sampled:
                 # Tokens are missing or repeated: go on elsewhere from the last good one.
@@ -155,6 +147,7 @@ class Contemplation:
 
     def _gang_lost(self, event: m.GangLost) -> None:
         if self.decision is None:
+            self.races.gang_lost(event)
             self.places.lost(event)
             return
         for agent in self.places.of(event.gang_id):
@@ -162,6 +155,7 @@ class Contemplation:
             self._book_kill(agent)
 
     def _agent_ended(self, event: m.AgentEnded) -> None:
+        self.races.decided_by(event)
         if (agent := self._current(event.gang_id, event.agent_id, event.attempt)) is None:
             return
         if event.finish == "CONFIDENCE":
@@ -212,12 +206,14 @@ class Contemplation:
             ballot_count=len(ballots),
         )
         if self.rounds.threshold is not None and not had_threshold:
-            for gang_id in sorted({a.gang_id for a in self._open_agents()} - {""}):
+            open_ = {agent.gang_id for agent in self._open_agents()} | self.races.gang_ids()
+            for gang_id in sorted(open_ - {""}):
                 self._out.add(m.SetThreshold(gang_id, self.rounds.threshold))
 
     # -- tools -------------------------------------------------------------------------------
 
     def _tool_called(self, event: m.ToolCalled) -> None:
+        self.races.decided_by(event)
         agent = self._current(event.gang_id, event.agent_id, event.attempt)
         if agent is not None and not agent.killing:
             self._calls.called(agent, event.call)
@@ -266,6 +262,7 @@ class Contemplation:
     def _owner_changed(self, _: m.OwnerChanged) -> None:
         for agent in self._open_agents() if self.decision else ():
             self._book_kill(agent)  # nobody is left to acknowledge it
+        self.races.close(self._open_agents(), kill=False)
         if self.decision is None:
             self.places.owner_changed()
             self.likeness.ask_again()
@@ -336,6 +333,7 @@ class Contemplation:
         """The outcome stands: open agents are stopped, once."""
         self.decision = decision
         self.rounds.drop_reserve()
+        self.races.close(self._open_agents())
         if self._is_over:
             self._announce(decision)
         by_gang: dict[str, list[int]] = {}

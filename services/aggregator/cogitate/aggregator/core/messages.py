@@ -45,6 +45,16 @@ class Failure(NamedTuple):
     retry_after_s: float | None = None
 
 
+class LostAttempt(NamedTuple):
+    """An attempt that ended before its agent did; ``resumed`` unless the agent ended with it."""
+
+    agent_id: int
+    attempt: int
+    endpoint_id: str
+    reason: str
+    resumed: bool
+
+
 NO_ANSWER = Failure("NO_QUORUM", "no agent gave an answer", True)
 
 
@@ -170,6 +180,22 @@ class GangLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Straggling:
+    """Agents are much slower than their siblings: they may be hedged."""
+
+    agent_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetriesRefused:
+    """There may be no more attempts just now: of a question, these agents get no place."""
+
+    attempt: int
+    agent_ids: tuple[int, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """The contemplation's time is over."""
 
@@ -215,6 +241,8 @@ Input = (
     | Embedded
     | GrantUsedUp
     | GangLost
+    | Straggling
+    | RetriesRefused
     | DeadlinePassed
     | MoneySpent
     | CancelRequested
@@ -230,7 +258,8 @@ class Declare:
     """Ask the router for places; ``failed`` names endpoints not to use again.
 
     ``anew`` asks for a lease, else for other places under the lease there is. ``prefilled_at`` is
-    an endpoint that has most of the agents' prompt in its prefix cache; empty: none.
+    an endpoint that has most of the agents' prompt in its prefix cache; empty: none. One that
+    ``is_retry`` makes further attempts, which are counted; ``slow_at`` are endpoints that are slow.
     """
 
     attempt: int
@@ -239,6 +268,8 @@ class Declare:
     anew: bool = True
     role: str = "solver"
     prefilled_at: str = ""
+    is_retry: bool = False
+    slow_at: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ endpoint still says is stale.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from cogitate.aggregator.core import messages as m
 from cogitate.aggregator.core.agents import Accounts, AgentState
@@ -35,6 +36,7 @@ class Places:
         spec: m.Spec,
     ) -> None:
         self.gangs: dict[str, m.PlacedGang] = {}
+        self.lost_attempts: list[m.LostAttempt] = []
         self.gave_up = False
         self.failure: m.Failure | None = None  # the last thing that went wrong
         self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
@@ -60,18 +62,34 @@ class Places:
         failed: tuple[tuple[str, str], ...] = (),
         *,
         anew: bool = False,
+        is_retry: bool = False,
     ) -> None:
         """Asks the router for places."""
         agent_ids = tuple(agent.agent_id for agent in agents if agent.placeless)
         if not agent_ids:
             return
         anew = anew or not self.gangs
+        asked = self.question(agent_ids, failed, anew=anew, is_retry=is_retry)
+        self._asked[asked.attempt] = asked
+
+    def question(
+        self,
+        agent_ids: tuple[int, ...],
+        failed: tuple[tuple[str, str], ...] = (),
+        *,
+        anew: bool = False,
+        is_retry: bool = True,
+        slow_at: tuple[str, ...] = (),
+    ) -> m.Declare:
+        """Puts a question to the router under a new number."""
         self._attempt += 1
         prefilled_at = self._rounds.prefilled_at.get(self._rounds.number, "")
-        self._asked[self._attempt] = m.Declare(
-            self._attempt, agent_ids, failed, anew, self._rounds.plan.role, prefilled_at
+        role = self._rounds.plan.role
+        asked = m.Declare(
+            self._attempt, agent_ids, failed, anew, role, prefilled_at, is_retry, slow_at
         )
-        self._out.add(self._asked[self._attempt])
+        self._out.add(asked)
+        return asked
 
     def ask_again(self, event: m.AskAgain) -> None:
         """The wait is over."""
@@ -104,8 +122,11 @@ class Places:
             if not agent.starved:
                 agent.gang_id = gang.gang_id
                 orders.append(agent.order())
-        if not orders:
-            return
+        if orders:
+            self.open(attempt, gang, orders)
+
+    def open(self, attempt: int, gang: m.PlacedGang, orders: Sequence[m.AgentOrder]) -> None:
+        """Opens a gang."""
         self.gangs[gang.gang_id] = gang
         plan = self._rounds.plan
         self._out.add(
@@ -131,6 +152,33 @@ class Places:
         """Tells that it waits for room in the router's queue."""
         if event.attempt in self._asked:
             self._out.emit("queued", ahead=event.ahead, expected_s=event.expected_s)
+
+    def retries_refused(self, event: m.RetriesRefused) -> None:
+        """Agents that failed end as lost: more attempts would only be more load."""
+        if (asked := self._asked.get(event.attempt)) is None:
+            return
+        rest = tuple(i for i in asked.agent_ids if i not in event.agent_ids)
+        self._asked[event.attempt] = replace(asked, agent_ids=rest)
+        if not rest:
+            del self._asked[event.attempt]
+        self._note(m.Failure("RETRY_BUDGET_SPENT", event.message, True))
+        for agent in self._still(asked):
+            if agent.agent_id in event.agent_ids:
+                self.tell_lost(agent, "", "RETRY_BUDGET_SPENT", resumed=False)
+                self.give_up(agent)
+
+    def tell_lost(self, agent: AgentState, endpoint_id: str, reason: str, *, resumed: bool) -> None:
+        """Tells that an attempt is over, and whether the agent goes on."""
+        lost = self.note_lost(agent.agent_id, agent.attempt, endpoint_id, reason, resumed=resumed)
+        self._out.emit("agent_lost", **lost._asdict())
+
+    def note_lost(
+        self, agent_id: int, attempt: int, endpoint_id: str, reason: str, *, resumed: bool
+    ) -> m.LostAttempt:
+        """Notes it for the certificate."""
+        lost = m.LostAttempt(agent_id, attempt, endpoint_id, reason, resumed)
+        self.lost_attempts.append(lost)
+        return lost
 
     def _still(self, asked: m.Declare) -> list[AgentState]:
         return [self._agents[i] for i in asked.agent_ids if self._agents[i].placeless]
@@ -178,17 +226,30 @@ class Places:
 
     # -- losing ------------------------------------------------------------------------------
 
-    def admitted(self, gang_id: str, build_digest: str) -> list[AgentState]:
-        """The endpoint took the gang; returns its agents."""
-        agents = self.of(gang_id)
-        for agent in agents:
-            agent.build_digest = build_digest
+    def admitted(self, event: m.Admitted) -> None:
+        """The endpoint took the gang."""
+        for agent in self.of(event.gang_id):
+            agent.build_digest = event.build_digest
             agent.waited_s, agent.num_refusals = 0.0, 0
-        return agents
+            self.tell_started(agent, event.hints.get(agent.agent_id, ""))
+
+    def tell_started(self, agent: AgentState, hint: str) -> None:
+        """Tells where an attempt runs."""
+        gang = self.gangs[agent.gang_id]
+        self._out.emit(
+            "agent_started",
+            agent_id=agent.agent_id,
+            attempt=agent.attempt,
+            endpoint_id=gang.endpoint_id,
+            provider=gang.provider,
+            hint=hint,
+            role=self._rounds.plan.role,
+        )
 
     def prefilled(self, event: m.Prefilled) -> None:
         """The gang's prompt is computed."""
-        if self.of(event.gang_id):
+        rivals = (a.rival.gang_id for a in self._agents.values() if a.rival is not None)
+        if self.of(event.gang_id) or event.gang_id in rivals:
             self.book_prompt(event, self.gangs[event.gang_id].endpoint_id)
 
     def book_prompt(self, event: m.Prefilled, endpoint_id: str) -> None:
@@ -221,9 +282,10 @@ class Places:
         again = any(agent.num_refusals for agent in agents)
         for agent in agents:
             agent.gang_id = ""
-            agent.attempt += 1
+            agent.try_again()
             agent.num_refusals += 1
         failure = m.Failure(event.reason, event.message, True)
+        agents = [agent for agent in agents if agent.placeless]
         if again:
             self._without_place(agents, failure, event.retry_after_s)
         else:
@@ -235,16 +297,10 @@ class Places:
         self._asked.clear()
         for agent in self._agents.values():
             if agent.open and agent.gang_id:
-                self._out.emit(
-                    "agent_lost",
-                    agent_id=agent.agent_id,
-                    attempt=agent.attempt,
-                    endpoint_id=self.gangs[agent.gang_id].endpoint_id,
-                    reason="OWNER_LOST",
-                    resumed=True,
-                )
+                endpoint_id = self.gangs[agent.gang_id].endpoint_id
+                self.tell_lost(agent, endpoint_id, "OWNER_LOST", resumed=True)
                 agent.gang_id = ""
-                agent.attempt += 1
+                agent.try_again()
         self.ask([agent for agent in self._agents.values() if not agent.starved], anew=True)
 
     def move(self, agents: Sequence[AgentState], reason: str, message: str) -> None:
@@ -257,22 +313,17 @@ class Places:
             agent.gang_id, agent.starved = "", False
             agent.num_losses += 1
             moves = agent.num_losses < self._max_losses
-            self._out.emit(
-                "agent_lost",
-                agent_id=agent.agent_id,
-                attempt=agent.attempt,
-                endpoint_id=endpoint_id,
-                reason=reason,
-                resumed=moves,
-            )
+            self.tell_lost(agent, endpoint_id, reason, resumed=moves or agent.rival is not None)
+            if agent.rival is not None:
+                continue  # which goes on from where it began, and catches up
             if stale_state:
                 self._retract(agent)
             if not moves:
                 self.give_up(agent)
                 continue
-            agent.attempt += 1
+            agent.try_again()
             moving.append(agent)
-        self.ask(moving, () if stale_state else ((endpoint_id, reason),))
+        self.ask(moving, () if stale_state else ((endpoint_id, reason),), is_retry=True)
 
     def _retract(self, agent: AgentState) -> None:
         """What it wrote cannot be continued where it goes: it starts over, visibly."""

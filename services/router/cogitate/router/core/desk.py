@@ -40,8 +40,9 @@ from cogitate.router.core.types import (
     Terms,
 )
 
-# An endpoint that was full may have room later; it is avoided by the answer to this failure only.
-_PASSING = frozenset({"REJECTED", "EVICTED"})
+# One that was full may have room later, one that stalled may go on: they are avoided by the answer
+# to this failure only.
+_PASSING = frozenset({"REJECTED", "EVICTED", "STALLED"})
 
 
 @dataclass(slots=True)
@@ -229,6 +230,8 @@ class Desk:
                 constraints=terms.constraints,
                 max_cost_micro_usd=terms.max_cost_micro_usd,
                 failed=failed,
+                avoided=command.avoided,
+                probed=command.probed,
                 cached_at=self._cached_at(gang.prefix_digest),
                 region=gang.region or self.region,
                 turn=self.agents_placed,

@@ -21,8 +21,10 @@ LISTED: Final = 32  # endpoints of a fleet that are all named
 EXAMPLES: Final = 3  # of each kind otherwise
 
 # Kinds of reasons after those of groups (1 to 4), the first that holds is told.
-DEAR, BUDGET, EXCLUDED, WINDOW, FAILED, DRAINING, STALE, FULL, UNKNOWN, UNNEEDED = range(5, 15)
-_TEMPORARY: Final = frozenset({FAILED, DRAINING, STALE})
+(DEAR, BUDGET, EXCLUDED, WINDOW, FAILED, DRAINING, STALE, AVOIDED, FULL, UNKNOWN, UNNEEDED) = range(
+    5, 16
+)
+_TEMPORARY: Final = frozenset({FAILED, DRAINING, STALE, AVOIDED})
 Codes = NDArray[np.int8]
 
 
@@ -37,19 +39,24 @@ def codes(need: GangNeed, board: Board, now: float) -> Codes:
         all_ = Scores(board, need, np.arange(len(board)))
         checks.append((BUDGET, all_.cost_micro_usd(1, all_.duration_s(1)) > budget))
     if limits.excluded:
-        checks.append((EXCLUDED, _named(board, limits.excluded)))
+        checks.append((EXCLUDED, named(board, limits.excluded)))
     window = board.number(b.WINDOW)
     checks.append((WINDOW, (window > 0) & (window <= need.prefix_tokens)))
     if need.failed:
-        checks.append((FAILED, _named(board, need.failed)))
+        checks.append((FAILED, named(board, need.failed)))
     checks.append((DRAINING, board.number(b.DRAINING) > 0))
     checks.append((STALE, (board.number(b.STALE) > 0) | (board.number(b.EXPIRES) <= now)))
     for code, holds in checks:
         why[(why == 0) & holds] = code
+    if need.avoided:
+        avoided = (why == 0) & named(board, need.avoided)
+        if (why == 0).sum() > avoided.sum():  # never the last ones
+            why[avoided] = AVOIDED
     return why
 
 
-def _named(board: Board, names: frozenset[str]) -> NDArray[np.bool_]:
+def named(board: Board, names: frozenset[str]) -> NDArray[np.bool_]:
+    """Which rows have one of the names."""
     found = np.zeros(len(board), np.bool_)
     found[[board.rows[name] for name in names if name in board.rows]] = True
     return found
@@ -133,6 +140,7 @@ _SENTENCES: Final[dict[int, Callable[[Estimate], str]]] = {
     FAILED: lambda one: "it failed this contemplation",
     DRAINING: lambda one: "it is draining",
     STALE: lambda one: "its reports stopped",
+    AVOIDED: lambda one: "it failed or was too slow for whoever asks, just now",
     FULL: _full,
     UNKNOWN: lambda one: (
         f"its load is unknown ({one.snapshot.unknown_because}) and others have room"

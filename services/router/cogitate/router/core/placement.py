@@ -60,6 +60,8 @@ def place_on(need: GangNeed, board: Board, now: float, policy: str) -> Placement
     if not (scores.room >= least).all():
         why[fits[scores.room < least]] = filters.FULL
         scores = scores.part(scores.room >= least)
+    if need.max_fallbacks is None:
+        scores = _with_probes(scores, count)
     free = int(np.minimum(scores.room, count).sum())
     if free < count:
         return _denied(need, board, fits, why, free, policy)
@@ -85,6 +87,15 @@ def _whole(scores: Scores, policy: str) -> list[int]:
         first = int(tier[chosen])
     others = [place for place in order[: most + 1].tolist() if place != first]
     return [first, *others[: most - 1]]
+
+
+def _with_probes(scores: Scores, count: int) -> Scores:
+    """One agent at most where it is to be seen if an endpoint works, if others hold the rest."""
+    if not scores.need.probed:
+        return scores
+    probed = filters.named(scores.board, scores.need.probed)[scores.rows]
+    rooms = np.where(probed, np.minimum(scores.room, 1.0), scores.room)
+    return scores.with_room(rooms) if np.minimum(rooms, count).sum() >= count else scores
 
 
 def _split(scores: Scores, policy: str) -> Split:

@@ -65,6 +65,12 @@ class Scores:
         made._columns = {}
         return made
 
+    def with_room(self, room: Floats) -> Scores:
+        """The same with other limits of agents."""
+        made = self.part(np.arange(len(self)))
+        made.room = room
+        return made
+
     @property
     def domains(self) -> Ints:
         """Index of the failure domain."""

@@ -165,6 +165,8 @@ class GangNeed:
     tokens_per_agent: int = 0
     max_cost_micro_usd: int = 0
     failed: frozenset[str] = frozenset()  # endpoints that failed this contemplation
+    avoided: frozenset[str] = frozenset()  # those to leave out, unless they are all there are
+    probed: frozenset[str] = frozenset()  # those to give one agent, if others can hold the rest
     prefilled_at: str = ""  # an endpoint that has most of the prefix computed; empty: none
     prefix_digest: str = ""  # names the common prefix; empty: unknown
     cached_at: frozenset[str] = frozenset()  # endpoints that lately were given that prefix
@@ -237,6 +239,8 @@ class Declare:
     priority: int = 0  # higher is served first
     max_wait_s: float = 0.0  # how long it may be queued; 0: it is answered at once
     remaining_s: float = float("inf")  # time left to its deadline
+    avoided: frozenset[str] = frozenset()
+    probed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +251,8 @@ class Replace:
     attempt: int
     gangs: tuple[GangNeed, ...]
     failures: tuple[tuple[str, str], ...] = ()
+    avoided: frozenset[str] = frozenset()
+    probed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
