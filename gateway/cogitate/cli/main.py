@@ -16,6 +16,7 @@ COMMANDS: Final = (
     "up",
     "down",
     "models",
+    "keys",
     "fleet",
     "trace",
     "explain",

@@ -28,8 +28,8 @@ _BROKEN = "the stream ended before the contemplation did"
 class Client:
     """Asks a mesh; may be used by several threads. Close it, or use it in a `with` block.
 
-    `address` is COGITATE_ADDRESS or 127.0.0.1:7100 if not given; `timeout_s` bounds the short
-    calls, not questions.
+    `address` is COGITATE_ADDRESS or 127.0.0.1:7100 if not given, `api_key` COGITATE_API_KEY or
+    none; `timeout_s` bounds the short calls, not questions.
     """
 
     def __init__(
@@ -37,11 +37,12 @@ class Client:
         address: str | None = None,
         *,
         timeout_s: float = 30.0,
+        api_key: str | None = None,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.address = _request.address(address)
         self._timeout_s = timeout_s
-        self._metadata = tuple(metadata)
+        self._metadata = (*_request.authorization(api_key), *metadata)
         self._channel = grpc.insecure_channel(self.address, options=options(self.address))
         self._contemplation: Any = contemplation_service_pb2_grpc.ContemplationServiceStub(
             self._channel

@@ -87,6 +87,12 @@ def address(given: str | None) -> str:
     return given or os.environ.get("COGITATE_ADDRESS") or DEFAULT_ADDRESS
 
 
+def authorization(given: str | None) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that carries the key: as given, else COGITATE_API_KEY, else none."""
+    key = given if given is not None else os.environ.get("COGITATE_API_KEY", "")
+    return (("authorization", f"Bearer {key}"),) if key else ()
+
+
 def contemplate(text: str, options: AskOptions) -> pb2.ContemplateRequest:
     """Builds the request. Reads image files. Raises InvalidRequest for what cannot be said."""
     spec = pb2.ContemplationSpec(

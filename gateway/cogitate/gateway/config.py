@@ -62,6 +62,9 @@ class GatewayConfig(ServiceConfig):
         maximum=86_400,
     )
 
+    api_keys: str = knob(
+        "", "file of API keys (`cogitate keys create`); empty lets everybody in, as one tenant"
+    )
     http_listen: str = knob(
         "", "host:port of the OpenAI-compatible HTTP interface; empty listens nowhere"
     )

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from cogitate.gateway import wire
 from cogitate.gateway.config import GatewayConfig
-from cogitate.gateway.core import validation
+from cogitate.gateway.core import tenants, validation
 from cogitate.gateway.core.violations import Violation, require
+from cogitate.gateway.doors import Doors, current_grant
 from cogitate.gateway.runtime import Runtime
 from cogitate.v1 import common_pb2, router_service_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
@@ -30,23 +31,34 @@ SHORT: Final[dict[str, tuple[Any, Any]]] = {
 class Front:
     """Owns nothing; every method is one request's whole path to the mesh.
 
-    Whose request it is says the caller, by a tenant's scope around it. No generator here opens one:
+    Whose request it is says the caller, by `Doors.enter` around it. No generator here opens one:
     it may be closed by another task than it ran in.
     """
 
-    def __init__(self, config: GatewayConfig, runtime: Runtime) -> None:
-        self._config, self._runtime = config, runtime
+    def __init__(self, config: GatewayConfig, runtime: Runtime, doors: Doors) -> None:
+        self._config, self._runtime, self._doors = config, runtime, doors
 
     async def contemplate(self, request: pb2.ContemplateRequest) -> AsyncGenerator[bytes, None]:
         """Checks the spec, stores its images, then yields the aggregator's events."""
-        validation.check(wire.spec(request, now_s=time.time()), self._config.limits)
-        # Nothing else is filled in: the same request sent again must stay the same spec.
-        request.spec.model = request.spec.model or self._config.default_model
-        await self._runtime.store_images(wire.inline_images(request.spec.conversation))
-        # Closed by name: a generator that is dropped cancels its call only some time later.
-        async with aclosing(self._runtime.relay(request)) as events:
-            async for raw in events:
-                yield raw
+        spec, grant = request.spec, current_grant()
+        # Nothing of time is filled in: the same request sent again must stay the same spec.
+        spec.model = spec.model or self._config.default_model
+        if not spec.allowed_tools:
+            spec.allowed_tools.extend(sorted(grant.tools))
+        if not spec.constraints.providers:
+            spec.constraints.providers.extend(sorted(grant.providers))
+        asked = wire.spec(request, now_s=time.time())
+        validation.check(asked, self._config.limits)
+        tenants.check(asked, grant)
+        self._doors.allowances.begin(grant, time.monotonic())
+        try:
+            await self._runtime.store_images(wire.inline_images(spec.conversation))
+            # Closed by name: a generator that is dropped cancels its call only some time later.
+            async with aclosing(self._runtime.relay(request)) as events:
+                async for raw in events:
+                    yield raw
+        finally:
+            self._doors.allowances.end(grant)
 
     async def attach(self, request: pb2.AttachRequest) -> AsyncGenerator[bytes, None]:
         """Yields the events after a number."""

@@ -13,11 +13,12 @@ from cogitate.gateway import wire
 from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import validation
 from cogitate.gateway.core.violations import require
+from cogitate.gateway.doors import Doors
 from cogitate.gateway.front import SHORT, Front
+from cogitate.gateway.guarded import Guarded
 from cogitate.gateway.http.app import Application
 from cogitate.gateway.http.listener import Listener
 from cogitate.gateway.runtime import CHUNK_BYTES, Runtime
-from cogitate.kit import auth
 from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import contemplation_service_pb2 as pb2
 from cogitate.v1 import (
@@ -38,12 +39,14 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     def __init__(self, config: GatewayConfig, server: grpc.aio.Server) -> None:
         self._config = config
         self._runtime = Runtime(config)
-        self._front = Front(config, self._runtime)
+        self._doors = Doors(config.api_keys)
+        self._front = Front(config, self._runtime, self._doors)
         self._start_time_s = time.time()
-        self._application = Application(config, self._front)
+        self._application = Application(config, self._front, self._doors)
         self._http = Listener(self._application.asgi, config) if config.http_listen else None
-        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
-        server.add_generic_rpc_handlers((self._contemplation_handlers(),))
+        guarded: Any = Guarded(server, self._doors)
+        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(self, guarded)
+        guarded.add_generic_rpc_handlers((self._contemplation_handlers(),))
 
     async def start(self) -> None:
         """Listens to HTTP, too; channels connect by themselves, services may come and go."""
@@ -61,6 +64,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
             await self._http.stop()
         await self._application.close()
         await self._runtime.close()
+        self._doors.close()
 
     @property
     def http_address(self) -> str:
@@ -76,8 +80,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
                     raise InvalidRequest(f"a chunk is at most {CHUNK_BYTES} bytes", field="chunk")
                 yield part.chunk
 
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            stored = await self._runtime.put_blob(chunks())
+        stored = await self._runtime.put_blob(chunks())
         return gateway_service_pb2.UploadBlobResponse(image=stored)
 
     async def DownloadBlob(
@@ -88,12 +91,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         wanted = vision_encoder_service_pb2.GetBlobRequest(
             digest=image.digest, box=image.box if image.HasField("box") else None
         )
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async with aclosing(self._runtime.get_blob(wanted)) as parts:
-                async for part in parts:
-                    yield gateway_service_pb2.DownloadBlobResponse(
-                        chunk=part.chunk, media_type=part.media_type
-                    )
+        async with aclosing(self._runtime.get_blob(wanted)) as parts:
+            async for part in parts:
+                yield gateway_service_pb2.DownloadBlobResponse(
+                    chunk=part.chunk, media_type=part.media_type
+                )
 
     async def ListModels(
         self, request: gateway_service_pb2.ListModelsRequest, context: Any
@@ -129,11 +131,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         front = self._front
         handlers: dict[str, Any] = {
             "Contemplate": grpc.unary_stream_rpc_method_handler(
-                _of_tenant(front.contemplate),
+                lambda request, _: front.contemplate(request),
                 request_deserializer=pb2.ContemplateRequest.FromString,
             ),
             "Attach": grpc.unary_stream_rpc_method_handler(
-                _of_tenant(front.attach),
+                lambda request, _: front.attach(request),
                 request_deserializer=pb2.AttachRequest.FromString,
             ),
         }
@@ -147,19 +149,6 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
 
     def _asking(self, name: str) -> Any:
         async def ask(request: Any, context: Any) -> Any:
-            with auth.tenant_scope(auth.DEFAULT_TENANT):
-                return await self._front.ask(name, request)
+            return await self._front.ask(name, request)
 
         return ask
-
-
-def _of_tenant(method: Any) -> Any:
-    """A streaming method with the tenant of the caller, whatever the caller's metadata says."""
-
-    async def stream(request: Any, context: Any) -> AsyncIterator[bytes]:
-        with auth.tenant_scope(auth.DEFAULT_TENANT):
-            async with aclosing(method(request)) as events:
-                async for raw in events:
-                    yield raw
-
-    return stream

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pydantic
 from cogitate.gateway import wire
 from cogitate.gateway.config import GatewayConfig
+from cogitate.gateway.doors import Doors
 from cogitate.gateway.front import Front
 from cogitate.gateway.http import bodies, document, sse
 from cogitate.gateway.http.boundary import Boundary
@@ -52,7 +53,7 @@ def _query(request: Request, name: str, pattern: str, words: str) -> str:
 class Application:
     """The OpenAI-compatible interface; `asgi` serves it."""
 
-    def __init__(self, config: GatewayConfig, front: Front) -> None:
+    def __init__(self, config: GatewayConfig, front: Front, doors: Doors) -> None:
         self._config, self._front = config, front
         self._desk = Desk(front)
         self._responses = Responses(self._desk)
@@ -69,7 +70,7 @@ class Application:
             Route("/openapi.json", self.document, methods=["GET"]),
         ]
         router = Router(routes, redirect_slashes=False)
-        self.asgi: ASGIApp = Boundary(router, deadline_s=config.default_deadline_s)
+        self.asgi: ASGIApp = Boundary(router, doors, deadline_s=config.default_deadline_s)
 
     async def close(self) -> None:
         """Ends what is on its way."""

@@ -1,0 +1,93 @@
+"""Two tenants on one real mesh: what is one's is as if it were not there for the other."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from cogitate.client import Client, CogitateError, NotFound, PermissionDenied
+from cogitate.gateway.core.tenants import Grant
+from cogitate.gateway.keys import KeyStore
+
+from tests.integration.mesh import Mesh, running_mesh
+
+pytestmark = pytest.mark.integration
+
+BOARD = Path(__file__).parents[2] / "examples" / "board.png"
+QUESTION = "What is the sum of the red cards?"
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, dict[str, str]]]:
+    folder = tmp_path_factory.mktemp("state")
+    store = KeyStore(folder / "keys", create=True)
+    keys = {name: store.create(Grant(name))[1] for name in ("ada", "bob")}
+    os.environ["COGITATE_GATEWAY_API_KEYS"] = str(folder / "keys")
+    try:
+        with running_mesh(folder) as mesh:
+            yield mesh, keys
+    finally:
+        del os.environ["COGITATE_GATEWAY_API_KEYS"]
+
+
+def refused(call: Any) -> tuple[str, str]:
+    """What a refusal says."""
+    with pytest.raises(CogitateError) as caught:
+        call()
+    return type(caught.value).__name__, caught.value.message
+
+
+def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> None:
+    mesh, keys = tenants
+    with Client(mesh.address, api_key=keys["ada"]) as ada:
+        answer = ada.ask(QUESTION, images=[BOARD], agents=2)
+        id = answer.contemplation_id
+        assert ada.get(id).contemplation_id == id
+        digest = ada.upload(BOARD)
+    unknown = str(uuid.uuid4())
+    with Client(mesh.address, api_key=keys["bob"]) as bob:
+
+        def attach(one: str) -> None:
+            with bob.attach(one) as stream:
+                next(stream)
+
+        for method in (bob.get, bob.cancel, attach):
+            assert refused(lambda m=method: m(id)) == refused(lambda m=method: m(unknown))
+            with pytest.raises(NotFound):
+                method(id)
+        assert not list(bob.list())
+        assert refused(lambda: bob.ask(QUESTION, images=[digest]))[0] != "PermissionDenied"
+    url = f"{mesh.http}/v1"
+    with openai.OpenAI(base_url=url, api_key=keys["bob"], max_retries=0) as client:
+        told = []
+        for one in (uuid.UUID(id).hex, uuid.UUID(unknown).hex):
+            with pytest.raises(openai.NotFoundError) as caught:
+                client.responses.retrieve(f"resp_{one}")
+            told.append(caught.value.body)
+            with pytest.raises(openai.NotFoundError):
+                client.responses.create(
+                    model="mini", input="And now?", previous_response_id=f"resp_{one}"
+                )
+        assert told[0] == told[1]
+    with openai.OpenAI(base_url=url, api_key=keys["ada"], max_retries=0) as client:
+        found = client.responses.retrieve(f"resp_{uuid.UUID(id).hex}")
+        assert found.output_text == answer.answer
+
+
+def test_the_command_line_takes_its_key_from_the_environment(
+    tenants: tuple[Mesh, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh, keys = tenants
+    with Client(mesh.address) as nobody, pytest.raises(PermissionDenied, match="a key is needed"):
+        nobody.ask(QUESTION)
+    assert "COGITATE_API_KEY" in mesh.run("ask", QUESTION, "--json").stdout
+    monkeypatch.setenv("COGITATE_API_KEY", keys["bob"])
+    done = mesh.run("ask", QUESTION, "--image", str(BOARD), "--agents", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    fleet = mesh.run("fleet")
+    assert fleet.returncode == 0, fleet.stdout + fleet.stderr
