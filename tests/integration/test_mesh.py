@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +293,45 @@ def test_a_response_streamed_looked_up_and_told_again_is_one(openai_client: open
         reasoning={"effort": "medium"},
     )  # fmt: skip
     assert one.output_text and one.previous_response_id == final.id
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "http://127.0.0.1:9/schema.json"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"type": "sting"},
+        {"type": "string", "pattern": "("},
+        nested(1000),
+        {"enum": ["x" * 99_000]},
+    ],
+    ids=["itself", "remote", "circle", "type", "pattern", "depth", "size"],
+)
+def test_a_schema_that_cannot_be_followed_is_refused_over_http(
+    openai_client: openai.OpenAI, schema: dict[str, Any]
+) -> None:
+    create = openai_client.chat.completions.create
+    named: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked: Any = {"model": "mini", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(**asked, response_format=named)
+    assert "0x" not in str(caught.value) and "Traceback" not in str(caught.value)
+    assert create(**asked).choices[0].message.content
+
+
+def test_the_example_runs(mesh: Mesh) -> None:
+    command = [sys.executable, str(EXAMPLES / "openai_client.py"), f"{mesh.http}/v1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "ballots;" in done.stdout and "… and back:" in done.stdout
 
 
 def test_ask_prints_one_event_a_line_and_the_verdict_last(mesh: Mesh) -> None:

@@ -140,7 +140,7 @@ def test_containers_are_confined_and_checked(name: str) -> None:
 def test_only_the_gateway_is_published_and_on_loopback() -> None:
     services = compose()["services"]
     published = {name: s["ports"] for name, s in services.items() if "ports" in s}
-    assert published == {"gateway": ["127.0.0.1:7100:7100"]}
+    assert published == {"gateway": ["127.0.0.1:7100:7100", "127.0.0.1:7180:7180"]}
     assert compose()["networks"]["mesh"] == {"internal": True}
 
 
