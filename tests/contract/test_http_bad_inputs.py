@@ -163,6 +163,7 @@ CHAT_REFUSALS: list[tuple[dict[str, Any], str]] = [
     (asks(max_completion_tokens=0, max_tokens=5), "max_tokens"),
     (asks(max_tokens=-5), "max_tokens"),
     (asks(max_tokens=10**7), "max_tokens"),
+    (asks(cogitate={"agents": 64}, max_tokens=20_000), "max_tokens"),
     (asks(stop=["x"] * 17), "stop"),
     (asks(stop=""), "stop[0]"),
     (asks(stop=["x" * 129]), "stop[0]"),

@@ -130,6 +130,13 @@ def test_sampling_at_the_edge(field: str, fine: tuple[Any, ...], wrong: tuple[An
         assert [f"sampling_params.{field}"] == found, value
 
 
+def test_what_all_agents_may_sample_is_at_the_edge() -> None:
+    fine, above = Sampling(max_tokens=15_625), Sampling(max_tokens=15_626)
+    assert [] == fields_of(asking(agent_count=64, sampling=fine))
+    assert ["sampling_params.max_tokens"] == fields_of(asking(agent_count=64, sampling=above))
+    assert [] == fields_of(asking(sampling=above))
+
+
 def test_stop_strings_at_the_edge() -> None:
     fine = Sampling(stop=("é" * 64,) * 16)
     assert [] == fields_of(asking(sampling=fine))

@@ -229,6 +229,13 @@ def _width(spec: Spec, limits: Limits) -> Iterator[Violation]:
             "agent_count", f"is {spec.agent_count}, it must be 1 to {limits.max_agent_count}"
         )
     most = spec.agent_count if spec.agent_count is not None else limits.max_agent_count
+    all_tokens = (spec.agent_count or 1) * (spec.sampling.max_tokens or 0)
+    legal = most <= limits.max_agent_count
+    if legal and (spec.sampling.max_tokens or 0) <= limits.max_token_count < all_tokens:
+        yield Violation(
+            "sampling_params.max_tokens",
+            f"times agent_count is {all_tokens}, the limit is {limits.max_token_count}",
+        )
     if not 0 <= spec.initial_agent_count <= max(most, 0):
         yield Violation("initial_agent_count", "must be 0 to agent_count")
     for field, value in (("strategy", spec.strategy), ("quorum", spec.quorum)):

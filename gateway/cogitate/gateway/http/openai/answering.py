@@ -286,7 +286,9 @@ def _check_choices(
     if count > 1 and goes_on:
         raise InvalidRequest("n must be 1 where results of tools are handed in", field="n")
     agents = max(1, spec.agent_count)
-    if count > 1 and count * agents > limits.max_agent_count:
+    if count == 1:
+        return
+    if count * agents > limits.max_agent_count:
         raise InvalidRequest(
             f"n times cogitate.agents is more than {limits.max_agent_count}", field="n"
         )
