@@ -22,6 +22,7 @@ class LocalMesh:
     pids: dict[str, int]
     folder: Path  # of its journal, logs and traces
     addresses: dict[str, str] = field(default_factory=dict)
+    http: str = ""
 
     @property
     def decoder(self) -> int:
@@ -44,7 +45,7 @@ def local_mesh(options: Options, console: Console) -> Iterator[LocalMesh]:
                 processes.start(starting.changed)
             pids = {member.name: member.process.pid for member in processes.noted()}
             addresses = {member.name: member.address for member in planned}
-            yield LocalMesh(planned[0].address, pids, folder, addresses)
+            yield LocalMesh(planned[0].address, pids, folder, addresses, planned[0].http)
         finally:
             processes.stop()
 
