@@ -241,6 +241,30 @@ def test_journal_cost(tmp_path: Path) -> None:
     assert [row["bytes_per_token"] > 0 for row in rows] == [False, False, True, True]
 
 
+def test_gateway_http(tmp_path: Path) -> None:
+    out = tmp_path / "gateway.json"
+    run(
+        "tests.bench.gateway_http", "--rounds", "1", "--tokens", "160", "--streams", "8",
+        "--litellm", "none", "--json", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert {row["turn"] for row in found["rows"]} == {
+        f"{way}, {agents}" for way in ("gRPC", "SSE") for agents in ("one agent", "eight agents")
+    }
+    assert all(row["tokens"] >= 159 for row in found["rows"])
+    assert found["idle"]["streams"] == 8
+
+
+def test_gateway_tax(tmp_path: Path) -> None:
+    out = tmp_path / "tax.json"
+    run(
+        "tests.bench.gateway_tax", "services/agent-decoder/cogitate/models/mini", "--rounds", "1",
+        "--tokens", "8", "--agents", "2", "--json", str(out),
+    )  # fmt: skip
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["gRPC"]["tokens"] == row["HTTP"]["tokens"] > 0
+
+
 def test_stalled_reader(tmp_path: Path) -> None:
     out = tmp_path / "runs.json"
     run("tests.bench.stalled_reader", "--seconds", "2", "--agents", "2", "--json", str(out))
