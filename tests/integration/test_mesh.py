@@ -308,7 +308,7 @@ def nested(depth: int) -> dict[str, Any]:
         {"$ref": "#"},
         {"$ref": "http://127.0.0.1:9/schema.json"},
         {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
-        {"type": "sting"},
+        {"type": "text"},
         {"type": "string", "pattern": "("},
         nested(120),
         {"enum": ["x" * 99_000]},
