@@ -387,6 +387,17 @@ async def test_a_reader_that_stalls_is_cut_off_and_its_contemplation_cancelled()
             assert b"[DONE]" not in read and not read.endswith(b"0\r\n\r\n")
 
 
+async def test_a_stalled_reader_with_tools_leaves_nothing_running() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    async with mesh(wordy, http_listen="127.0.0.1:0", write_stall_s=0.3) as m:
+        async with connected(m) as connection:
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await connection.send(request(json.dumps(asks(stream=True, tools=[tool])).encode()))
+            async with asyncio.timeout(10):
+                while not m.aggregator.cancellations:
+                    await asyncio.sleep(0.02)
+
+
 async def test_a_silent_stream_is_kept_alive() -> None:
     def silent(_: pb2.ContemplateRequest) -> Sequence[Step]:
         return (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Final
 
 from cogitate.gateway.front import Front
 from cogitate.gateway.http.openai.asking import Results
@@ -12,15 +12,17 @@ from cogitate.kit import tasks
 from cogitate.kit.errors import InvalidRequest, NotFound
 from cogitate.v1 import contemplation_service_pb2 as pb2
 
+ENDINGS: Final = frozenset({"verdict", "failed", "cancelled"})
 Events = AsyncGenerator[pb2.ContemplationEvent, None]
 
 
 class Desk:
-    """Owns nothing but cancellations on their way."""
+    """Owns which contemplations end with their streams, and cancellations on their way."""
 
     def __init__(self, front: Front) -> None:
         self._front = front
         self._beside = tasks.Supervisor()
+        self._held: set[str] = set()
 
     async def close(self) -> None:
         """Ends what is on its way."""
@@ -30,23 +32,30 @@ class Desk:
         """Yields the events of a new contemplation; use it in `aclosing`.
 
         One that may wait for the client's tools runs on when the stream ends, so that their results
-        find it; it is cancelled here where the client leaves before that.
+        find it: if `keep` was called. Else it is cancelled here, however the stream ended.
         """
         spec = request.spec
         hold = bool(spec.client_tools) and spec.on_disconnect != pb2.ON_DISCONNECT_CONTINUE
         if hold:
             spec.on_disconnect = pb2.ON_DISCONNECT_CONTINUE
-        id = ""
+        id, ended = "", False
         try:
             async with aclosing(self._front.contemplate(request)) as raws:
                 async for raw in raws:
                     event = pb2.ContemplateResponse.FromString(raw).event
-                    id = id or event.accepted.contemplation_id
+                    if hold and event.HasField("accepted"):
+                        id = event.accepted.contemplation_id
+                        self._held.add(id)
+                    ended = event.WhichOneof("event") in ENDINGS
                     yield event
-        except (asyncio.CancelledError, ConnectionError):
-            if hold and id:
+        finally:
+            if id in self._held and not ended:
                 self._beside.spawn(self.cancel(id), name="cancel")
-            raise
+            self._held.discard(id)
+
+    def keep(self, contemplation_id: str) -> None:
+        """The client knows what this one waits for: its stream may end."""
+        self._held.discard(contemplation_id)
 
     async def go_on(self, results: Results) -> Events:
         """Hands in what tools returned, then yields all events of the contemplation again."""
@@ -62,8 +71,9 @@ class Desk:
                     "message to ask anew",
                     reason="NOT_WAITING",
                 ) from None
-        async for event in self.again(results.contemplation_id):
-            yield event
+        async with aclosing(self.again(results.contemplation_id)) as events:
+            async for event in events:
+                yield event
 
     async def again(self, contemplation_id: str) -> Events:
         """Yields all events of a contemplation, those it has and those to come."""

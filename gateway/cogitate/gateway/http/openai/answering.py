@@ -47,7 +47,7 @@ class Chat:
         request, results = asking.chat(body)
         count = 1 if body.n is None else body.n
         _check_choices(count, request.spec, limits, max_choice_count, goes_on=results is not None)
-        self._wanted = body.cogitate.events
+        self._desk, self._wanted = desk, body.cogitate.events
         num_returned = results.num_returned if results else 0
         self._choices = [Choice(i, Telling(num_returned)) for i in range(count)]
         self._sources: list[Events] = (
@@ -99,6 +99,8 @@ class Chat:
                 if frame := frame + self._completion.chunk(choice, pieces):
                     yield frame
                 if choice.finish_reason:
+                    if choice.calls:
+                        self._desk.keep(choice.telling.contemplation_id)
                     return
         raise _broken()
 
@@ -205,6 +207,7 @@ class Making:
         """Yields the frames of typed events."""
         async with aclosing(_told(self._fold, self._source, self._wanted)) as told:
             async for frame in told:
+                self._keep()
                 yield frame
         self._end()
 
@@ -213,12 +216,17 @@ class Making:
         async with aclosing(self._source) as events:
             async for event in events:
                 _take(self._fold, event)
+                self._keep()
                 if self._fold.status != "in_progress" or self._background:
                     break
         if self._fold.error is not None:
             raise self._fold.error
         self._end()
         return self._fold.whole()
+
+    def _keep(self) -> None:
+        if self._fold.status == "completed" and self._fold.verdict is None:
+            self._desk.keep(self._fold.telling.contemplation_id)
 
     def _end(self) -> None:
         if self._forget and self._fold.status in ("completed", "incomplete"):
