@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import random
 import subprocess
 import sys
 import threading
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cogitate.cli.mesh.processes import busy_ports
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
 PORTS = 9
+BASES = (20_000, 32_000)
 
 
 @dataclass
@@ -94,18 +96,11 @@ def cogitate(
 
 
 def free_base_port() -> int:
-    """A port with enough free ones after it."""
+    """A port with enough free ones after it, below those that outgoing connections are given."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            base: int = probe.getsockname()[1]
-        if base + PORTS < 65_535 and all(map(_is_free, range(base, base + PORTS))):
+        base = random.randrange(*BASES)
+        if not busy_ports("127.0.0.1", range(base, base + PORTS)):
             return base
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @contextmanager
