@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cogitate.cli.mesh.processes import free_ports
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.lifecycle import run
 from cogitate.v1 import common_pb2 as common
@@ -132,16 +133,6 @@ def process(*command: str, ready: Path | None = None, **more: str) -> Iterator[i
             started.kill()
 
 
-def free_port() -> int:
-    """A port nothing listens on now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 # -- clients -----------------------------------------------------------------------------------
 
 
@@ -222,7 +213,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         upstream = folder / "upstream"
         command = (sys.executable, "-m", "tests.bench.gateway_http", "--upstream", str(upstream))
         stack.enter_context(process(*command, ready=upstream))
-        ready, port = folder / "gateway", free_port()
+        ready, port = folder / "gateway", free_ports(1)[0]
         gateway = stack.enter_context(
             process(
                 sys.executable, "-m", "cogitate.gateway", "--listen", "127.0.0.1:0",
@@ -240,7 +231,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "SSE, eight agents": (gateway, lambda: http.tokens(8, args.tokens // 8)),
         }
         if Path(args.litellm).exists():
-            proxy = Http(free_port())
+            proxy = Http(free_ports(1)[0])
             pid = stack.enter_context(litellm(args, folder, proxy._port, port))
             turns["LiteLLM, one agent"] = (pid, lambda: proxy.tokens(1, args.tokens))
         with report.progress(console) as progress:

@@ -457,11 +457,15 @@ async def test_a_response_goes_on_from_another() -> None:
             model="mini", input="What?", instructions="Be brief."
         )
         second = await openai_client.responses.create(
-            model="mini", input="And now?", previous_response_id=first.id
+            model="mini",
+            input="And now?",
+            instructions="Be exact.",
+            previous_response_id=first.id,
         )
         assert second.previous_response_id == first.id
         said = m.aggregator.requests[1].spec.conversation
         assert [(turn.role, turn.parts[0].text) for turn in said] == [
+            (common_pb2.ROLE_SYSTEM, "Be exact."),
             (common_pb2.ROLE_SYSTEM, "Be brief."),
             (common_pb2.ROLE_USER, "What?"),
             (common_pb2.ROLE_ASSISTANT, "Forty \n two."),

@@ -134,6 +134,11 @@ def test_the_file_holds_no_key_and_is_its_owners(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="cogitate keys create"):
         KeyStore(tmp_path / "none")
+    (tmp_path / "other").write_text("no keys here, but words enough to be no empty file")
+    (tmp_path / "empty").touch()
+    for name in ("other", "empty"):
+        with pytest.raises(InvalidRequest, match="not a file of keys"):
+            KeyStore(tmp_path / name)
 
 
 def test_the_command_makes_lists_and_revokes(

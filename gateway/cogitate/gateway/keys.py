@@ -62,8 +62,13 @@ class KeyStore:
         if create and not path.exists():
             path.touch(mode=0o600)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        if create:
-            self._db.execute(_TABLE)
+        try:
+            if create:
+                self._db.execute(_TABLE)
+            self._db.execute(f"SELECT hash, {_COLUMNS} FROM keys LIMIT 1")
+        except sqlite3.DatabaseError:
+            self._db.close()
+            raise InvalidRequest(f"{path.name} is not a file of keys") from None
 
     def close(self) -> None:
         """Closes the file."""

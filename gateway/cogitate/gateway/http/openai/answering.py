@@ -113,7 +113,6 @@ class Responses:
 
     async def make(self, body: ResponseRequest, key: str) -> Making:
         """Returns a response to be made; begins nothing yet. Raises InvalidRequest, NotFound."""
-        before: list[common_pb2.Message] = []
         parent, num_before = "", 0
         if body.previous_response_id is not None:
             parent, num_before = parse_response_id(body.previous_response_id)
@@ -129,9 +128,8 @@ class Responses:
             fold = Response(found.spec, Telling(results.num_returned), body.metadata)
             return Making(self._desk, fold, self._desk.go_on(results), body)
         if parent:
-            before = await self._conversation(parent)
-            request, _ = asking.response(body, before)
-            request.spec.parent_contemplation_id = parent
+            said = await self._conversation(parent)
+            asking.follow(request.spec, parent, said, led=bool(body.instructions))
         fold = Response(request.spec, Telling(), body.metadata, bool(body.background))
         return Making(self._desk, fold, self._desk.begin(_numbered(request, key, 0)), body)
 

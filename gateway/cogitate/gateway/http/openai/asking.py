@@ -150,15 +150,12 @@ def chat(body: s.ChatRequest) -> tuple[pb2.ContemplateRequest, Results | None]:
     return _request(spec, body.cogitate), _results(turns, "messages")
 
 
-def response(
-    body: s.ResponseRequest, before: Sequence[common_pb2.Message] = ()
-) -> tuple[pb2.ContemplateRequest, Results | None]:
-    """Returns what a response is to be made of; `before` is the conversation so far."""
+def response(body: s.ResponseRequest) -> tuple[pb2.ContemplateRequest, Results | None]:
+    """Returns what a response is made of, and the results it brings if it goes on with one."""
     effort = body.reasoning.effort if body.reasoning else None
     spec = _spec(body.model, body.cogitate, effort)
     if body.instructions:
         spec.conversation.add(role=common_pb2.ROLE_SYSTEM).parts.add(text=body.instructions)
-    spec.conversation.extend(before)
     if isinstance(body.input, str):
         turns = [_said("user", [common_pb2.Part(text=body.input)])]
     else:
@@ -179,6 +176,16 @@ def response(
         spec.on_disconnect = pb2.ON_DISCONNECT_CONTINUE
     calls_known = body.previous_response_id is not None
     return _request(spec, body.cogitate), _results(turns, "input", calls_known=calls_known)
+
+
+def follow(
+    spec: pb2.ContemplationSpec, parent: str, before: Sequence[common_pb2.Message], *, led: bool
+) -> None:
+    """Puts the conversation so far before what is asked now, behind its instructions if `led`."""
+    now = list(spec.conversation)
+    del spec.conversation[:]
+    spec.conversation.extend([*now[:led], *before, *now[led:]])
+    spec.parent_contemplation_id = parent
 
 
 def image(url: str, field: str) -> common_pb2.Part:
