@@ -13,9 +13,10 @@ export class RpcError extends Error {
   constructor(code, message, details = []) {
     super(message);
     this.code = code;
-    const info = details.map((one) => one.debug ?? {}).find((one) => one.reason);
-    this.reason = info?.reason ?? "";
-    this.metadata = info?.metadata ?? {};
+    const info = details.find((one) => one.type === "google.rpc.ErrorInfo");
+    const { 1: [reason = ""] = [], 3: pairs = [] } = info ? fields(bytes(info.value)) : {};
+    this.reason = text(reason);
+    this.metadata = Object.fromEntries(pairs.map((pair) => fields(pair)).map(({ 1: [name], 2: [value] = [] }) => [text(name), text(value)]));
   }
 
   /** True if the way to the gateway broke, and not what was asked. */
@@ -62,6 +63,33 @@ export function envelope(message) {
   return whole;
 }
 
+/** Reads base64, with or without its padding. */
+export const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+const text = (data) => (typeof data === "string" ? data : new TextDecoder().decode(data));
+
+/** Reads a protobuf message whose fields are all strings, bytes or messages: lists of bytes by field number. */
+function fields(data) {
+  const found = {};
+  for (let at = 0; at < data.length; ) {
+    const [tag, first] = varint(data, at);
+    const [length, start] = varint(data, first);
+    if ((tag & 7) !== 2) return found; // anything else has nothing to tell us
+    (found[tag >> 3] ??= []).push(data.subarray(start, start + length));
+    at = start + length;
+  }
+  return found;
+}
+
+function varint(data, at) {
+  let value = 0;
+  for (let shift = 0; shift < 32 && at < data.length; shift += 7) {
+    value |= (data[at] & 127) << shift;
+    if (data[at++] < 128) break;
+  }
+  return [value, at];
+}
+
 /** Makes a unary call, such as `call("GatewayService/ListModels")`. Throws RpcError. */
 export async function call(method, request = {}) {
   const signal = AbortSignal.timeout(SHORT_MS);
@@ -74,14 +102,15 @@ export async function* stream(method, request, signal) {
   const answer = await post(method, "application/connect+json", envelope(request), signal);
   const reader = answer.body.getReader();
   const envelopes = new Envelopes();
-  const text = new TextDecoder();
+  let isOver = false;
   try {
     for (;;) {
       const { value, done } = await reader.read().catch(broken);
       if (done) throw broken();
       for (const { flags, data } of envelopes.push(value)) {
-        const message = JSON.parse(text.decode(data));
+        const message = JSON.parse(text(data));
         if (flags & END) {
+          isOver = true;
           if (message.error) throw told(message.error);
           return;
         }
@@ -89,7 +118,8 @@ export async function* stream(method, request, signal) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {});
+    if (!isOver) reader.cancel().catch(() => {});
+    else reader.read().catch(() => {}); // the end of the body, so that the connection is used again
   }
 }
 

@@ -141,12 +141,13 @@ class Lane {
     const what = callArguments(call.name, call.argumentsJson);
     const said = [h("b", {}, toolVerb(call.name)), ` ${what}`];
     if (call.isShared) said.push(h("span", { class: "shared", title: "an identical call of a sibling was run for it" }, " shared"));
-    shown.block.replaceChildren(h("p", {}, ...said));
+    const words = h("div", {}, h("p", {}, ...said));
+    if (call.status === "client") words.append(h("p", { class: "result" }, "waits for the client that asked"));
+    if (call.text) words.append(h("p", { class: "result" }, call.text));
+    if (call.proof) words.append(h("p", { class: "proved" }, "a tool proves it"));
+    const pictures = call.images.map((image) => picture(image, `agent ${this.id} sees ${region(image)}`));
+    shown.block.replaceChildren(...pictures, words);
     shown.block.dataset.status = call.status;
-    if (call.status === "client") shown.block.append(h("p", { class: "result" }, "waits for the client that asked"));
-    if (call.text) shown.block.append(h("p", { class: "result" }, call.text));
-    if (call.proof) shown.block.append(h("p", { class: "proved" }, "a tool proves it"));
-    for (const image of call.images) shown.block.append(picture(image, `agent ${this.id} sees ${region(image)}`));
   }
 
   #end(lane) {
@@ -154,7 +155,7 @@ class Lane {
     this.root.dataset.status = vote?.abstained ? "abstained" : status;
     const said = {
       waiting: reason ? `lost its place (${lower(reason)}), goes on elsewhere` : "waits",
-      thinking: "",
+      thinking: "thinks",
       tool: "waits for a tool",
       killed: `stopped: ${killedFor(reason)}`,
       lost: `lost: ${lower(reason)}`,

@@ -25,8 +25,9 @@ const TRACE_MS = [900, 2500]; // services store their spans twice a second
 const providers = [];
 const lanes = new Lanes($("lanes"), hue);
 let watch = null;
-let drawn = EMPTY;
+let drawn = null;
 let frame = 0;
+let isBegun = false;
 let slowAt = 0;
 let arrivedAt = 0;
 let fleet = new Map();
@@ -38,17 +39,22 @@ async function route() {
   const [, page, id] = /^#(c|fleet|history)?\/?([\w-]*)$/.exec(location.hash || "#") ?? [];
   if (page === undefined && location.hash.length > 1) return; // an anchor on the page
   const name = { c: "run", fleet: "fleet", history: "history" }[page] ?? "ask";
+  turn(name);
+  trouble(null);
+  if (name === "run" && watch?.state.id !== id) join(id);
+  if (name === "history") attempt(() => drawHistory());
+  if (name === "fleet") attempt(refreshFleet);
+  if (name === "ask") remind();
+}
+
+/** Shows one section of the page. */
+function turn(name) {
   for (const section of document.querySelectorAll("main > section[data-page]")) show(section, section.dataset.page === name);
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.page === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   document.title = { ask: "Cogitate", run: "Contemplation · Cogitate", fleet: "Fleet · Cogitate", history: "History · Cogitate" }[name];
-  trouble(null);
-  if (name === "run" && watch?.state.id !== id) join(id);
-  if (name === "history") attempt(() => drawHistory());
-  if (name === "fleet") attempt(refreshFleet);
-  if (name === "ask") remind();
 }
 
 async function refreshFleet() {
@@ -92,7 +98,7 @@ function trouble(error, again) {
 function follow() {
   watch?.leave();
   cancelAnimationFrame(frame);
-  [drawn, frame, slowAt, spec] = [EMPTY, 0, 0, null];
+  [drawn, frame, slowAt, isBegun, spec] = [null, 0, 0, false, null];
   lanes.clear();
   $("asked-pictures").replaceChildren();
   for (const id of ["asked", "notes", "connection"]) write($(id), "");
@@ -101,7 +107,7 @@ function follow() {
     changed: (state) => {
       arrivedAt = performance.now();
       trouble(null);
-      if (state.id && !drawn.id) begun(state);
+      if (!isBegun) begun(state);
       frame ||= requestAnimationFrame(draw);
     },
     waiting: (ms, error) => write($("connection"), `${sentence(error.message)} Trying again in ${seconds(ms)}.`),
@@ -116,14 +122,13 @@ function follow() {
 async function ask(asked) {
   follow();
   spec = asked;
-  for (const section of document.querySelectorAll("main > section[data-page]")) show(section, section.dataset.page === "run");
+  turn("run");
   question(asked);
   $("run-title").focus();
   await watch.ask(asked);
   if (!watch.state.id) {
     // Refused before it began: the form still has everything.
-    show($("run"), false);
-    show($("ask"), true);
+    turn("ask");
   }
 }
 
@@ -143,7 +148,7 @@ function question(spec) {
 }
 
 function begun(state) {
-  drawn = { ...EMPTY, id: state.id };
+  isBegun = true;
   localStorage.setItem(LAST, state.id);
   if (location.hash !== `#c/${state.id}`) history.replaceState(null, "", `#c/${state.id}`);
   if (!$("asked-pictures").firstChild) $("asked-pictures").append(...state.images.map((image, i) => picture(image, `picture ${i + 1} of the question`, "asked")));
@@ -157,15 +162,16 @@ function draw() {
   const state = watch.state;
   const now = performance.now();
   lanes.draw(state.lanes);
-  if (state.ballots !== drawn.ballots || state.decided !== drawn.decided || state.ending !== drawn.ending || state.id !== drawn.id) drawTally($("tally"), state);
-  if (state.verdictText !== drawn.verdictText || state.ending !== drawn.ending || !state.id) drawEnding($("ending"), state);
-  if (state.notes !== drawn.notes) $("notes").replaceChildren(...state.notes.map((text) => h("li", {}, text)));
-  if (state.places !== drawn.places || now - slowAt > SLOW_MS || state.ending) {
+  const changed = (...names) => !drawn || names.some((name) => state[name] !== drawn[name]);
+  if (changed("id", "ballots", "decided", "ending")) drawTally($("tally"), state, hue);
+  if (changed("verdictText", "ending")) drawEnding($("ending"), state);
+  if (changed("notes")) $("notes").replaceChildren(...state.notes.map((text) => h("li", {}, text)));
+  if (changed("places", "ending") || now - slowAt > SLOW_MS) {
     slowAt = now;
     drawPlaces($("places"), state, fleet, hue);
     facts(state, now);
   }
-  if (state.ending && !drawn.ending) ended(state);
+  if (state.ending && !drawn?.ending) ended(state);
   drawn = state;
 }
 

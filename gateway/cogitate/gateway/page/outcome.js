@@ -5,14 +5,15 @@ import { picture, region } from "./pictures.js";
 import { tally } from "./state.js";
 import { count, degradedBy, grouped, ids, killedFor, lower, money, seconds, sureness } from "./words.js";
 
-/** Draws the tally of a state into `root`. */
-export function drawTally(root, state) {
+/** Draws the tally of a state into `root`; `hues` gives each provider its colour. */
+export function drawTally(root, state, hues) {
   const { groups, abstained } = tally(state);
   const asked = Math.max(1, state.lanes.size);
   const cast = groups.reduce((sum, group) => sum + group.agents.length, 0) + abstained.length;
   const open = [...state.lanes.values()].filter((lane) => !["voted", "killed", "lost"].includes(lane.status)).length;
-  const rows = groups.slice(0, 6).map((group, i) => row(group.key || group.answer, group.agents, asked, i === 0, group.isProved));
-  if (abstained.length) rows.push(row("no answer", abstained, asked, false, false));
+  const chips = (agents) => agents.map((id) => h("li", { "data-hue": hues(state.lanes.get(id).provider) }, `${id}`));
+  const rows = groups.slice(0, 6).map((group, i) => row(group.key || group.answer, chips(group.agents), asked, i === 0, group.isProved));
+  if (abstained.length) rows.push(row("no answer", chips(abstained), asked, false, false));
   const rest = groups.slice(6).reduce((sum, group) => sum + group.agents.length, 0);
   root.replaceChildren(
     h("ul", { class: "tally" }, ...rows),
@@ -22,14 +23,14 @@ export function drawTally(root, state) {
   );
 }
 
-function row(answer, agents, asked, isLeader, isProved) {
+function row(answer, chips, asked, isLeader, isProved) {
   return h(
     "li",
     { class: isLeader ? "leads" : "" },
     h("span", { class: "for" }, answer, isProved ? h("span", { class: "badge good" }, "proved") : ""),
-    h("span", { class: "bar", "--share": agents.length / asked, "aria-hidden": "true" }),
-    h("span", { class: "by" }, `${agents.length}`, h("span", { class: "quiet" }, agents.length === 1 ? " ballot" : " ballots"),
-      h("span", { class: "muted" }, ` by ${ids(agents)}`)),
+    h("span", { class: "number" }, `${chips.length}`),
+    h("span", { class: "bar", "--share": chips.length / asked, "aria-hidden": "true" }),
+    h("ul", { class: "chips", "aria-label": "agents" }, ...chips),
   );
 }
 
@@ -65,19 +66,18 @@ function verdict({ verdict }) {
   const agree = ballots.filter((ballot) => !ballot.abstained && ballot.key === verdict.key);
   const dissent = ballots.filter((ballot) => ballot.abstained || ballot.key !== verdict.key);
   return [
-    h("h2", {}, "Verdict", ...badges.filter(Boolean)),
-    h("p", { class: "answer" }, verdict.answer || "no answer"),
-    certificate.decision ? h("p", { class: "why" }, sentence(certificate.decision)) : "",
-    h(
-      "dl",
-      { class: "facts" },
+    h("div", {},
+      h("h2", {}, "Verdict", ...badges.filter(Boolean)),
+      h("p", { class: "answer" }, verdict.answer || "no answer"),
+      certificate.decision ? h("p", { class: "why" }, sentence(certificate.decision)) : ""),
+    h("div", {},
+      h("dl", { class: "facts" },
       fact("agreement", `${agree.length} of ${count(ballots.length, "ballot")}`),
       fact("dissent", dissent.length ? dissenting(dissent) : "none"),
       fact("stopped", stopped(certificate.killedAgents ?? [])),
       fact("took", seconds(parseFloat(verdict.duration ?? "0") * 1000)),
-      fact("cost", money(certificate.ledger?.costMicroUsd)),
-    ),
-    fates(certificate.ledger ?? {}),
+      fact("cost", money(certificate.ledger?.costMicroUsd))),
+      fates(certificate.ledger ?? {})),
     h("details", {}, h("summary", {}, "The certificate"), ...certified(verdict, ballots, usage)),
   ];
 }
@@ -90,7 +90,7 @@ function dissenting(ballots) {
     const name = abstained ? "cannot answer" : key;
     groups.set(name, [...(groups.get(name) ?? []), agentId]);
   }
-  return [...groups].map(([name, agents]) => `${name} (agent ${ids(agents)})`).join("; ");
+  return [...groups].map(([name, agents]) => `${name} (${agents.length === 1 ? "agent" : "agents"} ${ids(agents)})`).join("; ");
 }
 
 function stopped(killed) {

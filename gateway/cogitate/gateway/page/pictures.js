@@ -1,6 +1,6 @@
 // Pictures by content: an image or a crop is fetched once, however many lanes show it.
 
-import { stream } from "./connect.js";
+import { bytes, stream } from "./connect.js";
 import { $, h } from "./dom.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
@@ -57,7 +57,7 @@ async function download(image) {
   let kind = "";
   for await (const part of stream("GatewayService/DownloadBlob", { image })) {
     kind ||= part.mediaType ?? "";
-    chunks.push(Uint8Array.from(atob(part.chunk ?? ""), (character) => character.charCodeAt(0)));
+    chunks.push(bytes(part.chunk ?? ""));
   }
   if (!KINDS.includes(kind)) throw new Error(`${kind || "it"} is no picture`);
   return URL.createObjectURL(new Blob(chunks, { type: kind }));

@@ -46,7 +46,7 @@ export function callArguments(name, json) {
   if (name === "zoom" && Array.isArray(values.box) && values.box.length === 4) {
     const [x0, y0, x1, y1] = values.box;
     const which = values.image ? `, picture ${values.image + 1}` : "";
-    return `${x0}–${x1} % across, ${y0}–${y1} % down${which}`;
+    return `${x0}–${x1} %, ${y0}–${y1} %${which}`;
   }
   return Object.entries(values)
     .filter(([name, value]) => !(name === "image" && value === 0))
