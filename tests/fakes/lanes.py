@@ -1,4 +1,4 @@
-"""A script of many agents that write for a while, call tools and vote; the same for the same numbers."""
+"""A script of many agents that write, call tools and vote; the same for the same numbers."""
 
 from __future__ import annotations
 

@@ -65,9 +65,9 @@ async function refreshFleet() {
 
 /** Does something that asks the gateway, and shows what went wrong. */
 async function attempt(what) {
+  trouble(null);
   try {
     await what();
-    trouble(null);
   } catch (error) {
     trouble(error, what);
   }
@@ -112,7 +112,7 @@ function follow() {
     },
     waiting: (ms, error) => write($("connection"), `${sentence(error.message)} Trying again in ${seconds(ms)}.`),
     failed: (error) => {
-      if (watch === mine) trouble(error, () => route(watch.leave(), (watch = null)));
+      if (watch === mine) trouble(error, () => (isBegun ? join(mine.state.id) : $("form").requestSubmit()));
     },
   });
   watch = mine;
@@ -120,6 +120,7 @@ function follow() {
 }
 
 async function ask(asked) {
+  trouble(null);
   follow();
   spec = asked;
   turn("run");
@@ -232,7 +233,7 @@ function remind() {
 const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 function start() {
-  asking.prepare((asked) => attempt(() => ask(asked)));
+  asking.prepare(ask);
   window.addEventListener("hashchange", route);
   $("skip").addEventListener("click", (event) => (event.preventDefault(), $("main").focus()));
   $("past").addEventListener("click", (event) => (event.preventDefault(), $("rest").focus()));

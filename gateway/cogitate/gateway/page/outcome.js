@@ -78,7 +78,7 @@ function verdict({ verdict }) {
       fact("took", seconds(parseFloat(verdict.duration ?? "0") * 1000)),
       fact("cost", money(certificate.ledger?.costMicroUsd))),
       fates(certificate.ledger ?? {})),
-    h("details", {}, h("summary", {}, "The certificate"), ...certified(verdict, ballots, usage)),
+    h("details", {}, h("summary", {}, "The certificate"), ...certified(certificate, ballots, usage)),
   ];
 }
 
@@ -115,7 +115,7 @@ export function fates(ledger) {
   );
 }
 
-function certified({ certificate }, ballots, usage) {
+function certified(certificate, ballots, usage) {
   const where = new Map();
   for (const { agentIds = [], endpointId, region: area } of certificate.placements ?? []) {
     for (const id of agentIds) where.set(id, [endpointId, area].filter(Boolean).join(", "));
