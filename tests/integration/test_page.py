@@ -33,6 +33,7 @@ async def test_a_picture_is_asked_about_and_everything_is_told(mesh: Mesh) -> No
     async with opened(mesh.http) as page:
         await page.set_input_files("#files", BOARD)
         await page.wait_for_selector("#pictures img")
+        await page.click("#form summary")
         await ask(page, QUESTION, agents="8", seed="7")
         await page.wait_for_selector("#ending.verdict")
         answer = await page.inner_text("#ending .answer")

@@ -126,21 +126,22 @@ async function ask(asked) {
   turn("run");
   question(asked);
   $("run-title").focus();
-  await watch.ask(asked);
-  if (!watch.state.id) {
-    // Refused before it began: the form still has everything.
-    turn("ask");
-  }
+  const mine = watch;
+  await mine.ask(asked);
+  if (watch === mine && !mine.state.id) turn("ask"); // refused before it began: the form still has everything
 }
 
 async function join(id) {
   follow();
-  attempt(async () => {
-    const found = await call("ContemplationService/GetContemplation", { contemplationId: id });
+  const mine = watch;
+  const asked = call("ContemplationService/GetContemplation", { contemplationId: id }).then((found) => {
+    if (watch !== mine) return;
     spec = found.spec;
     question(spec);
+    facts(mine.state, performance.now());
   });
-  await watch.join(id);
+  asked.catch(() => {}); // the stream tells it, too
+  await mine.join(id);
 }
 
 function question(spec) {
