@@ -23,6 +23,7 @@ COMMANDS: Final = (
     "replay",
     "evaluate",
     "simulate",
+    "mcp",
     "doctor",
     "demo",
 )
