@@ -61,6 +61,7 @@ async function refreshFleet() {
   const found = await fetchFleet();
   fleet = found.endpoints;
   if (!$("fleet").hidden) drawFleet(found);
+  if (watch && !$("run").hidden) drawPlaces($("places"), watch.state, fleet, hue);
 }
 
 /** Does something that asks the gateway, and shows what went wrong. */

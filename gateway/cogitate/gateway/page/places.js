@@ -25,7 +25,7 @@ export function drawPlaces(root, state, fleet, hues) {
     return h(
       "li",
       { "data-hue": hues(provider) },
-      h("p", {}, h("b", {}, name), h("span", { class: "muted" }, ` ${[provider, place.region].filter(Boolean).join(", ")}`),
+      h("p", {}, h("b", {}, name), h("span", { class: "muted" }, `${[provider, place.region].filter(Boolean).join(", ")}`),
         h("span", { class: "price" }, price(fleet.get(name)))),
       h("p", {}, here.length ? `agents ${ids(here)}` : "no agent now", ` · ${grouped(sampled)} tokens`, prompt || ""),
       place.reason ? h("details", {}, h("summary", {}, "why here"), h("p", { class: "muted" }, place.reason)) : "",
