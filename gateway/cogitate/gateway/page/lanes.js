@@ -5,12 +5,19 @@ import { picture, region } from "./pictures.js";
 import { callArguments, count, killedFor, lower, toolVerb } from "./words.js";
 
 // A paragraph of a long text is broken off here, at a space: laying out a very long one for each token takes time.
-const LONG = 600;
+const LONG = 300;
 
 export class Lanes {
   #root;
   #lanes = new Map();
   #hues;
+  #turn = 0; // whose turn it is
+  #sight = new IntersectionObserver((seen) => {
+    for (const { target, isIntersecting } of seen) {
+      const lane = this.#lanes.get(Number(target.dataset.agent));
+      if (lane) lane.isInSight = isIntersecting;
+    }
+  });
 
   /** Draws into `root`, a list; `hues` gives each provider its colour. */
   constructor(root, hues) {
@@ -19,22 +26,30 @@ export class Lanes {
   }
 
   clear() {
+    this.#sight.disconnect();
     this.#lanes.clear();
+    this.#turn = 0;
     this.#root.replaceChildren();
   }
 
-  /** Draws what is new in the lanes of a state. */
-  draw(lanes) {
-    for (const [id, lane] of lanes) {
-      let shown = this.#lanes.get(id);
-      if (!shown) {
-        shown = new Lane(id, this.#hues);
-        this.#lanes.set(id, shown);
-        this.#root.append(shown.root);
-        this.#root.classList.toggle("many", this.#lanes.size > 8);
-      }
-      shown.draw(lane);
-    }
+  /** Draws what is new, but in turn: `most` lanes that are in sight, and one that is not. True if nothing is left. */
+  draw(lanes, most) {
+    for (const id of lanes.keys()) if (!this.#lanes.has(id)) this.#open(id);
+    const shown = [...this.#lanes.values()];
+    const stale = [...shown.slice(this.#turn), ...shown.slice(0, this.#turn)].filter((lane) => !lane.shows(lanes.get(lane.id)));
+    const inSight = stale.filter((lane) => lane.isInSight).slice(0, most);
+    const others = stale.filter((lane) => !lane.isInSight).slice(0, most === Infinity ? most : 1);
+    for (const lane of [...inSight, ...others]) lane.draw(lanes.get(lane.id));
+    this.#turn = shown.indexOf(inSight.at(-1) ?? others.at(-1)) + 1;
+    return inSight.length + others.length === stale.length;
+  }
+
+  #open(id) {
+    const made = new Lane(id, this.#hues);
+    this.#lanes.set(id, made);
+    this.#root.append(made.root);
+    this.#root.classList.toggle("many", this.#lanes.size > 8);
+    this.#sight.observe(made.root);
   }
 }
 
@@ -42,7 +57,9 @@ class Lane {
   #hues;
   #lane = null;
   #drawn = []; // {item, block, length}: what was added for an item, and how long its block was before
+  #known = new Map(); // item → its place there
   #calls = new Map();
+  isInSight = true;
 
   constructor(id, hues) {
     this.#hues = hues;
@@ -60,16 +77,20 @@ class Lane {
     });
     this.root = h(
       "li",
-      { class: "lane" },
+      { class: "lane", "data-agent": id },
       h("h3", {}, larger, this.where, this.tokens),
       h("div", { class: "body", tabindex: "0", role: "group", "aria-label": `what agent ${id} writes` }, this.log),
       this.ending,
     );
   }
 
+  /** True if it is drawn as it is in the state. */
+  shows(lane) {
+    return this.#lane === lane;
+  }
+
   draw(lane) {
     const old = this.#lane;
-    if (old === lane) return;
     this.#lane = lane;
     if (old?.endpoint !== lane.endpoint || old?.provider !== lane.provider || old?.role !== lane.role) {
       const role = lane.role && lane.role !== "solver" ? `${lane.role} · ` : "";
@@ -88,11 +109,10 @@ class Lane {
   }
 
   #write(lane) {
-    const known = new Map(this.#drawn.map(({ item }, i) => [item, i]));
     const added = [];
     let item = lane.tail;
-    for (; item && !known.has(item); item = item.prev) added.push(item);
-    this.#rewind(item ? known.get(item) + 1 : 0);
+    for (; item && !this.#known.has(item); item = item.prev) added.push(item);
+    this.#rewind(item ? this.#known.get(item) + 1 : 0);
     for (const one of added.reverse()) {
       if (one.callId !== undefined) this.#addCall(one, lane.calls[one.callId]);
       else this.#addText(one);
@@ -102,10 +122,15 @@ class Lane {
   /** Takes back what was drawn for the items from `count` on. */
   #rewind(count) {
     while (this.#drawn.length > count) {
-      const { block, length } = this.#drawn.pop();
+      const { item, block, length } = this.#drawn.pop();
+      this.#known.delete(item);
       if (length) block.firstChild.data = block.firstChild.data.slice(0, length);
       else block.remove();
     }
+  }
+
+  #add(item, block, length) {
+    this.#known.set(item, this.#drawn.push({ item, block, length }) - 1);
   }
 
   #addText(item) {
@@ -114,18 +139,18 @@ class Lane {
     const length = last.classList.contains(kind) ? last.firstChild.length : 0;
     if (length && !(length > LONG && /^\s/.test(item.text))) {
       last.firstChild.appendData(item.text);
-      this.#drawn.push({ item, block: last, length });
+      this.#add(item, last, length);
       return;
     }
     const block = h("p", { class: kind }, document.createTextNode(item.text.trimStart() || " "));
     this.log.append(block);
-    this.#drawn.push({ item, block, length: 0 });
+    this.#add(item, block, 0);
   }
 
   #addCall(item, call) {
     const block = h("div", { class: "call" });
     this.log.append(block);
-    this.#drawn.push({ item, block, length: 0 });
+    this.#add(item, block, 0);
     this.#calls.set(item.callId, { block, call: null });
     this.#drawCall(call);
   }

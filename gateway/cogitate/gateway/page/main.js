@@ -19,6 +19,7 @@ import { count, grouped, seconds } from "./words.js";
 
 const LAST = "cogitate.last"; // the contemplation this browser watched last, while it runs
 const FLEET_MS = 2000;
+const LANES = 4; // so many are drawn in a frame, in turn: a frame costs the same however many agents write
 const SLOW_MS = 250; // what is not text is drawn this often
 const TRACE_MS = [900, 2500]; // services store their spans twice a second
 
@@ -164,7 +165,7 @@ function draw() {
   frame = 0;
   const state = watch.state;
   const now = performance.now();
-  lanes.draw(state.lanes);
+  const isDone = lanes.draw(state.lanes, state.ending ? Infinity : LANES);
   const changed = (...names) => !drawn || names.some((name) => state[name] !== drawn[name]);
   if (changed("id", "ballots", "decided", "ending")) drawTally($("tally"), state, hue);
   if (changed("verdictText", "ending")) drawEnding($("ending"), state);
@@ -176,6 +177,7 @@ function draw() {
   }
   if (state.ending && !drawn?.ending) ended(state);
   drawn = state;
+  if (!isDone) frame ||= requestAnimationFrame(draw);
 }
 
 function facts(state, now) {
@@ -191,6 +193,7 @@ function facts(state, now) {
     `${grouped(tokens(state))} tokens`, seconds(Math.max(0, elapsed)), state.waits,
   ];
   write($("facts"), state.id ? told.filter(Boolean).join("  ·  ") : "asking …");
+  $("run").toggleAttribute("data-over", Boolean(state.ending));
   show($("stop"), state.id && !state.ending);
   show($("anew"), state.ending && spec);
 }
