@@ -49,7 +49,7 @@ async def test_a_picture_is_asked_about_and_everything_is_told(mesh: Mesh) -> No
             "(all => all.length > 7 && all.every(i => i.complete && i.naturalWidth))"
             "([...document.querySelectorAll('.lane .crop img')])",
         )
-        assert await page.locator("#places .price").first.inner_text() == "$0.10 an hour"
+        assert await page.locator("#places .price").first.inner_text() == "$0.10/hour"
         # What it rests on.
         await page.click("#ending summary")
         assert await page.locator("#ending tbody tr").count() >= 5

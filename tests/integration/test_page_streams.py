@@ -344,5 +344,5 @@ async def test_thirty_two_lanes_are_all_drawn() -> None:
         await ask(page, "What?", agents="32")
         await page.wait_for_selector(ENDED)
         assert await page.locator(".lane").count() == 32
-        counts = await page.locator(".lane .tokens").all_inner_texts()
+        counts = await page.locator(".lane .tokens").all_text_contents()
         assert counts == ["40"] * 32

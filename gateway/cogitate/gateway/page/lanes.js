@@ -44,6 +44,11 @@ export class Lanes {
     return inSight.length + others.length === stale.length;
   }
 
+  /** Marks the lanes whose answer is not the one that won. */
+  settle(key) {
+    for (const lane of this.#lanes.values()) lane.settle(key);
+  }
+
   #open(id) {
     const made = new Lane(id, this.#hues);
     this.#lanes.set(id, made);
@@ -82,6 +87,11 @@ class Lane {
       h("div", { class: "body", tabindex: "0", role: "group", "aria-label": `what agent ${id} writes` }, this.log),
       this.ending,
     );
+  }
+
+  settle(key) {
+    const { vote } = this.#lane ?? {};
+    if (vote && !vote.abstained && !vote.judgedKey && vote.key !== key) this.root.dataset.status = "dissents";
   }
 
   /** True if it is drawn as it is in the state. */

@@ -104,7 +104,7 @@ function follow() {
   lanes.clear();
   $("asked-pictures").replaceChildren();
   for (const id of ["asked", "notes", "connection"]) write($(id), "");
-  timeline.draw($("timeline"), [], "");
+  timeline.draw($("timeline"), [], "Drawn when the contemplation has ended.");
   const mine = new Watch({
     changed: (state) => {
       arrivedAt = performance.now();
@@ -199,6 +199,7 @@ function facts(state, now) {
 }
 
 function ended(state) {
+  if (state.verdict) lanes.settle(state.verdict.key ?? "");
   localStorage.removeItem(LAST);
   write($("connection"), "");
   say(state.ending === "verdict" ? `Verdict: ${state.verdictText}` : state.failure?.message || "It was stopped.");

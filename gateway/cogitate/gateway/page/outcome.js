@@ -129,10 +129,10 @@ function certified(certificate, ballots, usage) {
       h("td", { class: "number" }, weight === 1 ? "1" : weight.toFixed(2)), h("td", { class: "number" }, sureness(confidence?.meanLogprob)),
       h("td", { class: "number" }, grouped(sampledTokenCount ?? 0)), h("td", {}, where.get(agentId) ?? "")),
   );
-  const columns = ["agent", "answer", "weight", "sure of its words", "tokens", "where"];
+  const columns = [["agent"], ["answer"], ["weight", "number"], ["sure of its words", "number"], ["tokens", "number"], ["where"]];
   return [
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "ballots" },
-      h("table", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows))),
+      h("table", {}, h("thead", {}, h("tr", {}, ...columns.map(([name, kind]) => h("th", { scope: "col", class: kind }, name)))), h("tbody", {}, ...rows))),
     h("dl", { class: "facts" },
       fact("rule", `${certificate.strategy || "auto"}, quorum ${certificate.quorum || "default"}`),
       fact("prompt", `${grouped(usage.promptTokenCount ?? 0)} positions, ${grouped(usage.cachedTokenCount ?? 0)} cached; ${grouped(usage.injectedTokenCount ?? 0)} injected`),

@@ -9,8 +9,8 @@ const fetched = new Map(); // name → promise of a blob's address, oldest first
 
 /** Returns a button with the picture, that shows it large. `image` is an ImagePart; `words` say what is on it. */
 export function picture(image, words, kind = "crop") {
-  const shown = h("img", { alt: words, loading: "lazy", decoding: "async" });
-  const button = h("button", { type: "button", class: `picture ${kind}`, title: `${words}; show it large` }, shown);
+  const shown = h("img", { alt: words, decoding: "async", hidden: true, onload: () => shown.removeAttribute("hidden") });
+  const button = h("button", { type: "button", class: `picture ${kind}`, "aria-label": `${words}; show it large`, title: `${words}; show it large` }, shown);
   button.addEventListener("click", () => enlarge(shown.src, words));
   address(image).then(
     (url) => (shown.src = url),

@@ -37,7 +37,7 @@ export function drawPlaces(root, state, fleet, hues) {
 /** What an endpoint costs, or nothing where that is not known. */
 export function price(endpoint) {
   const { pricePerHourMicroUsd: hour, pricePerMillionTokensMicroUsd: million } = endpoint?.description ?? {};
-  if (Number(hour ?? 0)) return `${money(hour)} an hour`;
+  if (Number(hour ?? 0)) return `${money(hour)}/hour`;
   if (Number(million ?? 0)) return `${money(million)} a million tokens`;
   return "";
 }

@@ -2,7 +2,7 @@
 
 const TOOLS = { zoom: "looks at", crop: "crops", calculator: "calculates", prove: "proves", python: "runs Python", ocr: "reads" };
 const KILLED = {
-  DECIDED: "not needed any more", CONFIDENCE: "too unsure", BUDGET: "budget spent", DEADLINE: "out of time",
+  DECIDED: "not needed", CONFIDENCE: "too unsure", BUDGET: "budget spent", DEADLINE: "out of time",
   CANCELLED: "cancelled", LOST: "endpoint lost",
 };
 const DEGRADED = {
