@@ -16,6 +16,7 @@ DESCRIPTION = """\
 Serves the tools `contemplate` and `list_models` on standard input and output, as desktop agents and
 editors start it, or by HTTP at /mcp. A mesh must run (`cogitate up --detach`).
 
+  cogitate mcp --images ~/pictures
   {"mcpServers": {"cogitate": {"command": "cogitate", "args": ["mcp"]}}}
 
 By HTTP each caller's `Authorization` header is passed on to the mesh, whose keys hold.
