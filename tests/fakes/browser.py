@@ -43,6 +43,7 @@ async def opened(origin: str, *, quiet: bool = True, **options: Any) -> AsyncIte
                 lambda said: complaints.append(said.text) if said.type == "error" else None,
             )
             await page.goto(origin)
+            await page.wait_for_selector("html[data-ready]")
             yield page
         finally:
             await browser.close()

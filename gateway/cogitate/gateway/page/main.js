@@ -259,6 +259,7 @@ function start() {
   }, SLOW_MS);
   route();
   asking.offer().catch((error) => trouble(error));
+  document.documentElement.dataset.ready = "";
 }
 
 start();
