@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cogitate.gateway.core.spec import Limits
 from cogitate.kit.config import MIB, ServiceConfig, knob
@@ -11,6 +12,8 @@ from cogitate.kit.config import MIB, ServiceConfig, knob
 @dataclass(frozen=True)
 class GatewayConfig(ServiceConfig):
     """The front door of the mesh: checks requests, forwards them, relays what comes back."""
+
+    is_public: ClassVar[bool] = True
 
     listen: str = knob("127.0.0.1:7100", "host:port to listen on; port 0 takes a free one")
     default_deadline_s: float = knob(
