@@ -33,11 +33,11 @@ def test_one_command_makes_a_folder_for_each_service(tmp_path: Path) -> None:
 
 def test_it_is_done_once_and_again_when_asked(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
-    assert all([new for _, new in keep(plan)])
+    assert all(keep(plan).values())
     before = contents(tmp_path)
-    assert not any([new for _, new in keep(plan)])
+    assert not any(keep(plan).values())
     assert contents(tmp_path) == before
-    assert all([new for _, new in keep(plan, renew=True)])
+    assert all(keep(plan, renew=True).values())
     after = contents(tmp_path)
     assert set(after) == set(before)
     same = {name for name in after if after[name] == before[name]}
@@ -47,13 +47,13 @@ def test_it_is_done_once_and_again_when_asked(tmp_path: Path) -> None:
 def test_what_is_soon_over_is_renewed_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(keep(Plan(tmp_path)))
+    keep(Plan(tmp_path))
     monkeypatch.setattr(folder, "RENEW_AT", 1.1)
     (tmp_path / "router" / "tls.crt").unlink()
-    assert all([new for _, new in keep(Plan(tmp_path))])
+    assert all(keep(Plan(tmp_path)).values())
     monkeypatch.setattr(folder, "RENEW_AT", 0.5)
     (tmp_path / "router" / "tls.key").unlink()
-    assert [name for name, new in keep(Plan(tmp_path)) if new] == ["router"]
+    assert [name for name, new in keep(Plan(tmp_path)).items() if new] == ["router"]
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,18 @@ def test_what_is_soon_over_is_renewed_alone(
 )
 def test_what_names_something_else_is_made_anew(tmp_path: Path, changed: dict[str, object]) -> None:
     plan: Any = partial(Plan, tmp_path, **changed)
-    list(keep(Plan(tmp_path)))
-    assert any([new for _, new in keep(plan())])
-    assert not any([new for _, new in keep(plan())])
+    keep(Plan(tmp_path))
+    assert any(keep(plan()).values())
+    assert not any(keep(plan()).values())
 
 
 def test_an_authority_that_is_over_is_made_anew_with_all_it_signed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "AUTHORITY_LIFETIME", timedelta(seconds=-1))
-    list(keep(Plan(tmp_path)))
+    keep(Plan(tmp_path))
     monkeypatch.undo()
-    assert all([new for _, new in keep(Plan(tmp_path))])
+    assert all(keep(Plan(tmp_path)).values())
 
 
 def test_a_folder_that_cannot_be_used_is_said(

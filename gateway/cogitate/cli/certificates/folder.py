@@ -7,7 +7,7 @@ DIR/SERVICE/tls.crt, tls.key, ca.crt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,12 +39,12 @@ class Plan:
     hosts: Sequence[str] = LOCAL_HOSTS
 
 
-def keep(plan: Plan, *, renew: bool = False) -> Iterator[tuple[str, bool]]:
-    """Makes what is missing or soon over, all with `renew`; yields each name and whether it was.
+def keep(plan: Plan, *, renew: bool = False) -> dict[str, bool]:
+    """Makes what is missing or soon over, all with `renew`; returns for each name whether it did.
 
     Raises OSError, and ValueError if the authority's files are not one.
     """
-    authority = _authority(plan.folder / "ca")
+    authority, made = _authority(plan.folder / "ca"), {}
     for name in (*SERVICES, *CLIENTS):
         folder = plan.folder / name
         uri = f"spiffe://{plan.trust_domain}/{name}"
@@ -52,7 +52,8 @@ def keep(plan: Plan, *, renew: bool = False) -> Iterator[tuple[str, bool]]:
         fresh = not renew and _is_fresh(folder, authority, uri, hosts)
         if not fresh:
             _make(folder, authority, authority.sign([uri], hosts, plan.lifetime))
-        yield name, not fresh
+        made[name] = not fresh
+    return made
 
 
 def _authority(folder: Path) -> Authority:

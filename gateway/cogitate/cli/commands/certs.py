@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         args.dir, args.trust_domain, timedelta(hours=args.hours), (*LOCAL_HOSTS, *args.host)
     )
     try:
-        done = dict(keep(plan, renew=args.renew))
+        done = keep(plan, renew=args.renew)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"cogitate: {args.dir}: {error}\n")
         return 1

@@ -120,8 +120,7 @@ def _foreground(args: argparse.Namespace, console: Console) -> int:
 
 def _keep(plan: certificates.Plan) -> None:
     try:
-        for _ in certificates.keep(plan):
-            pass
+        certificates.keep(plan)
     except (OSError, ValueError) as error:
         raise MeshError(f"{plan.folder} cannot be kept: {error}") from None
 
