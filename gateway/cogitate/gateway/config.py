@@ -92,6 +92,11 @@ class GatewayConfig(ServiceConfig):
         minimum=0.05,
         maximum=3600,
     )
+    http_allowed_origins: tuple[str, ...] = knob(
+        (),
+        "origins whose pages may call the HTTP interface from a browser, comma separated; "
+        "* is all, none is only the gateway's own",
+    )
     http_max_choice_count: int = knob(
         8, "most choices (n) of a chat completion", minimum=1, maximum=128
     )

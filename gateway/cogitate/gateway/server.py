@@ -17,6 +17,7 @@ from cogitate.gateway.doors import Doors
 from cogitate.gateway.front import SHORT, Front
 from cogitate.gateway.guarded import Guarded
 from cogitate.gateway.http.app import Application
+from cogitate.gateway.http.connect import Rpc
 from cogitate.gateway.http.listener import Listener
 from cogitate.gateway.runtime import CHUNK_BYTES, Runtime
 from cogitate.kit.errors import InvalidRequest
@@ -42,7 +43,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         self._doors = Doors(config.api_keys)
         self._front = Front(config, self._runtime, self._doors)
         self._start_time_s = time.time()
-        self._application = Application(config, self._front, self._doors)
+        self._application = Application(config, self._front, self._doors, self._rpc())
         self._http = Listener(self._application.asgi, config) if config.http_listen else None
         guarded: Any = Guarded(server, self._doors)
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(self, guarded)
@@ -126,29 +127,48 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         wire.set_seconds(answer.start_time, self._start_time_s)
         return answer
 
-    def _contemplation_handlers(self) -> grpc.GenericRpcHandler:
-        # Written out rather than generated, so that events pass as bytes and are never reparsed.
+    def _contemplation(self) -> dict[str, Any]:
+        """What the contemplation service does, by method; events pass as bytes."""
         front = self._front
-        handlers: dict[str, Any] = {
-            "Contemplate": grpc.unary_stream_rpc_method_handler(
-                lambda request, _: front.contemplate(request),
-                request_deserializer=pb2.ContemplateRequest.FromString,
-            ),
-            "Attach": grpc.unary_stream_rpc_method_handler(
-                lambda request, _: front.attach(request),
-                request_deserializer=pb2.AttachRequest.FromString,
-            ),
+        return {
+            "Contemplate": lambda request, _: front.contemplate(request),
+            "Attach": lambda request, _: front.attach(request),
+            **{name: self._asking(name) for name in SHORT},
         }
-        for name, (request, response) in SHORT.items():
-            handlers[name] = grpc.unary_unary_rpc_method_handler(
-                self._asking(name),
-                request_deserializer=request.FromString,
-                response_serializer=response.SerializeToString,
-            )
-        return grpc.method_handlers_generic_handler(CONTEMPLATION, handlers)
 
     def _asking(self, name: str) -> Any:
         async def ask(request: Any, context: Any) -> Any:
             return await self._front.ask(name, request)
 
         return ask
+
+    def _contemplation_handlers(self) -> grpc.GenericRpcHandler:
+        # Written out rather than generated, so that events are never reparsed.
+        behaviours = self._contemplation()
+        handlers: dict[str, Any] = {
+            "Contemplate": grpc.unary_stream_rpc_method_handler(
+                behaviours["Contemplate"],
+                request_deserializer=pb2.ContemplateRequest.FromString,
+            ),
+            "Attach": grpc.unary_stream_rpc_method_handler(
+                behaviours["Attach"],
+                request_deserializer=pb2.AttachRequest.FromString,
+            ),
+        }
+        for name, (request, response) in SHORT.items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(
+                behaviours[name],
+                request_deserializer=request.FromString,
+                response_serializer=response.SerializeToString,
+            )
+        return grpc.method_handlers_generic_handler(CONTEMPLATION, handlers)
+
+    def _rpc(self) -> Rpc:
+        """Both services over HTTP."""
+        gateway = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
+        behaviours: dict[str, Any] = {
+            **{f"/{CONTEMPLATION}/{name}": one for name, one in self._contemplation().items()},
+            **{f"/{GATEWAY}/{one.name}": getattr(self, one.name) for one in gateway.methods},
+        }
+        services = (pb2.DESCRIPTOR.services_by_name["ContemplationService"], gateway)
+        return Rpc(self._config, self._doors, services, behaviours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
 
 import pydantic
@@ -14,11 +14,13 @@ from cogitate.gateway.doors import Doors
 from cogitate.gateway.front import Front
 from cogitate.gateway.http import bodies, document, sse
 from cogitate.gateway.http.boundary import Boundary
+from cogitate.gateway.http.connect import Rpc
 from cogitate.gateway.http.desk import Desk
 from cogitate.gateway.http.openai.answering import Chat, Responses
 from cogitate.gateway.http.openai.schemas import ChatRequest, ResponseRequest
 from cogitate.kit.errors import InvalidRequest, NotFound
 from cogitate.v1 import gateway_service_pb2
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
@@ -50,10 +52,24 @@ def _query(request: Request, name: str, pattern: str, words: str) -> str:
     return "".join(given)
 
 
+def _sharing(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Lets pages of other origins read what is answered (CORS); they bring a key, never cookies."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after"),
+        max_age=7200,
+    )
+
+
 class Application:
     """The OpenAI-compatible interface; `asgi` serves it."""
 
-    def __init__(self, config: GatewayConfig, front: Front, doors: Doors) -> None:
+    def __init__(self, config: GatewayConfig, front: Front, doors: Doors, rpc: Rpc) -> None:
         self._config, self._front = config, front
         self._desk = Desk(front)
         self._responses = Responses(self._desk)
@@ -68,9 +84,11 @@ class Application:
             Route("/v1/models/{model}", self.model, methods=["GET"]),
             Route("/healthz", self.health, methods=["GET"]),
             Route("/openapi.json", self.document, methods=["GET"]),
+            *(Route(path, rpc, methods=["POST"]) for path in rpc.paths),
         ]
         router = Router(routes, redirect_slashes=False)
-        self.asgi: ASGIApp = Boundary(router, doors, deadline_s=config.default_deadline_s)
+        boundary = Boundary(router, doors, deadline_s=config.default_deadline_s)
+        self.asgi: ASGIApp = _sharing(boundary, config.http_allowed_origins)
 
     async def close(self) -> None:
         """Ends what is on its way."""

@@ -11,10 +11,13 @@ from cogitate.gateway.core.violations import Violation
 from cogitate.gateway.http.problems import HttpError
 from cogitate.kit.errors import Cancelled, InvalidRequest
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 # A body may take as long as the knob says, and a second more for each of these.
 _SLOWEST_BYTES_PER_S: Final = 64 * 1024
 _SHOWN: Final = 5
+_LINGER_S: Final = 0.5
+_LINGER_BYTES: Final = 4 * 1024 * 1024
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -45,7 +48,7 @@ async def read(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
     """Returns the whole body. Raises HttpError if it is too large or comes too slowly."""
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     parts: list[bytes] = []
     size = 0
     loop = asyncio.get_running_loop()
@@ -53,21 +56,45 @@ async def read(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
     stream = request.stream()
     try:
         while True:
-            patience_s = timeout_s + size / _SLOWEST_BYTES_PER_S
-            async with asyncio.timeout_at(began + patience_s):
+            async with asyncio.timeout_at(began + patience_s(timeout_s, size)):
                 part = await anext(stream)
             if (size := size + len(part)) > max_bytes:
-                raise _too_large(max_bytes)
+                raise too_large(max_bytes)
             parts.append(part)
     except StopAsyncIteration:
         return b"".join(parts)
     except ClientDisconnect:
         raise Cancelled("the client left before its request was whole") from None
     except TimeoutError:
-        raise HttpError("the request's body comes too slowly", reason="REQUEST_TIMED_OUT") from None
+        raise too_slow() from None
 
 
-def _too_large(max_bytes: int) -> HttpError:
+async def linger(receive: Receive) -> None:
+    """Reads on for a moment: closed at once, the connection would lose the answer on its way."""
+    size = 0
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while size < _LINGER_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+    except TimeoutError:
+        return
+
+
+def patience_s(timeout_s: float, size_bytes: int) -> float:
+    """Returns how long a body of which `size_bytes` came may take, in seconds from its first."""
+    return timeout_s + size_bytes / _SLOWEST_BYTES_PER_S
+
+
+def too_slow() -> HttpError:
+    """Returns the error of a body that takes longer."""
+    return HttpError("the request's body comes too slowly", reason="REQUEST_TIMED_OUT")
+
+
+def too_large(max_bytes: int) -> HttpError:
+    """Returns the error of a body larger than that."""
     return HttpError(
         f"the body is larger than {max_bytes} bytes; upload images once with UploadBlob, or send "
         "smaller ones",

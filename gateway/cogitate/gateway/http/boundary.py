@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import uuid
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from cogitate.gateway.doors import Doors
-from cogitate.gateway.http.problems import HttpError, response_of
+from cogitate.gateway.http import bodies
+from cogitate.gateway.http.connect import PREFIX
+from cogitate.gateway.http.problems import response_of, translate
 from cogitate.kit import channels, telemetry
-from cogitate.kit.errors import Cancelled, CogitateError, DeadlineExceeded, InvalidRequest
+from cogitate.kit.errors import Cancelled, CogitateError, InvalidRequest
 from opentelemetry import trace
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,7 @@ _HOST: Final = re.compile(rb"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0
 
 # Answered before the body was whole: what is still coming is not read.
 _CLOSING: Final = frozenset({408, 413})
-_OPEN: Final = frozenset({"/healthz"})  # needs no key
-_LINGER_S: Final = 0.5
-_LINGER_BYTES: Final = 4 * 1024 * 1024
+_OPEN: Final = frozenset({"/healthz"})  # needs no key; calls of methods are let in by connect.py
 
 
 class Boundary:
@@ -71,13 +69,14 @@ class Boundary:
                         raise _Cut(error.reason) from None
                 finally:
                     if "endpoint" in scope:
-                        span.update_name(f"{method} {scope['endpoint'].__name__}")
+                        name = getattr(scope["endpoint"], "__name__", scope["path"])
+                        span.update_name(f"{method} {name}")
 
     def _enter(
         self, scope: Scope, headers: list[tuple[str, str]]
     ) -> AbstractContextManager[object]:
         """Lets the caller in before anything looks for the path: nobody can probe for paths."""
-        if scope["path"] in _OPEN:
+        if scope["path"] in _OPEN or scope["path"].startswith(PREFIX):
             return nullcontext()
         given = [value for name, value in headers if name == "authorization"]
         if len(given) > 1:
@@ -87,34 +86,6 @@ class Boundary:
 
 class _Cut(RuntimeError):
     """An answer that had begun cannot be ended as it should."""
-
-
-def translate(raised: BaseException) -> CogitateError:
-    """Returns the error a client is told; what nobody foresaw is logged under a number."""
-    if isinstance(raised, BaseExceptionGroup):
-        return translate(raised.exceptions[0])
-    if isinstance(raised, CogitateError):
-        return raised
-    if isinstance(raised, HTTPException):
-        return _of_routing(raised)
-    if isinstance(raised, TimeoutError):
-        return DeadlineExceeded("the request took longer than this gateway allows")
-    incident = uuid.uuid4().hex[:12]
-    logger.error("incident %s over HTTP: %s", incident, telemetry.stack_of(raised))
-    return CogitateError(f"internal error (incident {incident})", metadata={"incident": incident})
-
-
-def _of_routing(raised: HTTPException) -> CogitateError:
-    if raised.status_code == 405:
-        allowed = (raised.headers or {}).get("Allow", "")
-        return HttpError(
-            f"this path takes {allowed}",
-            reason="METHOD_NOT_ALLOWED",
-            metadata={"allow": allowed},
-        )
-    error = HttpError("there is nothing at this path; see /openapi.json")
-    error.code, error.reason = "NOT_FOUND", "NOT_FOUND"
-    return error
 
 
 def _check_host(scope: Scope) -> None:
@@ -136,19 +107,5 @@ async def _answer(error: CogitateError, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     if status == 413:
-        await _linger(receive)
+        await bodies.linger(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _linger(receive: Receive) -> None:
-    """Reads on for a moment: closed at once, the connection would lose the answer on its way."""
-    size = 0
-    try:
-        async with asyncio.timeout(_LINGER_S):
-            while size < _LINGER_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body"):
-                    return
-    except TimeoutError:
-        return

@@ -43,7 +43,7 @@ class Listener:
                 server_header=False,
                 proxy_headers=False,
                 backlog=BACKLOG,
-                timeout_keep_alive=round(config.http_read_timeout_s),
+                timeout_keep_alive=max(1, round(config.http_read_timeout_s)),
                 timeout_graceful_shutdown=max(1, round(config.drain_grace_s)),
             )
         )

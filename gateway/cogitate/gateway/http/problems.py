@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import uuid
 from typing import Any, Final
 
-from cogitate.kit.errors import CogitateError
+from cogitate.kit import telemetry
+from cogitate.kit.errors import CogitateError, DeadlineExceeded
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
 
 _STATUS: Final[dict[str, int]] = {
     "INVALID_ARGUMENT": 400,
@@ -30,6 +36,7 @@ _STATUS_OF_REASON: Final[dict[str, int]] = {
     "BODY_TOO_LARGE": 413,
     "REQUEST_TIMED_OUT": 408,
     "UNKNOWN_MODEL": 404,
+    "UNSUPPORTED_MEDIA_TYPE": 415,
 }
 _KIND: Final[dict[int, str]] = {
     401: "authentication_error",
@@ -81,3 +88,31 @@ def response_of(error: CogitateError) -> tuple[int, list[tuple[str, str]], bytes
         # OpenAI's clients try 408, 409, 429 and 5xx again by themselves unless told not to.
         headers.append(("x-should-retry", "false"))
     return status, headers, json.dumps(body_of(error), ensure_ascii=False).encode()
+
+
+def translate(raised: BaseException) -> CogitateError:
+    """Returns the error a client is told; what nobody foresaw is logged under a number."""
+    if isinstance(raised, BaseExceptionGroup):
+        return translate(raised.exceptions[0])
+    if isinstance(raised, CogitateError):
+        return raised
+    if isinstance(raised, HTTPException):
+        return _of_routing(raised)
+    if isinstance(raised, TimeoutError):
+        return DeadlineExceeded("the request took longer than this gateway allows")
+    incident = uuid.uuid4().hex[:12]
+    logger.error("incident %s over HTTP: %s", incident, telemetry.stack_of(raised))
+    return CogitateError(f"internal error (incident {incident})", metadata={"incident": incident})
+
+
+def _of_routing(raised: HTTPException) -> CogitateError:
+    if raised.status_code == 405:
+        allowed = (raised.headers or {}).get("Allow", "")
+        return HttpError(
+            f"this path takes {allowed}",
+            reason="METHOD_NOT_ALLOWED",
+            metadata={"allow": allowed},
+        )
+    error = HttpError("there is nothing at this path; see /openapi.json")
+    error.code, error.reason = "NOT_FOUND", "NOT_FOUND"
+    return error
