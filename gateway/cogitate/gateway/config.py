@@ -68,6 +68,27 @@ class GatewayConfig(ServiceConfig):
     api_keys: str = knob(
         "", "file of API keys (`cogitate keys create`); empty lets everybody in, as one tenant"
     )
+    jwt_keys: str = knob(
+        "", "JWKS of who signs tenants' tokens: a file, or an http(s) URL; empty takes no tokens"
+    )
+    jwt_issuer: str = knob("", "issuer (iss) that tokens must name")
+    jwt_audience: str = knob("", "audience (aud) that tokens must name")
+    jwt_algorithms: tuple[str, ...] = knob(
+        ("RS256", "ES256", "EdDSA"), "algorithms taken, of these three, comma separated"
+    )
+    jwt_tenant_claim: str = knob("sub", "claim that names the tenant")
+    jwt_models_claim: str = knob("", "claim that lists the models a tenant may use; empty is none")
+    jwt_tools_claim: str = knob("", "claim that lists its tools; empty is none")
+    jwt_providers_claim: str = knob("", "claim that lists its providers; empty is none")
+    jwt_leeway_s: float = knob(
+        30.0, "how far clocks may be apart when a token's times are read", minimum=0, maximum=600
+    )
+    jwt_refresh_s: float = knob(
+        300.0, "age at which the JWKS is asked for anew", minimum=1, maximum=86_400
+    )
+    jwt_refresh_min_s: float = knob(
+        10.0, "least time between asking, whatever keys tokens name", minimum=0.1, maximum=3600
+    )
     http_listen: str = knob(
         "", "host:port of the OpenAI-compatible HTTP interface; empty listens nowhere"
     )

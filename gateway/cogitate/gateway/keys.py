@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from cogitate.gateway.core.tenants import Grant
+from cogitate.gateway.tokens import REFUSED
 from cogitate.kit.errors import InvalidRequest, NotFound, Unauthenticated
 
 PREFIX: Final = "cog_"
@@ -105,9 +106,7 @@ class KeyStore:
         same = row is not None and hmac.compare_digest(row[0], hashed)
         key = _key(row[1:]) if row is not None else None
         if not (same and key and key.holds(time.time()) and _KEY.fullmatch(text)):
-            raise Unauthenticated(
-                "there is no such key, or it holds no more; send one as `Authorization: Bearer …`"
-            )
+            raise Unauthenticated(REFUSED)
         return key.grant
 
     def revoke(self, key_id: str) -> None:

@@ -40,7 +40,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     def __init__(self, config: GatewayConfig, server: grpc.aio.Server) -> None:
         self._config = config
         self._runtime = Runtime(config)
-        self._doors = Doors(config.api_keys)
+        self._doors = Doors(config)
         self._front = Front(config, self._runtime, self._doors)
         self._start_time_s = time.time()
         self._application = Application(config, self._front, self._doors, self._rpc())
@@ -65,7 +65,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
             await self._http.stop()
         await self._application.close()
         await self._runtime.close()
-        self._doors.close()
+        await self._doors.close()
 
     @property
     def http_address(self) -> str:
