@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
+from cogitate.gateway.accounts import Accounts
 from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core.tenants import Allowances, Grant
 from cogitate.gateway.issuer_keys import IssuerKeys
@@ -35,6 +36,7 @@ class Doors:
         An issuer's keys at a URL are fetched when the first token comes.
         """
         self._keys = KeyStore(Path(config.api_keys)) if config.api_keys else None
+        self.accounts = Accounts(Path(config.api_keys)) if config.api_keys else None
         self._tokens = _tokens(config) if config.jwt_keys else None
         self.allowances = Allowances()
 
@@ -44,6 +46,8 @@ class Doors:
             await self._tokens.close()
         if self._keys is not None:
             self._keys.close()
+        if self.accounts is not None:
+            self.accounts.close()
 
     async def prepare(self, authorization: str | None) -> None:
         """Gets what `enter` may need for this caller and cannot wait for: an issuer's new keys."""

@@ -51,6 +51,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
 
     async def start(self) -> None:
         """Listens to HTTP, too; channels connect by themselves, services may come and go."""
+        self._front.start()
         if self._http is not None:
             await self._http.start()
 
@@ -64,6 +65,7 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         if self._http is not None:
             await self._http.stop()
         await self._application.close()
+        await self._front.stop()
         await self._runtime.close()
         await self._doors.close()
 

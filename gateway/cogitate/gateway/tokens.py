@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import jwt
+from cogitate.gateway.core.tenants import NAME as TENANT
 from cogitate.gateway.core.tenants import Grant
 from cogitate.gateway.issuer_keys import IssuerKeys
 from cogitate.kit.errors import InvalidRequest, Unauthenticated
@@ -18,7 +19,6 @@ ALGORITHMS: Final = frozenset({"RS256", "ES256", "EdDSA"})
 REFUSED: Final = "there is no such key, or it holds no more; send one as `Authorization: Bearer …`"
 
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
-_TENANT: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_NAMES: Final = 256
 
@@ -84,7 +84,7 @@ class Tokens:
 
     def _grant(self, told: Mapping[str, Any]) -> Grant:
         asked, tenant = self._claims, told[self._claims.tenant]
-        if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
+        if not isinstance(tenant, str) or not TENANT.fullmatch(tenant):
             raise ValueError("the tenant's name is malformed")
         return Grant(
             tenant,
