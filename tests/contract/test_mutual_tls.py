@@ -56,6 +56,9 @@ MAY: dict[str, set[str]] = {
     },
     "cli": set(),
     "admin": {
+        *(f"cogitate.v1.AdminService/{name}" for name in (
+            "CreateKey", "ListKeys", "RevokeKey", "ListTenants", "SetBudget", "DrainGateway",
+        )),
         FLEET, "cogitate.v1.AgentDecoderService/GetEndpoint",
         "cogitate.v1.VisionEncoderService/GetEncoderInfo",
         "cogitate.v1.ToolExecutorService/ListTools",

@@ -68,6 +68,12 @@ class GatewayConfig(ServiceConfig):
     api_keys: str = knob(
         "", "file of API keys (`cogitate keys create`); empty lets everybody in, as one tenant"
     )
+    admin_listen: str = knob(
+        "", "host:port of AdminService, the operator's; empty serves it nowhere"
+    )
+    admin_key_file: str = knob(
+        "", "file with the operator's key; with tls_dir asked for beside the certificate `admin`"
+    )
     jwt_keys: str = knob(
         "", "JWKS of who signs tenants' tokens: a file, or an http(s) URL; empty takes no tokens"
     )

@@ -35,7 +35,7 @@ class Doors:
 
         An issuer's keys at a URL are fetched when the first token comes.
         """
-        self._keys = KeyStore(Path(config.api_keys)) if config.api_keys else None
+        self.keys = KeyStore(Path(config.api_keys)) if config.api_keys else None
         self.accounts = Accounts(Path(config.api_keys)) if config.api_keys else None
         self._tokens = _tokens(config) if config.jwt_keys else None
         self.allowances = Allowances()
@@ -44,14 +44,14 @@ class Doors:
         """Closes the file of keys."""
         if self._tokens is not None:
             await self._tokens.close()
-        if self._keys is not None:
-            self._keys.close()
+        if self.keys is not None:
+            self.keys.close()
         if self.accounts is not None:
             self.accounts.close()
 
     async def prepare(self, authorization: str | None) -> None:
         """Gets what `enter` may need for this caller and cannot wait for: an issuer's new keys."""
-        text = _bearer(authorization)
+        text = bearer(authorization)
         if self._tokens is not None and text and self._tokens.looks_like_one(text):
             await self._tokens.prepare(text)
 
@@ -72,21 +72,22 @@ class Doors:
             _GRANT.reset(token)
 
     def _grant(self, authorization: str | None) -> Grant:
-        if self._keys is None and self._tokens is None:
+        if self.keys is None and self._tokens is None:
             return _EVERYBODY
-        text = _bearer(authorization)
+        text = bearer(authorization)
         if not text:
             raise Unauthenticated(
                 "a key is needed: send it as `Authorization: Bearer …`, or set COGITATE_API_KEY"
             )
         if self._tokens is not None and self._tokens.looks_like_one(text):
             return self._tokens.find(text)
-        if self._keys is None:
+        if self.keys is None:
             raise Unauthenticated(REFUSED)
-        return self._keys.find(text)
+        return self.keys.find(text)
 
 
-def _bearer(authorization: str | None) -> str:
+def bearer(authorization: str | None) -> str:
+    """Returns what a header `Bearer …` holds, or an empty string."""
     kind, _, text = (authorization or "").partition(" ")
     return text.strip() if kind.lower() == "bearer" else ""
 

@@ -54,6 +54,12 @@ GatewayService.DownloadBlob                -
 GatewayService.ListModels                  -
 GatewayService.DescribeFleet               -
 GatewayService.GetServerInfo               -
+AdminService.CreateKey                     admin
+AdminService.ListKeys                      admin
+AdminService.RevokeKey                     admin
+AdminService.ListTenants                   admin
+AdminService.SetBudget                     admin
+AdminService.DrainGateway                  admin
 """
 _PEERS: Final = {
     "envoy.service.ext_proc.v3.ExternalProcessor/Process": "envoy",
