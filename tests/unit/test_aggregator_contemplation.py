@@ -299,10 +299,11 @@ def test_a_router_without_the_lease_is_asked_anew() -> None:
     assert s.all(m.Declare) == [m.Declare(3, (0, 1, 2), (("a", "UNAVAILABLE"),), True)]
 
 
-def test_a_refusal_for_good_explains_more_than_the_denial_after_it() -> None:
+@pytest.mark.parametrize("reason", ["INVALID_REQUEST", "BAD_IMAGE", "NOT_FOUND"])
+def test_a_refusal_for_good_explains_more_than_the_denial_after_it(reason: str) -> None:
     s = Script()
     s.place(a=(0, 1, 2))
-    s.put(m.GangLost("1.a", "INVALID_REQUEST", "shorten it"))
+    s.put(m.GangLost("1.a", reason, "shorten it"))
     s.put(m.Denied(2, "NO_ENDPOINT", "nobody else", 0.5))
     failed = s.event("failed")
     assert (failed["message"], failed["retryable"]) == ("shorten it", False)

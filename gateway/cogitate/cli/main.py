@@ -24,6 +24,7 @@ COMMANDS: Final = (
     "replay",
     "evaluate",
     "simulate",
+    "mcp",
     "doctor",
     "demo",
 )

@@ -96,7 +96,7 @@ class Rpc:
         await self._app(
             {**scope, "headers": headers},
             _paced(receive, self._config),
-            _unstalled(send, self._config.write_stall_s),
+            _hurried(send, self._config.write_stall_s),
         )
 
 
@@ -266,8 +266,8 @@ def _paced(receive: Receive, config: GatewayConfig) -> Receive:
     return paced
 
 
-def _unstalled(send: Send, stall_s: float) -> Send:
-    async def unstalled(message: Sent) -> None:
+def _hurried(send: Send, stall_s: float) -> Send:
+    async def hurried(message: Sent) -> None:
         try:
             async with asyncio.timeout(stall_s):
                 await send(message)
@@ -276,4 +276,4 @@ def _unstalled(send: Send, stall_s: float) -> Send:
                 "the reader does not keep up with the stream", reason="EVICTED"
             ) from None
 
-    return unstalled
+    return hurried

@@ -101,8 +101,7 @@ def _ranges(config: GatewayConfig) -> dict[tuple[str, str], Schema]:
                 "propertyNames": {"pattern": "^[0-9]{1,9}$"},
                 "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             },
-            "logprobs": {"const": False},
-            "top_logprobs": {"const": 0},
+            "top_logprobs": {"minimum": 0, "maximum": sampling.MAX_LOGPROBS},
             "tools": {"maxItems": validation.MAX_NAMES},
         },
         "ResponseRequest": {

@@ -941,6 +941,7 @@ class AgentDelta(_message.Message):
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
     IS_ANSWER_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.int
     """The agent."""
     attempt: _builtins.int
@@ -965,6 +966,10 @@ class AgentDelta(_message.Message):
     def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprobs]:
         """The likeliest tokens of each position, if asked for."""
 
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Text of each sampled token, if sampling_params.logprobs is set."""
+
     def __init__(
         self,
         *,
@@ -977,10 +982,11 @@ class AgentDelta(_message.Message):
         top_logprobs: _abc.Iterable[Global___TopLogprobs] | None = ...,
         group_confidence: _builtins.float = ...,
         is_answer: _builtins.bool = ...,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "group_confidence", b"group_confidence", "is_answer", b"is_answer", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "group_confidence", b"group_confidence", "is_answer", b"is_answer", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -994,6 +1000,7 @@ class TopLogprobs(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids, likeliest first."""
@@ -1002,15 +1009,20 @@ class TopLogprobs(_message.Message):
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Their log probabilities."""
 
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their text."""
+
     def __init__(
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -538,7 +538,7 @@ class SamplingParams(_message.Message):
     ignore_eos: _builtins.bool
     """True goes on past the end-of-turn token (benchmarks)."""
     logprobs: _builtins.int
-    """How many most likely tokens to report per step; absent means none."""
+    """How many most likely tokens to report beside each sampled one; absent means that no token is reported by itself."""
     seed: _builtins.int
     """The contemplation's seed; each agent's stream is keyed by (seed, agent). Absent: chosen and told."""
     json_schema: _builtins.str

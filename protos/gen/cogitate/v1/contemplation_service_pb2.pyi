@@ -767,6 +767,7 @@ class AgentTextDelta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     IS_ANSWER_FIELD_NUMBER: _builtins.int
     LOGPROB_SUM_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.int
     """The agent."""
     attempt: _builtins.int
@@ -781,6 +782,10 @@ class AgentTextDelta(_message.Message):
     """True if the text belongs to the answer."""
     logprob_sum: _builtins.float
     """Sum of the tokens' log probabilities."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Each token by itself, if sampling_params.logprobs is set and its endpoint tells."""
+
     def __init__(
         self,
         *,
@@ -791,14 +796,47 @@ class AgentTextDelta(_message.Message):
         text: _builtins.str = ...,
         is_answer: _builtins.bool = ...,
         logprob_sum: _builtins.float = ...,
+        tokens: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "is_answer", b"is_answer", "logprob_sum", b"logprob_sum", "text", b"text", "token_count", b"token_count", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "is_answer", b"is_answer", "logprob_sum", b"logprob_sum", "text", b"text", "token_count", b"token_count", "token_offset", b"token_offset", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentTextDelta: _TypeAlias = AgentTextDelta  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """TokenLogprob is one sampled token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """Its text; of a control token empty, of a part of a character U+FFFD."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The likeliest tokens of its position, likeliest first, as many as were asked for."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        logprob: _builtins.float = ...,
+        top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class ToolCallStarted(_message.Message):

@@ -20,6 +20,7 @@ from cogitate.agent_decoder.core.scheduler import StepLimits
 from cogitate.agent_decoder.core.sequence import Position
 from cogitate.agent_decoder.core.starts import AgentStart, GangStart
 from cogitate.agent_decoder.engine_meter import Utilization
+from cogitate.agent_decoder.spelling import Speller
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 
 # Hears a gang's events, in order; from any thread.
@@ -115,6 +116,11 @@ class GangEngine(Protocol):
 
 class GangRenderer(Protocol):
     """Turns messages into what the engine takes. All raise InvalidRequest for what cannot be."""
+
+    @property
+    def speller(self) -> Speller:
+        """Knows the text of tokens."""
+        ...
 
     async def gang(self, gang: pb.OpenGang) -> GangStart:
         """The common prefix and the agents."""

@@ -23,6 +23,7 @@ from cogitate.agent_decoder.core.starts import (
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
 from cogitate.agent_decoder.model.loader import PromptModel
 from cogitate.agent_decoder.model.templates import Image, Prompt, Text
+from cogitate.agent_decoder.spelling import Speller
 from cogitate.agent_decoder.wire import Embedding
 from cogitate.kit.errors import CogitateError, EngineFailure, InvalidRequest
 from cogitate.v1 import agent_decoder_service_pb2 as pb
@@ -55,6 +56,7 @@ class Renderer:
         self._config, self._model, self._embeddings = config, model, embeddings
         self._grammars = grammars
         self._template = model.template
+        self.speller = Speller(model.template.decode)
         self._vocab_size = model.vocab_size
         self._max_model_len = max_model_len
 

@@ -187,6 +187,8 @@ class Runtime:
             of_agents = Counter(e.agent_id for e in events if isinstance(e, ev.Delta))
             steps += max(of_agents.values(), default=0)
             for response in wire.to_responses(events, steps, self._admitted(stream.gang)):
+                if response.HasField("step"):
+                    self._renderer.speller.spell(response.step, stream.params)
                 if response.resume_state.HasField("state"):
                     response.resume_state.state.build_digest = self.about.build_digest
                 await self._write(write, response)

@@ -46,6 +46,7 @@ def _append(merged: pb.ContemplationEvent, event: pb.ContemplationEvent) -> None
         before.token_count += delta.token_count
         before.text += delta.text
         before.logprob_sum += delta.logprob_sum
+        before.tokens.extend(delta.tokens)
     merged.event_number = event.event_number
     merged.event_time.CopyFrom(event.event_time)
 

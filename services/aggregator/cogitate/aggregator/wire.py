@@ -49,10 +49,31 @@ def _step(gang_id: str, step: decoder_pb.GangStep) -> m.Input:
             text=d.text,
             is_answer=d.is_answer,
             logprob_sum=_finite(math.fsum(d.logprobs) if d.logprobs else 0.0, WORST_LOGPROB),
+            tokens=_tokens(d) if d.tokens else (),
         )
         for d in step.deltas
     )
     return m.Stepped(gang_id, deltas)
+
+
+def _tokens(delta: decoder_pb.AgentDelta) -> tuple[dict[str, Any], ...]:
+    """Each token by itself; none where the endpoint leaves some of it out."""
+    count = len(delta.token_ids)
+    tops = list(delta.top_logprobs) or [decoder_pb.TopLogprobs()] * count
+    if not len(delta.tokens) == len(delta.logprobs) == len(tops) == count:
+        return ()
+    told = zip(delta.tokens, delta.logprobs, tops, strict=True)
+    return tuple(
+        {
+            "token": token,
+            "logprob": _finite(logprob, WORST_LOGPROB),
+            "top": [
+                {"token": other, "logprob": _finite(value, WORST_LOGPROB)}
+                for other, value in zip(top.tokens, top.logprobs, strict=False)
+            ],
+        }
+        for token, logprob, top in told
+    )
 
 
 def _tool_call(gang_id: str, event: decoder_pb.AgentToolCall) -> m.Input:

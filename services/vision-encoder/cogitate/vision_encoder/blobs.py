@@ -61,7 +61,10 @@ class Blobs:
         """Returns a tenant's blob. Raises NotFound, also if it is another tenant's."""
         blob = self.find(tenant, digest)
         if blob is None:
-            raise NotFound("there is no such blob", metadata={"digest": digest})
+            raise NotFound(
+                "an image with this digest is not stored; send its bytes",
+                metadata={"digest": digest},
+            )
         return blob
 
     async def put(self, tenant: str, blob: Blob, *, is_on_disk: bool = False) -> None:

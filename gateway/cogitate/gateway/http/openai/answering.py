@@ -49,7 +49,10 @@ class Chat:
         _check_choices(count, request.spec, limits, max_choice_count, goes_on=results is not None)
         self._desk, self._wanted = desk, body.cogitate.events
         num_returned = results.num_returned if results else 0
-        self._choices = [Choice(i, Telling(num_returned)) for i in range(count)]
+        self._choices = [
+            Choice(i, Telling(num_returned), tokens=[] if body.logprobs else None)
+            for i in range(count)
+        ]
         self._sources: list[Events] = (
             [desk.go_on(results)]
             if results

@@ -43,6 +43,7 @@ _CALL_ID: Final = re.compile(r"call_([0-9a-f]{32})_(.{1,256})", re.DOTALL)
 # The fields of a spec, as OpenAI calls them; longest first where one begins another.
 _NAMES: Final = (
     ("sampling_params.json_schema", "response_format"),
+    ("sampling_params.logprobs", "top_logprobs"),
     ("sampling_params.", ""),
     ("response_json_schema", "response_format"),
     ("client_tools", "tools"),
@@ -123,10 +124,8 @@ def _renamed(error: InvalidRequest, conversation: str) -> InvalidRequest:
 
 def chat(body: s.ChatRequest) -> tuple[pb2.ContemplateRequest, Results | None]:
     """Returns what a chat completion asks, and the results it brings if it goes on with one."""
-    if body.logprobs or body.top_logprobs:
-        raise InvalidRequest(
-            "log probabilities of single tokens are not told here", field="logprobs"
-        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", field="top_logprobs")
     turns: list[common_pb2.Message] = []
     for i, message in enumerate(body.messages):
         turns.append(_chat_turn(message, f"messages[{i}]"))
@@ -138,6 +137,8 @@ def chat(body: s.ChatRequest) -> tuple[pb2.ContemplateRequest, Results | None]:
     given = body.max_completion_tokens
     if (most := body.max_tokens if given is None else given) is not None:
         sampling.max_tokens = most
+    if body.logprobs:
+        sampling.logprobs = body.top_logprobs or 0
     sampling.stop.extend([body.stop] if isinstance(body.stop, str) else body.stop or [])
     for token, bias in (body.logit_bias or {}).items():
         sampling.logit_bias[_token(token)] = bias

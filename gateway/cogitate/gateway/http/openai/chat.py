@@ -18,6 +18,7 @@ from cogitate.gateway.http.openai.telling import (
     Telling,
 )
 from cogitate.v1 import common_pb2
+from cogitate.v1 import contemplation_service_pb2 as pb2
 
 DONE: Final = b"data: [DONE]\n\n"
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -33,6 +34,9 @@ class Choice:
     finish_reason: str | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     verdict: common_pb2.Verdict | None = None
+    # Tokens of the answer as OpenAI tells them; None where nobody asked.
+    tokens: list[dict[str, Any]] | None = None
+    _newest: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, piece: Piece) -> dict[str, Any]:
         """Books a piece; returns the delta that tells of it."""
@@ -40,7 +44,10 @@ class Choice:
             case Reasoned(text):
                 self.reasoning.append(text)
                 return {"reasoning_content": text}
-            case Answered(text):
+            case Answered(text, tokens):
+                if self.tokens is not None:
+                    self._newest = [_scored(one) for one in tokens]
+                    self.tokens += self._newest
                 return {"content": text}
             case Called(calls):
                 self.finish_reason = "tool_calls"
@@ -72,8 +79,34 @@ class Choice:
             "index": self.index,
             "message": message,
             "finish_reason": self.finish_reason,
-            "logprobs": None,
+            "logprobs": _logprobs(self.tokens),
         }
+
+    def take_logprobs(self) -> dict[str, Any] | None:
+        """What the newest piece of the answer was sampled as; nothing twice."""
+        newest, self._newest = self._newest, []
+        return _logprobs(newest or None)
+
+
+def _logprobs(tokens: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return None if tokens is None else {"content": tokens, "refusal": None}
+
+
+def _scored(one: pb2.TokenLogprob) -> dict[str, Any]:
+    told = _token(one)
+    told["top_logprobs"] = [_token(other) for other in one.top]
+    return told
+
+
+def _token(one: pb2.TokenLogprob) -> dict[str, Any]:
+    # The bytes of half a character are not known here.
+    text = one.token
+    whole = "\ufffd" not in text
+    return {
+        "token": text,
+        "logprob": one.logprob,
+        "bytes": list(text.encode()) if whole else None,
+    }
 
 
 class Completion:
@@ -131,7 +164,8 @@ class Completion:
             prefix = f'data: {head},"choices":[{{"index":{choice.index},"delta":'
             self._prefixes[choice.index] = prefix
         finish = _dumps(choice.finish_reason)
-        tail = f',"logprobs":null,"finish_reason":{finish}}}]'
+        scores = "null" if choice.tokens is None else _dumps(choice.take_logprobs())
+        tail = f',"logprobs":{scores},"finish_reason":{finish}}}]'
         if choice.verdict is not None:
             own = summary(choice.telling, choice.verdict)
             print_ = _dumps(_fingerprint(choice.verdict))

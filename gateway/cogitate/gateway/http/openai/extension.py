@@ -40,6 +40,7 @@ def _deltas(deltas: pb2.AgentDeltas) -> dict[str, Any]:
                 "text": one.text,
                 "is_answer": one.is_answer,
                 "logprob_sum": one.logprob_sum,
+                **({"tokens": [plain(token) for token in one.tokens]} if one.tokens else {}),
             }
             for one in deltas.deltas
         ]

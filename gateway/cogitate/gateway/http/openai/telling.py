@@ -27,9 +27,10 @@ class Reasoned:
 
 @dataclass(frozen=True)
 class Answered:
-    """Text of the answer."""
+    """Text of the answer, and the tokens it was sampled as where that was asked for."""
 
     text: str
+    tokens: tuple[pb2.TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Telling:
     _returned: set[str] = field(default_factory=set)
     _space: str = ""  # white space that may be the end of the answer
     _answer_tokens: dict[int, int] = field(default_factory=dict)
+    # Tokens of each agent's answer that were not told yet, where they are known one by one.
+    _untold: dict[int, list[pb2.TokenLogprob]] = field(default_factory=dict)
 
     @property
     def is_alone(self) -> bool:
@@ -130,10 +133,7 @@ class Telling:
 
     def answer_token_count(self, verdict: common_pb2.Verdict) -> int:
         """How many of the tokens are the answer's; the others went into reasoning."""
-        for ballot in verdict.certificate.ballots:
-            if ballot.answer == verdict.answer:
-                return self._answer_tokens.get(ballot.agent_id, 0)
-        return 0
+        return self._answer_tokens.get(_author(verdict), 0)
 
     def _pieces(self, kind: str, event: pb2.ContemplationEvent) -> Iterator[Piece]:
         if kind == "deltas":
@@ -144,8 +144,10 @@ class Telling:
             yield Reasoned(_ballot(event.ballot_cast))
         elif kind == "decided" and not self.is_alone:
             yield Reasoned(f"Decided: {event.decided.reason}\n")
-        elif kind == "text_retracted" and self.is_alone and self.answer:
-            raise _withdrawn()
+        elif kind == "text_retracted":
+            self._untold.pop(event.text_retracted.agent_id, None)
+            if self.is_alone and self.answer:
+                raise _withdrawn()
         elif kind == "verdict":
             yield from self._end(event.verdict)
         elif kind == "failed":
@@ -163,13 +165,15 @@ class Telling:
             if delta.is_answer:
                 counts = self._answer_tokens
                 counts[delta.agent_id] = counts.get(delta.agent_id, 0) + delta.token_count
+                if delta.tokens:
+                    self._untold.setdefault(delta.agent_id, []).extend(delta.tokens)
             if self.is_alone and delta.text:
                 if delta.is_answer:
-                    yield from self._write(delta.text)
+                    yield from self._write(delta.text, delta.agent_id)
                 else:
                     yield Reasoned(delta.text)
 
-    def _write(self, text: str) -> Iterator[Piece]:
+    def _write(self, text: str, agent_id: int = -1) -> Iterator[Piece]:
         """The answer is told without white space around it, as the verdict has it."""
         text = self._space + text
         text = text if self.answer else text.lstrip()
@@ -177,19 +181,28 @@ class Telling:
         self._space = text[len(written) :]
         if written:
             self.answer += written
-            yield Answered(written)
+            yield Answered(written, self._tell_tokens(agent_id))
+
+    def _tell_tokens(self, agent_id: int) -> tuple[pb2.TokenLogprob, ...]:
+        return tuple(self._untold.pop(agent_id, ()))
 
     def _end(self, verdict: common_pb2.Verdict) -> Iterator[Piece]:
         if not verdict.answer.startswith(self.answer):
             raise _withdrawn()
         if rest := verdict.answer[len(self.answer) :]:
             self.answer = verdict.answer
-            yield Answered(rest)
+            yield Answered(rest, self._tell_tokens(_author(verdict)))
         cut = {common_pb2.FINISH_REASON_LENGTH, common_pb2.FINISH_REASON_BUDGET}
         ballots = [b for b in verdict.certificate.ballots if b.answer == verdict.answer]
         short = "UNFINISHED" in verdict.degraded_reasons
         short = short or bool(ballots and all(b.finish_reason in cut for b in ballots))
         yield Ended(verdict, "length" if short else "stop")
+
+
+def _author(verdict: common_pb2.Verdict) -> int:
+    """Returns the agent whose answer the verdict took, or -1."""
+    ballots = verdict.certificate.ballots
+    return next((one.agent_id for one in ballots if one.answer == verdict.answer), -1)
 
 
 def failure(failed: pb2.Failed) -> CogitateError:

@@ -28,6 +28,7 @@ from cogitate.agent_decoder.core.starts import (
 )
 from cogitate.agent_decoder.model.templates import Image, Text
 from cogitate.agent_decoder.rendering import BLIND, UNREAD, tool_text
+from cogitate.agent_decoder.spelling import Speller
 from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
@@ -131,6 +132,7 @@ class ChatRenderer:
         build_digest: str,
     ) -> None:
         self._config, self._can, self._pieces = config, abilities, pieces
+        self.speller = Speller(pieces.decode)
         self._blobs, self._build_digest = blobs, build_digest
 
     async def gang(self, gang: pb.OpenGang) -> GangStart:

@@ -38,11 +38,13 @@ class Outbox:
                 "text": delta.text,
                 "is_answer": delta.is_answer,
                 "logprob_sum": delta.logprob_sum,
+                "tokens": list(delta.tokens),
             }
             return
         held["token_count"] += len(delta.token_ids)
         held["text"] += delta.text
         held["logprob_sum"] += delta.logprob_sum
+        held["tokens"] += delta.tokens
 
     def flush(self) -> None:
         """Turns the text that is held back into an event, by agent id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,8 @@ class Delta:
     text: str
     is_answer: bool
     logprob_sum: float
+    # Each token by itself, with its likeliest rivals, where that was asked for and told.
+    tokens: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from cogitate.aggregator.core.rounds import Rounds
 
 # A router or an endpoint that asks for less is not hammered.
 MIN_RETRY_S = 0.05
+# Another endpoint may still do, an image may be known to its encoder; if none does, this is why.
+_FOR_GOOD = frozenset({"INVALID_REQUEST", "BAD_IMAGE", "NOT_FOUND"})
 
 
 class Places:
@@ -307,7 +309,7 @@ class Places:
         """Takes agents off their endpoint and asks for another, or gives them up."""
         endpoint_id = self.gangs[agents[0].gang_id].endpoint_id
         stale_state = reason == "BUILD_MISMATCH"
-        self._note(m.Failure(reason, message, reason != "INVALID_REQUEST"))
+        self._note(m.Failure(reason, message, reason not in _FOR_GOOD))
         moving = []
         for agent in agents:
             agent.gang_id, agent.starved = "", False

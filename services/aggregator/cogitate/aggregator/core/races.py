@@ -292,6 +292,7 @@ def behind(rival: Rival, agent: AgentState) -> Sequence[m.Delta] | None:
                 token_offset=delta.token_offset + skip,
                 token_ids=delta.token_ids[skip:],
                 text=delta.text[cut:],
+                tokens=delta.tokens[skip:],
                 logprob_sum=delta.logprob_sum * kept / max(1, len(delta.token_ids)),
             )
         )
