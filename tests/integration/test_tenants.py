@@ -64,7 +64,13 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
             with pytest.raises(NotFound):
                 method(id)
         assert not list(bob.list())
-        assert refused(lambda: bob.ask(QUESTION, images=[digest]))[0] != "PermissionDenied"
+        nobodys = "sha256:" + "0" * 64
+        for call in (bob.blob, lambda one: bob.ask(QUESTION, images=[one])):
+            told = [
+                repr(refused(lambda one=one, call=call: call(one))).replace(one, "ID")
+                for one in (digest, nobodys)
+            ]
+            assert told[0] == told[1]
     url = f"{mesh.http}/v1"
     with openai.OpenAI(base_url=url, api_key=keys["bob"], max_retries=0) as client:
         told = []

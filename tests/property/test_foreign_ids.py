@@ -258,7 +258,7 @@ def test_the_methods_that_take_ids_are_known() -> None:
     }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_by_grpc(place: Place, data: st.DataObject) -> None:
     name, path = data.draw(st.sampled_from(TAKES_IDS))
@@ -267,7 +267,7 @@ def test_by_grpc(place: Place, data: st.DataObject) -> None:
     assert_alike(lambda id: told_by_grpc(place, name, with_id(request, path, id), "bob"), hers)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_by_connect(place: Place, data: st.DataObject) -> None:
     unary = [one for one in TAKES_IDS if not methods()[one[0]].server_streaming]
@@ -288,7 +288,7 @@ def test_the_routes_that_take_ids_are_known(place: Place) -> None:
     assert {path for path in paths if "{" in path} == {*TEMPLATES, "/v1/models/{model}"}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_by_openais_routes(place: Place, data: st.DataObject) -> None:
     hers = data.draw(st.sampled_from(sorted(place.hers.items())))[1]
