@@ -178,6 +178,58 @@ async def test_a_client_that_stops_reading_stops_the_aggregator() -> None:
         call.cancel()
 
 
+async def test_a_question_without_a_stream_is_answered_by_its_verdict() -> None:
+    async with mesh() as m:
+        asked = gateway_service_pb2.AskRequest(spec=asking("Sum?", png(4, 4)).spec)
+        told = await m.gateway.Ask(asked, timeout=5)
+        assert told.verdict.answer == "42." and told.contemplation_id in m.aggregator.played
+        (seen,) = m.aggregator.requests
+        assert "deltas" in seen.filter.excluded_events
+        assert not {"accepted", "verdict", "failed"} & set(seen.filter.excluded_events)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "reason"),
+    [
+        (
+            pb2.ContemplationEvent(
+                failed=pb2.Failed(code=9, reason="NO_QUORUM", message="they differ")
+            ),
+            "FAILED_PRECONDITION",
+            "NO_QUORUM",
+        ),
+        (
+            pb2.ContemplationEvent(cancelled=pb2.ContemplationCancelled()),
+            "CANCELLED",
+            "CANCELLED",
+        ),
+        (Raise(NoEndpoint("all are gone", retry_after_s=1)), "UNAVAILABLE", "NO_ENDPOINT"),
+    ],
+)
+async def test_a_question_without_a_stream_ends_with_its_status(
+    ending: Step, code: str, reason: str
+) -> None:
+    async with mesh(lambda _: (ending,)) as m:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await m.gateway.Ask(gateway_service_pb2.AskRequest(spec=asking().spec), timeout=5)
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (code, reason)
+
+
+async def test_a_question_without_a_stream_ends_with_its_call_and_has_no_tools() -> None:
+    async with mesh(endless) as m:
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await m.gateway.Ask(gateway_service_pb2.AskRequest(spec=asking().spec), timeout=0.3)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.wait_for(m.aggregator.cancelled.wait(), 5)
+        spec = asking().spec
+        spec.client_tools.add(name="weather")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await m.gateway.Ask(gateway_service_pb2.AskRequest(spec=spec), timeout=5)
+        assert from_rpc_error(refused.value).field == "spec.client_tools"
+        assert len(m.aggregator.requests) == 1
+
+
 async def test_attach_goes_on_after_a_number() -> None:
     async with mesh() as m:
         async for _ in m.contemplation.Contemplate(asking(), timeout=5):

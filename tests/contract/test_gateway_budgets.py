@@ -208,6 +208,17 @@ async def test_what_never_began_costs_nothing(
         assert accounts.use("ada")["day"].contemplations == 0
 
 
+async def test_a_question_whose_image_cannot_be_stored_costs_nothing(tmp_path: Path) -> None:
+    async with charged(tmp_path, costing(9), tokens_per_day=9000) as (m, key, accounts):
+        metadata = (("authorization", f"Bearer {key}"),)
+        asked = question()
+        asked.spec.conversation[0].parts.add().image.data = b"no image"
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in m.contemplation.Contemplate(asked, metadata=metadata):
+                pass
+        assert not m.aggregator.requests and not accounts.open()
+
+
 async def test_the_same_question_again_has_the_same_part_and_pays_once(tmp_path: Path) -> None:
     async with charged(tmp_path, costing(500), tokens_per_day=40_000) as (m, key, accounts):
         metadata = (("authorization", f"Bearer {key}"),)

@@ -265,6 +265,16 @@ def test_gateway_tax(tmp_path: Path) -> None:
     assert row["gRPC"]["tokens"] == row["HTTP"]["tokens"] > 0
 
 
+def test_cache_timing(tmp_path: Path) -> None:
+    out = tmp_path / "probes.json"
+    run("tests.bench.cache_timing", "--probes", "2", "--json", str(out))
+    told = json.loads(out.read_text())
+    assert len(told["rows"]) == 2
+    for row in told["rows"]:
+        assert row["unseen"][1] == row["known"][1], "another tenant's cache was told"
+        assert row["own"][1] > row["known"][1], "the control must find its own"
+
+
 def test_stalled_reader(tmp_path: Path) -> None:
     out = tmp_path / "runs.json"
     run("tests.bench.stalled_reader", "--seconds", "2", "--agents", "2", "--json", str(out))

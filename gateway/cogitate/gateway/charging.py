@@ -33,12 +33,15 @@ _PAGE: Final = 1000
 
 
 class Charge:
-    """One question on its way; `id` and `last` are what was heard of it."""
+    """One question on its way; `id` and `last` are what was heard of it.
+
+    `sent` says that an aggregator may have it.
+    """
 
     def __init__(self, charging: Charging, tenant: str, request_id: str, *, is_new: bool) -> None:
         self._charging, self.tenant, self.request_id = charging, tenant, request_id
         self._is_new = is_new
-        self.id, self.last = "", b""
+        self.id, self.last, self.sent = "", b"", False
 
     def accepted(self, id: str) -> None:
         """It became this contemplation."""
@@ -48,12 +51,12 @@ class Charge:
 
     def refused(self, error: CogitateError) -> None:
         """It was answered with an error; one that leaves no doubt that nothing runs ends it."""
-        if self._is_new and not self.id and error.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-            self._charging.accounts.release(self.tenant, self.request_id)
+        self.sent = self.sent and error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
     def leave(self) -> None:
         """The stream is over, however it ended."""
-        self._charging.leave(self)
+        never_was = self._is_new and not self.sent and not self.id
+        self._charging.leave(self, never_was=never_was)
 
 
 class Charging:
@@ -87,15 +90,19 @@ class Charging:
         self._streaming.add((tenant, spec.request_id))
         return Charge(self, tenant, spec.request_id, is_new=is_new)
 
-    def leave(self, charge: Charge) -> None:
+    def leave(self, charge: Charge, *, never_was: bool) -> None:
         """Books what is known by now, and asks after the rest."""
-        self._streaming.discard((charge.tenant, charge.request_id))
+        tenant, request_id = charge.tenant, charge.request_id
+        self._streaming.discard((tenant, request_id))
         spent = spent_by(pb2.ContemplateResponse.FromString(charge.last).event)
-        if spent is None:
-            self._beside.spawn(self._soon(charge.tenant, charge.request_id), name="charge")
+        if spent is None and not never_was:
+            self._beside.spawn(self._soon(tenant, request_id), name="charge")
             return
         try:
-            self.accounts.book(charge.tenant, charge.request_id, spent)
+            if spent is None:
+                self.accounts.release(tenant, request_id)
+            else:
+                self.accounts.book(tenant, request_id, spent)
         except sqlite3.Error as error:
             logger.warning("a contemplation is booked later: %s", error)
 

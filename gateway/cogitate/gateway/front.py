@@ -13,9 +13,10 @@ from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import tenants, validation
 from cogitate.gateway.core.violations import Violation, require
 from cogitate.gateway.doors import Doors, current_grant
+from cogitate.gateway.endings import failure
 from cogitate.gateway.runtime import Runtime
-from cogitate.kit.errors import CogitateError
-from cogitate.v1 import common_pb2, router_service_pb2
+from cogitate.kit.errors import Cancelled, CogitateError, InvalidRequest
+from cogitate.v1 import common_pb2, gateway_service_pb2, router_service_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 
 MAX_PAGE_SIZE: Final = 1000
@@ -28,6 +29,12 @@ SHORT: Final[dict[str, tuple[Any, Any]]] = {
     "SubmitToolResult": (pb2.SubmitToolResultRequest, pb2.SubmitToolResultResponse),
     "SteerContemplation": (pb2.SteerContemplationRequest, pb2.SteerContemplationResponse),
 }
+# Of a question that is asked without a stream.
+_NOT_ASKED: Final = tuple(
+    field.name
+    for field in pb2.ContemplationEvent.DESCRIPTOR.oneofs_by_name["event"].fields
+    if field.name not in ("accepted", "verdict", "failed", "cancelled")
+)
 
 
 class Front:
@@ -80,6 +87,8 @@ class Front:
         accepted = charge.accepted if charge else lambda id: None
         try:
             await self._runtime.store_images(wire.inline_images(request.spec.conversation))
+            if charge:
+                charge.sent = True
             # Closed by name: a generator that is dropped cancels its call only some time later.
             async with aclosing(self._runtime.relay(request, accepted)) as events:
                 async for raw in events:
@@ -93,6 +102,31 @@ class Front:
         finally:
             if charge:
                 charge.leave()
+
+    async def answer(
+        self, request: gateway_service_pb2.AskRequest
+    ) -> gateway_service_pb2.AskResponse:
+        """Runs a contemplation to its verdict. Raises what it ended with instead."""
+        if request.spec.client_tools:
+            raise InvalidRequest(
+                "client_tools need a stream: nobody could answer their calls here",
+                field="spec.client_tools",
+            )
+        asked = pb2.ContemplateRequest(spec=request.spec)
+        asked.filter.excluded_events.extend(_NOT_ASKED)
+        told = gateway_service_pb2.AskResponse()
+        async with aclosing(self.contemplate(asked)) as events:
+            async for raw in events:
+                event = pb2.ContemplateResponse.FromString(raw).event
+                if event.HasField("accepted"):
+                    told.contemplation_id = event.accepted.contemplation_id
+                elif event.HasField("verdict"):
+                    told.verdict.CopyFrom(event.verdict)
+                elif event.HasField("failed"):
+                    raise failure(event.failed)
+                elif event.HasField("cancelled"):
+                    raise Cancelled("the contemplation was cancelled")
+        return told
 
     async def attach(self, request: pb2.AttachRequest) -> AsyncGenerator[bytes, None]:
         """Yields the events after a number."""

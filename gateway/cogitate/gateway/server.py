@@ -87,6 +87,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         """Where HTTP is served, host:port; empty if it is not."""
         return self._http.address if self._http is not None else ""
 
+    async def Ask(
+        self, request: gateway_service_pb2.AskRequest, context: Any
+    ) -> gateway_service_pb2.AskResponse:
+        return await self._front.answer(request)
+
     async def UploadBlob(
         self, request_iterator: AsyncIterator[gateway_service_pb2.UploadBlobRequest], context: Any
     ) -> gateway_service_pb2.UploadBlobResponse:

@@ -23,42 +23,47 @@ _sym_db = _symbol_database.Default()
 
 
 from cogitate.v1 import common_pb2 as cogitate_dot_v1_dot_common__pb2
+from cogitate.v1 import contemplation_service_pb2 as cogitate_dot_v1_dot_contemplation__service__pb2
 from cogitate.v1 import router_service_pb2 as cogitate_dot_v1_dot_router__service__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cogitate/v1/gateway_service.proto\x12\x0b\x63ogitate.v1\x1a\x18\x63ogitate/v1/common.proto\x1a cogitate/v1/router_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\"\n\x11UploadBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\";\n\x12UploadBlobResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.cogitate.v1.ImagePart\"<\n\x13\x44ownloadBlobRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.cogitate.v1.ImagePart\"9\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"d\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06vision\x18\x02 \x01(\x08\x12\x16\n\x0e\x65ndpoint_count\x18\x03 \x01(\x05\x12\x1a\n\x12max_sequence_count\x18\x04 \x01(\x05\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.cogitate.v1.ModelDescription\"\x16\n\x14\x44\x65scribeFleetRequest\"q\n\x15\x44\x65scribeFleetResponse\x12-\n\tendpoints\x18\x01 \x03(\x0b\x32\x1a.cogitate.v1.FleetEndpoint\x12\x13\n\x0blease_count\x18\x02 \x01(\x05\x12\x14\n\x0cqueued_count\x18\x03 \x01(\x05\"\x16\n\x14GetServerInfoRequest\"\xf0\x01\n\x06Limits\x12\x17\n\x0fmax_agent_count\x18\x01 \x01(\x05\x12\x17\n\x0fmax_image_count\x18\x02 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x03\x12\x1d\n\x15max_image_pixel_count\x18\x04 \x01(\x03\x12\x17\n\x0fmax_text_length\x18\x05 \x01(\x03\x12\x19\n\x11max_message_count\x18\x06 \x01(\x05\x12\x17\n\x0fmax_token_count\x18\x07 \x01(\x03\x12/\n\x0cmax_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb9\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.cogitate.v1.Limits\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rdefault_model\x18\x04 \x01(\t\x12\x12\n\nstrategies\x18\x05 \x03(\t\x12\x0f\n\x07quorums\x18\x06 \x03(\t2\xb7\x03\n\x0eGatewayService\x12O\n\nUploadBlob\x12\x1e.cogitate.v1.UploadBlobRequest\x1a\x1f.cogitate.v1.UploadBlobResponse(\x01\x12U\n\x0c\x44ownloadBlob\x12 .cogitate.v1.DownloadBlobRequest\x1a!.cogitate.v1.DownloadBlobResponse0\x01\x12M\n\nListModels\x12\x1e.cogitate.v1.ListModelsRequest\x1a\x1f.cogitate.v1.ListModelsResponse\x12V\n\rDescribeFleet\x12!.cogitate.v1.DescribeFleetRequest\x1a\".cogitate.v1.DescribeFleetResponse\x12V\n\rGetServerInfo\x12!.cogitate.v1.GetServerInfoRequest\x1a\".cogitate.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cogitate/v1/gateway_service.proto\x12\x0b\x63ogitate.v1\x1a\x18\x63ogitate/v1/common.proto\x1a\'cogitate/v1/contemplation_service.proto\x1a cogitate/v1/router_service.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\nAskRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.cogitate.v1.ContemplationSpec\"N\n\x0b\x41skResponse\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12%\n\x07verdict\x18\x02 \x01(\x0b\x32\x14.cogitate.v1.Verdict\"\"\n\x11UploadBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\";\n\x12UploadBlobResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.cogitate.v1.ImagePart\"<\n\x13\x44ownloadBlobRequest\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.cogitate.v1.ImagePart\"9\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"d\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06vision\x18\x02 \x01(\x08\x12\x16\n\x0e\x65ndpoint_count\x18\x03 \x01(\x05\x12\x1a\n\x12max_sequence_count\x18\x04 \x01(\x05\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.cogitate.v1.ModelDescription\"\x16\n\x14\x44\x65scribeFleetRequest\"q\n\x15\x44\x65scribeFleetResponse\x12-\n\tendpoints\x18\x01 \x03(\x0b\x32\x1a.cogitate.v1.FleetEndpoint\x12\x13\n\x0blease_count\x18\x02 \x01(\x05\x12\x14\n\x0cqueued_count\x18\x03 \x01(\x05\"\x16\n\x14GetServerInfoRequest\"\xf0\x01\n\x06Limits\x12\x17\n\x0fmax_agent_count\x18\x01 \x01(\x05\x12\x17\n\x0fmax_image_count\x18\x02 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x03\x12\x1d\n\x15max_image_pixel_count\x18\x04 \x01(\x03\x12\x17\n\x0fmax_text_length\x18\x05 \x01(\x03\x12\x19\n\x11max_message_count\x18\x06 \x01(\x05\x12\x17\n\x0fmax_token_count\x18\x07 \x01(\x03\x12/\n\x0cmax_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb9\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.cogitate.v1.Limits\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rdefault_model\x18\x04 \x01(\t\x12\x12\n\nstrategies\x18\x05 \x03(\t\x12\x0f\n\x07quorums\x18\x06 \x03(\t2\xf1\x03\n\x0eGatewayService\x12\x38\n\x03\x41sk\x12\x17.cogitate.v1.AskRequest\x1a\x18.cogitate.v1.AskResponse\x12O\n\nUploadBlob\x12\x1e.cogitate.v1.UploadBlobRequest\x1a\x1f.cogitate.v1.UploadBlobResponse(\x01\x12U\n\x0c\x44ownloadBlob\x12 .cogitate.v1.DownloadBlobRequest\x1a!.cogitate.v1.DownloadBlobResponse0\x01\x12M\n\nListModels\x12\x1e.cogitate.v1.ListModelsRequest\x1a\x1f.cogitate.v1.ListModelsResponse\x12V\n\rDescribeFleet\x12!.cogitate.v1.DescribeFleetRequest\x1a\".cogitate.v1.DescribeFleetResponse\x12V\n\rGetServerInfo\x12!.cogitate.v1.GetServerInfoRequest\x1a\".cogitate.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cogitate.v1.gateway_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADBLOBREQUEST']._serialized_start=175
-  _globals['_UPLOADBLOBREQUEST']._serialized_end=209
-  _globals['_UPLOADBLOBRESPONSE']._serialized_start=211
-  _globals['_UPLOADBLOBRESPONSE']._serialized_end=270
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=272
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=332
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=334
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=391
-  _globals['_LISTMODELSREQUEST']._serialized_start=393
-  _globals['_LISTMODELSREQUEST']._serialized_end=412
-  _globals['_MODELDESCRIPTION']._serialized_start=414
-  _globals['_MODELDESCRIPTION']._serialized_end=514
-  _globals['_LISTMODELSRESPONSE']._serialized_start=516
-  _globals['_LISTMODELSRESPONSE']._serialized_end=583
-  _globals['_DESCRIBEFLEETREQUEST']._serialized_start=585
-  _globals['_DESCRIBEFLEETREQUEST']._serialized_end=607
-  _globals['_DESCRIBEFLEETRESPONSE']._serialized_start=609
-  _globals['_DESCRIBEFLEETRESPONSE']._serialized_end=722
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=724
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=746
-  _globals['_LIMITS']._serialized_start=749
-  _globals['_LIMITS']._serialized_end=989
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=992
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1177
-  _globals['_GATEWAYSERVICE']._serialized_start=1180
-  _globals['_GATEWAYSERVICE']._serialized_end=1619
+  _globals['_ASKREQUEST']._serialized_start=216
+  _globals['_ASKREQUEST']._serialized_end=274
+  _globals['_ASKRESPONSE']._serialized_start=276
+  _globals['_ASKRESPONSE']._serialized_end=354
+  _globals['_UPLOADBLOBREQUEST']._serialized_start=356
+  _globals['_UPLOADBLOBREQUEST']._serialized_end=390
+  _globals['_UPLOADBLOBRESPONSE']._serialized_start=392
+  _globals['_UPLOADBLOBRESPONSE']._serialized_end=451
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=453
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=513
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=515
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=572
+  _globals['_LISTMODELSREQUEST']._serialized_start=574
+  _globals['_LISTMODELSREQUEST']._serialized_end=593
+  _globals['_MODELDESCRIPTION']._serialized_start=595
+  _globals['_MODELDESCRIPTION']._serialized_end=695
+  _globals['_LISTMODELSRESPONSE']._serialized_start=697
+  _globals['_LISTMODELSRESPONSE']._serialized_end=764
+  _globals['_DESCRIBEFLEETREQUEST']._serialized_start=766
+  _globals['_DESCRIBEFLEETREQUEST']._serialized_end=788
+  _globals['_DESCRIBEFLEETRESPONSE']._serialized_start=790
+  _globals['_DESCRIBEFLEETRESPONSE']._serialized_end=903
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=905
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=927
+  _globals['_LIMITS']._serialized_start=930
+  _globals['_LIMITS']._serialized_end=1170
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1173
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1358
+  _globals['_GATEWAYSERVICE']._serialized_start=1361
+  _globals['_GATEWAYSERVICE']._serialized_end=1858
 # @@protoc_insertion_point(module_scope)

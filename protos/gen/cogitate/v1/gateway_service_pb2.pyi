@@ -4,6 +4,7 @@ isort:skip_file
 What the gateway offers beside ContemplationService: blobs, models, the fleet, traces."""
 
 from cogitate.v1 import common_pb2 as _common_pb2
+from cogitate.v1 import contemplation_service_pb2 as _contemplation_service_pb2
 from cogitate.v1 import router_service_pb2 as _router_service_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -21,6 +22,60 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class AskRequest(_message.Message):
+    """AskRequest is a question."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _contemplation_service_pb2.ContemplationSpec:
+        """What is asked and how; client_tools must be empty. With a request_id the call may be made again: it is the same
+        contemplation, which runs on meanwhile if on_disconnect says so.
+        """
+
+    def __init__(
+        self,
+        *,
+        spec: _contemplation_service_pb2.ContemplationSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskRequest: _TypeAlias = AskRequest  # noqa: Y015
+
+@_typing.final
+class AskResponse(_message.Message):
+    """AskResponse is its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEMPLATION_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    contemplation_id: _builtins.str
+    """The contemplation, for Attach and GetContemplation."""
+    @_builtins.property
+    def verdict(self) -> _common_pb2.Verdict:
+        """The answer with its certificate."""
+
+    def __init__(
+        self,
+        *,
+        contemplation_id: _builtins.str = ...,
+        verdict: _common_pb2.Verdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contemplation_id", b"contemplation_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskResponse: _TypeAlias = AskResponse  # noqa: Y015
 
 @_typing.final
 class UploadBlobRequest(_message.Message):

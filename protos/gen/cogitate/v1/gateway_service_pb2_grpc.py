@@ -35,6 +35,11 @@ class GatewayServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.Ask = channel.unary_unary(
+                '/cogitate.v1.GatewayService/Ask',
+                request_serializer=cogitate_dot_v1_dot_gateway__service__pb2.AskRequest.SerializeToString,
+                response_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.AskResponse.FromString,
+                _registered_method=True)
         self.UploadBlob = channel.stream_unary(
                 '/cogitate.v1.GatewayService/UploadBlob',
                 request_serializer=cogitate_dot_v1_dot_gateway__service__pb2.UploadBlobRequest.SerializeToString,
@@ -65,6 +70,14 @@ class GatewayServiceStub(object):
 class GatewayServiceServicer(object):
     """GatewayService is the front door's own service.
     """
+
+    def Ask(self, request, context):
+        """Ask runs a contemplation and answers with its verdict alone, for callers that do not stream. An ending without
+        an answer is the status of the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def UploadBlob(self, request_iterator, context):
         """UploadBlob stores an image of the tenant and returns its digest, for use in many questions.
@@ -104,6 +117,11 @@ class GatewayServiceServicer(object):
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Ask': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ask,
+                    request_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.AskRequest.FromString,
+                    response_serializer=cogitate_dot_v1_dot_gateway__service__pb2.AskResponse.SerializeToString,
+            ),
             'UploadBlob': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadBlob,
                     request_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.UploadBlobRequest.FromString,
@@ -140,6 +158,33 @@ def add_GatewayServiceServicer_to_server(servicer, server):
 class GatewayService(object):
     """GatewayService is the front door's own service.
     """
+
+    @staticmethod
+    def Ask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cogitate.v1.GatewayService/Ask',
+            cogitate_dot_v1_dot_gateway__service__pb2.AskRequest.SerializeToString,
+            cogitate_dot_v1_dot_gateway__service__pb2.AskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def UploadBlob(request_iterator,

@@ -33,6 +33,10 @@ class GatewayServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayServiceAsyncStub: ...
+    Ask: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.AskRequest, _gateway_service_pb2.AskResponse]
+    """Ask runs a contemplation and answers with its verdict alone, for callers that do not stream. An ending without
+    an answer is the status of the call.
+    """
     UploadBlob: _grpc.StreamUnaryMultiCallable[_gateway_service_pb2.UploadBlobRequest, _gateway_service_pb2.UploadBlobResponse]
     """UploadBlob stores an image of the tenant and returns its digest, for use in many questions."""
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_gateway_service_pb2.DownloadBlobRequest, _gateway_service_pb2.DownloadBlobResponse]
@@ -49,6 +53,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """GatewayService is the front door's own service."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Ask: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.AskRequest, _gateway_service_pb2.AskResponse]  # type: ignore[assignment]
+    """Ask runs a contemplation and answers with its verdict alone, for callers that do not stream. An ending without
+    an answer is the status of the call.
+    """
     UploadBlob: _aio.StreamUnaryMultiCallable[_gateway_service_pb2.UploadBlobRequest, _gateway_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """UploadBlob stores an image of the tenant and returns its digest, for use in many questions."""
     DownloadBlob: _aio.UnaryStreamMultiCallable[_gateway_service_pb2.DownloadBlobRequest, _gateway_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
@@ -62,6 +70,16 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """GatewayService is the front door's own service."""
+
+    @_abc_1.abstractmethod
+    def Ask(
+        self,
+        request: _gateway_service_pb2.AskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_service_pb2.AskResponse, _abc.Awaitable[_gateway_service_pb2.AskResponse]]:
+        """Ask runs a contemplation and answers with its verdict alone, for callers that do not stream. An ending without
+        an answer is the status of the call.
+        """
 
     @_abc_1.abstractmethod
     def UploadBlob(

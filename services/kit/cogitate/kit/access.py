@@ -49,6 +49,7 @@ VisionEncoderService.FetchEmbedding        agent-decoder
 VisionEncoderService.GetEncoderInfo        admin
 ToolExecutorService.Execute                aggregator
 ToolExecutorService.ListTools              aggregator admin
+GatewayService.Ask                         -
 GatewayService.UploadBlob                  -
 GatewayService.DownloadBlob                -
 GatewayService.ListModels                  -

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cogitate.gateway.endings import error_of, failure
 from cogitate.kit.errors import CogitateError
 from cogitate.v1 import common_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
-from grpc import StatusCode
-
-_CODES = {code.value[0]: code.name for code in StatusCode}
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Telling:
         elif kind == "failed":
             raise failure(event.failed)
         elif kind == "cancelled":
-            raise _error("CANCELLED", "CANCELLED", "the contemplation was cancelled")
+            raise error_of("CANCELLED", "CANCELLED", "the contemplation was cancelled")
 
     def _accept(self, event: pb2.ContemplationEvent) -> None:
         self.accepted = event.accepted
@@ -205,16 +203,6 @@ def _author(verdict: common_pb2.Verdict) -> int:
     return next((one.agent_id for one in ballots if one.answer == verdict.answer), -1)
 
 
-def failure(failed: pb2.Failed) -> CogitateError:
-    """The error that a contemplation ended with."""
-    retry_s = failed.retry_delay.seconds + failed.retry_delay.nanos / 1e9
-    error = _error(_CODES.get(failed.code, "INTERNAL"), failed.reason or "INTERNAL", failed.message)
-    error.metadata = dict(failed.metadata)
-    error.retryable = failed.retryable
-    error.retry_after_s = retry_s if failed.HasField("retry_delay") else None
-    return error
-
-
 def _ballot(cast: pb2.BallotCast) -> str:
     ballot = cast.ballot
     if ballot.abstained:
@@ -224,16 +212,10 @@ def _ballot(cast: pb2.BallotCast) -> str:
 
 
 def _withdrawn() -> CogitateError:
-    return _error(
+    return error_of(
         "ABORTED",
         "TEXT_RETRACTED",
         "text that was streamed has to be withdrawn, since its agent went on at another model; ask "
         "again, or ask without streaming",
         retryable=True,
     )
-
-
-def _error(code: str, reason: str, message: str, *, retryable: bool = False) -> CogitateError:
-    error = CogitateError(message, reason=reason)
-    error.code, error.retryable = code, retryable
-    return error
