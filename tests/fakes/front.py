@@ -64,6 +64,7 @@ class Mesh:
     vision: FakeVision
     contemplation: contemplation_service_pb2_grpc.ContemplationServiceAsyncStub
     gateway: gateway_service_pb2_grpc.GatewayServiceAsyncStub
+    service: Gateway
     http: str  # host:port, if `http_listen` was given
 
 
@@ -118,5 +119,6 @@ async def mesh(script: Script = happy, **knobs: Any) -> AsyncIterator[Mesh]:
             fakes["FakeVision"],
             contemplation_service_pb2_grpc.ContemplationServiceStub(channel),
             gateway_service_pb2_grpc.GatewayServiceStub(channel),
+            running.service,  # type: ignore[arg-type]  # built above
             http=getattr(running.service, "http_address", ""),
         )

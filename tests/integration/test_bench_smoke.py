@@ -54,6 +54,15 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+def test_security_cost(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    printed = run("tests.bench.security_cost", "--rounds", "1", "--count", "5", "--json", str(out))
+    assert "mutual TLS" in printed
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["plaintext", "mutual TLS", "charging"]
+    assert all(row["count"] == 5 and row["p50_us"] > 0 for row in rows)
+
+
 def test_decode(tmp_path: Path) -> None:
     model, out = write_tiny_model(tmp_path), tmp_path / "rows.json"
     printed = run(

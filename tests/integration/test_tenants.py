@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import grpc
 import openai
 import pytest
 from cogitate.client import Client, CogitateError, NotFound, PermissionDenied
+from cogitate.gateway.accounts import Accounts
+from cogitate.gateway.core.budgets import Budget
 from cogitate.gateway.core.tenants import Grant
 from cogitate.gateway.keys import KeyStore
 from cogitate.v1.gateway_service_pb2 import GetTraceRequest
@@ -29,7 +32,7 @@ QUESTION = "What is the sum of the red cards?"
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("state")
     store = KeyStore(folder / "keys", create=True)
-    keys = {name: store.create(Grant(name))[1] for name in ("ada", "bob")}
+    keys = {name: store.create(Grant(name))[1] for name in ("ada", "bob", "cara")}
     os.environ["COGITATE_GATEWAY_API_KEYS"] = str(folder / "keys")
     try:
         with running_mesh(folder) as mesh:
@@ -84,7 +87,13 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
             with pytest.raises(NotFound):
                 method(id)
         assert id not in [one.contemplation_id for one in bob.list()]
-        assert refused(lambda: bob.ask(QUESTION, images=[digest]))[0] != "PermissionDenied"
+        nobodys = "sha256:" + "0" * 64
+        for call in (bob.blob, lambda one: bob.ask(QUESTION, images=[one])):
+            told = [
+                repr(refused(lambda one=one, call=call: call(one))).replace(one, "ID")
+                for one in (digest, nobodys)
+            ]
+            assert told[0] == told[1]
     url = f"{mesh.http}/v1"
     with openai.OpenAI(base_url=url, api_key=keys["bob"], max_retries=0) as client:
         told = []
@@ -100,6 +109,33 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
     with openai.OpenAI(base_url=url, api_key=keys["ada"], max_retries=0) as client:
         found = client.responses.retrieve(f"resp_{uuid.UUID(id).hex}")
         assert found.output_text == answer.answer
+
+
+def test_a_budget_binds_and_is_charged_by_the_mesh_s_own_counters(
+    tenants: tuple[Mesh, dict[str, str]],
+) -> None:
+    mesh, keys = tenants
+    with (
+        closing(Accounts(mesh.state / "keys")) as accounts,
+        Client(mesh.address, api_key=keys["cara"]) as cara,
+    ):
+        accounts.set_budget("cara", Budget(tokens_per_day=100))
+        spent = 0
+        for _ in range(40):
+            try:
+                answer = cara.ask(QUESTION, images=[BOARD], agents=2, seed=7)
+            except CogitateError as error:
+                assert "renews at" in error.message
+                break
+            spent += answer.certificate.ledger.generated_tokens
+            assert accounts.use("cara")["day"].spent.tokens == spent
+        else:
+            raise AssertionError("the budget never ended")
+        # Engines overshoot by a step for each agent at most, in the last contemplation.
+        assert 100 <= spent <= 100 + 2
+        with cara.contemplate(QUESTION, images=[BOARD]) as stream, pytest.raises(CogitateError):
+            next(stream)
+        assert not accounts.open()
 
 
 def test_the_command_line_takes_its_key_from_the_environment(

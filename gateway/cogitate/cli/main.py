@@ -17,6 +17,7 @@ COMMANDS: Final = (
     "down",
     "models",
     "keys",
+    "certs",
     "fleet",
     "trace",
     "explain",

@@ -64,10 +64,14 @@ class Aggregators:
                 await search.after(from_rpc_error(raised), keep_on=False)
 
     async def relay(
-        self, request: pb2.ContemplateRequest | pb2.AttachRequest, timeout_s: float
+        self,
+        request: pb2.ContemplateRequest | pb2.AttachRequest,
+        timeout_s: float,
+        accepted: Callable[[str], None] = lambda id: None,
     ) -> AsyncGenerator[bytes, None]:
         """Yields a contemplation's events as the bytes they came in, to its ending.
 
+        `accepted` is told the id of a new one before its first event is passed on.
         One message is in hand at a time; how many wait behind it is bounded by the channel's
         window. Closing it cancels the call; use it in `aclosing`.
         """
@@ -82,7 +86,11 @@ class Aggregators:
             try:
                 async for raw in events:
                     search.found()
-                    if cursor.passes(raw):
+                    was_known = bool(cursor.id)
+                    passes = cursor.passes(raw)
+                    if not was_known and cursor.id:
+                        accepted(cursor.id)
+                    if passes:
                         yield raw
                 return
             except grpc.aio.AioRpcError as raised:
@@ -152,9 +160,9 @@ class _Cursor:
         self._last = b""
         self._hides_accepted = False
         if isinstance(request, pb2.AttachRequest):
-            self._id = request.contemplation_id
+            self.id = request.contemplation_id
             return
-        self._id = ""
+        self.id = ""
         # So that a question that may have been accepted can be asked again.
         request.spec.request_id = request.spec.request_id or str(uuid.uuid4())
         excluded = request.filter.excluded_events
@@ -178,18 +186,18 @@ class _Cursor:
     def passes(self, raw: bytes) -> bool:
         """Remembers an event; says whether the client gets it. Only the first is parsed."""
         self._last = raw
-        if self._id:
+        if self.id:
             return True
         event = pb2.ContemplateResponse.FromString(raw).event
-        self._id = event.accepted.contemplation_id
+        self.id = event.accepted.contemplation_id
         return not (self._hides_accepted and event.HasField("accepted"))
 
     def go_on(self) -> None:
         """After a break: what follows the last event."""
-        if not (self._last and self._id):
+        if not (self._last and self.id):
             return  # nothing came: the same again
         self.request = pb2.AttachRequest(
-            contemplation_id=self._id,
+            contemplation_id=self.id,
             # Attach and Contemplate answer in the same bytes.
             after_event_number=pb2.AttachResponse.FromString(self._last).event.event_number,
             filter=self.request.filter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cogitate.gateway.core.spec import Limits
 from cogitate.kit.config import MIB, ServiceConfig, knob
@@ -11,6 +12,8 @@ from cogitate.kit.config import MIB, ServiceConfig, knob
 @dataclass(frozen=True)
 class GatewayConfig(ServiceConfig):
     """The front door of the mesh: checks requests, forwards them, relays what comes back."""
+
+    is_public: ClassVar[bool] = True
 
     listen: str = knob("127.0.0.1:7100", "host:port to listen on; port 0 takes a free one")
     default_deadline_s: float = knob(
@@ -67,6 +70,33 @@ class GatewayConfig(ServiceConfig):
 
     api_keys: str = knob(
         "", "file of API keys (`cogitate keys create`); empty lets everybody in, as one tenant"
+    )
+    admin_listen: str = knob(
+        "", "host:port of AdminService, the operator's; empty serves it nowhere"
+    )
+    admin_key_file: str = knob(
+        "", "file with the operator's key; with tls_dir asked for beside the certificate `admin`"
+    )
+    jwt_keys: str = knob(
+        "", "JWKS of who signs tenants' tokens: a file, or an http(s) URL; empty takes no tokens"
+    )
+    jwt_issuer: str = knob("", "issuer (iss) that tokens must name")
+    jwt_audience: str = knob("", "audience (aud) that tokens must name")
+    jwt_algorithms: tuple[str, ...] = knob(
+        ("RS256", "ES256", "EdDSA"), "algorithms taken, of these three, comma separated"
+    )
+    jwt_tenant_claim: str = knob("sub", "claim that names the tenant")
+    jwt_models_claim: str = knob("", "claim that lists the models a tenant may use; empty is none")
+    jwt_tools_claim: str = knob("", "claim that lists its tools; empty is none")
+    jwt_providers_claim: str = knob("", "claim that lists its providers; empty is none")
+    jwt_leeway_s: float = knob(
+        30.0, "how far clocks may be apart when a token's times are read", minimum=0, maximum=600
+    )
+    jwt_refresh_s: float = knob(
+        300.0, "age at which the JWKS is asked for anew", minimum=1, maximum=86_400
+    )
+    jwt_refresh_min_s: float = knob(
+        10.0, "least time between asking, whatever keys tokens name", minimum=0.1, maximum=3600
     )
     http_listen: str = knob(
         "", "host:port of the OpenAI-compatible HTTP interface; empty listens nowhere"

@@ -9,8 +9,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
+from cogitate.gateway.accounts import Accounts
+from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core.tenants import Allowances, Grant
+from cogitate.gateway.issuer_keys import IssuerKeys
 from cogitate.gateway.keys import KeyStore
+from cogitate.gateway.tokens import ALGORITHMS, REFUSED, Claims, Tokens
 from cogitate.kit import auth
 from cogitate.kit.errors import Unauthenticated
 
@@ -24,24 +28,39 @@ def current_grant() -> Grant:
 
 
 class Doors:
-    """Owns the keys, if there are any, and what tenants use."""
+    """Owns what credentials are checked against, if anything, and what tenants use."""
 
-    def __init__(self, api_keys: str) -> None:
-        """``api_keys`` is the file of keys; empty lets everybody in. Raises InvalidRequest."""
-        self._keys = KeyStore(Path(api_keys)) if api_keys else None
+    def __init__(self, config: GatewayConfig) -> None:
+        """Without a file of keys and keys of an issuer everybody is let in. Raises InvalidRequest.
+
+        An issuer's keys at a URL are fetched when the first token comes.
+        """
+        self.keys = KeyStore(Path(config.api_keys)) if config.api_keys else None
+        self.accounts = Accounts(Path(config.api_keys)) if config.api_keys else None
+        self._tokens = _tokens(config) if config.jwt_keys else None
         self.allowances = Allowances()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Closes the file of keys."""
-        if self._keys is not None:
-            self._keys.close()
+        if self._tokens is not None:
+            await self._tokens.close()
+        if self.keys is not None:
+            self.keys.close()
+        if self.accounts is not None:
+            self.accounts.close()
+
+    async def prepare(self, authorization: str | None) -> None:
+        """Gets what `enter` may need for this caller and cannot wait for: an issuer's new keys."""
+        text = bearer(authorization)
+        if self._tokens is not None and text and self._tokens.looks_like_one(text):
+            await self._tokens.prepare(text)
 
     @contextmanager
     def enter(self, authorization: str | None) -> Iterator[Grant]:
         """Lets the caller in, as its tenant; use it in the request's own task.
 
-        `authorization` is the header's value, `Bearer KEY`. Raises Unauthenticated, and Rejected
-        past the tenant's rate of requests.
+        `authorization` is the header's value, `Bearer KEY`; call `prepare` before. Raises
+        Unauthenticated, and Rejected past the tenant's rate of requests.
         """
         grant = self._grant(authorization)
         self.allowances.take_request(grant, time.monotonic())
@@ -53,11 +72,40 @@ class Doors:
             _GRANT.reset(token)
 
     def _grant(self, authorization: str | None) -> Grant:
-        if self._keys is None:
+        if self.keys is None and self._tokens is None:
             return _EVERYBODY
-        kind, _, key = (authorization or "").partition(" ")
-        if kind.lower() != "bearer" or not key:
+        text = bearer(authorization)
+        if not text:
             raise Unauthenticated(
                 "a key is needed: send it as `Authorization: Bearer …`, or set COGITATE_API_KEY"
             )
-        return self._keys.find(key.strip())
+        if self._tokens is not None and self._tokens.looks_like_one(text):
+            return self._tokens.find(text)
+        if self.keys is None:
+            raise Unauthenticated(REFUSED)
+        return self.keys.find(text)
+
+
+def bearer(authorization: str | None) -> str:
+    """Returns what a header `Bearer …` holds, or an empty string."""
+    kind, _, text = (authorization or "").partition(" ")
+    return text.strip() if kind.lower() == "bearer" else ""
+
+
+def _tokens(config: GatewayConfig) -> Tokens:
+    keys = IssuerKeys(
+        config.jwt_keys,
+        frozenset(config.jwt_algorithms) & ALGORITHMS,
+        refresh_s=config.jwt_refresh_s,
+        least_interval_s=config.jwt_refresh_min_s,
+    )
+    claims = Claims(
+        config.jwt_issuer,
+        config.jwt_audience,
+        config.jwt_tenant_claim,
+        config.jwt_models_claim,
+        config.jwt_tools_claim,
+        config.jwt_providers_claim,
+        config.jwt_leeway_s,
+    )
+    return Tokens(keys, claims)

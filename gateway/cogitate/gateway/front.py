@@ -9,13 +9,14 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from cogitate.gateway import traces, wire
+from cogitate.gateway.charging import Charging
 from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import tenants, validation
 from cogitate.gateway.core.violations import Violation, require
 from cogitate.gateway.doors import Doors, current_grant
 from cogitate.gateway.endings import failure
 from cogitate.gateway.runtime import Runtime
-from cogitate.kit.errors import Cancelled, InvalidRequest
+from cogitate.kit.errors import Cancelled, CogitateError, InvalidRequest
 from cogitate.v1 import common_pb2, gateway_service_pb2, router_service_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 
@@ -38,7 +39,7 @@ _NOT_ASKED: Final = tuple(
 
 
 class Front:
-    """Owns nothing; every method is one request's whole path to the mesh.
+    """Owns what charges tenants; every method is one request's whole path to the mesh.
 
     Whose request it is says the caller, by `Doors.enter` around it. No generator here opens one:
     it may be closed by another task than it ran in.
@@ -46,6 +47,18 @@ class Front:
 
     def __init__(self, config: GatewayConfig, runtime: Runtime, doors: Doors) -> None:
         self._config, self._runtime, self._doors = config, runtime, doors
+        accounts = doors.accounts
+        self._charging = Charging(accounts, self._ask) if accounts is not None else None
+
+    def start(self) -> None:
+        """Begins to look after contemplations that are not paid for."""
+        if self._charging is not None:
+            self._charging.start()
+
+    async def stop(self) -> None:
+        """Ends that."""
+        if self._charging is not None:
+            await self._charging.stop()
 
     async def contemplate(self, request: pb2.ContemplateRequest) -> AsyncGenerator[bytes, None]:
         """Checks the spec, stores its images, then yields the aggregator's events."""
@@ -61,13 +74,35 @@ class Front:
         tenants.check(asked, grant)
         self._doors.allowances.begin(grant, time.monotonic())
         try:
-            await self._runtime.store_images(wire.inline_images(spec.conversation))
-            # Closed by name: a generator that is dropped cancels its call only some time later.
-            async with aclosing(self._runtime.relay(request)) as events:
+            async with aclosing(self._charged(grant.tenant, request)) as events:
                 async for raw in events:
                     yield raw
         finally:
             self._doors.allowances.end(grant)
+
+    async def _charged(
+        self, tenant: str, request: pb2.ContemplateRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """Stores the images and relays; the tenant's account, if there are any, pays for it."""
+        charge = self._charging.begin(tenant, request.spec) if self._charging else None
+        accepted = charge.accepted if charge else lambda id: None
+        try:
+            await self._runtime.store_images(wire.inline_images(request.spec.conversation))
+            if charge:
+                charge.sent = True
+            # Closed by name: a generator that is dropped cancels its call only some time later.
+            async with aclosing(self._runtime.relay(request, accepted)) as events:
+                async for raw in events:
+                    if charge:
+                        charge.last = raw
+                    yield raw
+        except CogitateError as error:
+            if charge:
+                charge.refused(error)
+            raise
+        finally:
+            if charge:
+                charge.leave()
 
     async def answer(
         self, request: gateway_service_pb2.AskRequest
@@ -120,6 +155,9 @@ class Front:
             require(validation.client_result(wire.result(request.result), self._config.limits))
             images = wire.inline_images_of_parts(request.result.parts)
         await self._runtime.store_images(images)
+        return await self._ask(name, request)
+
+    async def _ask(self, name: str, request: Any) -> Any:
         return await self._runtime.ask_aggregator(name, request, SHORT[name][1])
 
     async def trace(self, contemplation_id: str) -> gateway_service_pb2.GetTraceResponse:

@@ -46,6 +46,7 @@ class _Behind(grpc.GenericRpcHandler):
 
     def _stream(self, behaviour: Any) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            await self._doors.prepare(_authorization(context))
             with self._doors.enter(_authorization(context)):
                 async with aclosing(behaviour(request, context)) as messages:
                     async for message in messages:
@@ -55,6 +56,7 @@ class _Behind(grpc.GenericRpcHandler):
 
     def _unary(self, behaviour: Any) -> Any:
         async def unary(request: Any, context: Any) -> Any:
+            await self._doors.prepare(_authorization(context))
             with self._doors.enter(_authorization(context)):
                 return await behaviour(request, context)
 

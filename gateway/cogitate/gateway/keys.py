@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cogitate.gateway.core.tenants import Grant
+from cogitate.gateway.core.tenants import Grant, check_name
+from cogitate.gateway.tokens import REFUSED
 from cogitate.kit.errors import InvalidRequest, NotFound, Unauthenticated
 
 PREFIX: Final = "cog_"
 _KEY: Final = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS keys (
   id TEXT PRIMARY KEY, hash BLOB NOT NULL UNIQUE, tenant TEXT NOT NULL, granted TEXT NOT NULL,
@@ -76,11 +76,7 @@ class KeyStore:
 
     def create(self, grant: Grant, *, expires_s: float | None = None) -> tuple[Key, str]:
         """Makes a key; returns it with its text, which nobody can ask for again."""
-        if not _NAME.fullmatch(grant.tenant):
-            raise InvalidRequest(
-                "a tenant's name is 1 to 64 letters, digits, dots, dashes or underscores",
-                field="tenant",
-            )
+        check_name(grant.tenant)
         text = PREFIX + secrets.token_urlsafe(32)
         key = Key(secrets.token_hex(4), grant, time.time(), expires_s, None)
         granted = {
@@ -105,9 +101,7 @@ class KeyStore:
         same = row is not None and hmac.compare_digest(row[0], hashed)
         key = _key(row[1:]) if row is not None else None
         if not (same and key and key.holds(time.time()) and _KEY.fullmatch(text)):
-            raise Unauthenticated(
-                "there is no such key, or it holds no more; send one as `Authorization: Bearer …`"
-            )
+            raise Unauthenticated(REFUSED)
         return key.grant
 
     def revoke(self, key_id: str) -> None:

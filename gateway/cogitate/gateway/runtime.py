@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar
 
@@ -74,12 +81,17 @@ class Runtime:
         return await self._aggregators.ask(method, request, response, self.options)
 
     async def relay(
-        self, request: pb2.ContemplateRequest | pb2.AttachRequest
+        self,
+        request: pb2.ContemplateRequest | pb2.AttachRequest,
+        accepted: Callable[[str], None] = lambda id: None,
     ) -> AsyncGenerator[bytes, None]:
-        """Yields a contemplation's events as bytes. Closing it cancels the call."""
+        """Yields a contemplation's events as bytes. Closing it cancels the call.
+
+        `accepted` is told the id of a new one.
+        """
         timeout_s = self._config.max_duration_s + VERDICT_GRACE_S
         # Closed by name: a generator that is dropped cancels its call only some time later.
-        async with aclosing(self._aggregators.relay(request, timeout_s)) as events:
+        async with aclosing(self._aggregators.relay(request, timeout_s, accepted)) as events:
             async for raw in events:
                 yield raw
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -10,6 +12,7 @@ from typing import Any, Final
 
 import grpc
 from cogitate.gateway import wire
+from cogitate.gateway.admin import AdminListener
 from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import validation
 from cogitate.gateway.core.violations import require
@@ -32,6 +35,11 @@ CONTEMPLATION: Final = "cogitate.v1.ContemplationService"
 GATEWAY: Final = "cogitate.v1.GatewayService"
 
 
+def _end() -> None:
+    """Asks this process to drain and end."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     """Both services of the front door, and their life."""
 
@@ -40,10 +48,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
     def __init__(self, config: GatewayConfig, server: grpc.aio.Server) -> None:
         self._config = config
         self._runtime = Runtime(config)
-        self._doors = Doors(config.api_keys)
+        self._doors = Doors(config)
         self._front = Front(config, self._runtime, self._doors)
         self._start_time_s = time.time()
         self._application = Application(config, self._front, self._doors, self._rpc())
+        self.admin = AdminListener(config, self._doors, _end) if config.admin_listen else None
         self._http = Listener(self._application.asgi, config) if config.http_listen else None
         guarded: Any = Guarded(server, self._doors)
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(self, guarded)
@@ -51,6 +60,9 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
 
     async def start(self) -> None:
         """Listens to HTTP, too; channels connect by themselves, services may come and go."""
+        self._front.start()
+        if self.admin is not None:
+            await self.admin.start()
         if self._http is not None:
             await self._http.start()
 
@@ -63,9 +75,12 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
         """Closes what listens, then the channels."""
         if self._http is not None:
             await self._http.stop()
+        if self.admin is not None:
+            await self.admin.stop()
         await self._application.close()
+        await self._front.stop()
         await self._runtime.close()
-        self._doors.close()
+        await self._doors.close()
 
     @property
     def http_address(self) -> str:

@@ -327,7 +327,7 @@ def _meshes() -> Iterator[Finding]:
     for name in names:
         note = state.read(name)
         members = note.members if note is not None else ()
-        down = [one.name for one in members if not is_serving(one.address)]
+        down = [one.name for one in members if not is_serving(one.address, probe_as=one.probe_as)]
         if down:
             remedy = f"see {state.folder(name) / 'logs'}; cogitate down, then cogitate up"
             yield Finding(WARN, f"mesh {name}", f"not serving: {', '.join(down)}", remedy)

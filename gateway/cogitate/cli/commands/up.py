@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from cogitate.cli import flags, screen
+from cogitate.cli.certificates import folder as certificates
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.plan import Member, log_file, members, port_count
 from cogitate.cli.mesh.processes import (
@@ -29,6 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+CERTIFICATES: Final = "certificates"  # in the mesh's folder
+KEEP_EVERY_S: Final = 60.0
 NAME = "up"
 HELP = "start a mesh that stays"
 DESCRIPTION = """\
@@ -43,6 +47,7 @@ environment variable, such as COGITATE_GATEWAY_MAX_AGENT_COUNT=16.
   cogitate up --detach              in the background; `cogitate down` stops it
   cogitate up --decoders 4 --base-port 8100 --name wide
   cogitate up --model smollm2-135m-instruct
+  cogitate up --tls                 services show each other certificates, made for this mesh
 """
 
 
@@ -55,6 +60,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="default", help="of the mesh (%(default)s)")
     flags.add_mesh(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="the same as --serve-model")
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        help="mutual TLS between services, by certificates that are kept and renewed in the state "
+        "folder; the gateway's own doors stay as they are",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _foreground(args: argparse.Namespace, console: Console) -> int:
     processes = Processes(_plan(args), state.folder(args.name))
+    kept = certificates.Plan(state.folder(args.name) / CERTIFICATES) if args.tls else None
+    if kept is not None:
+        _keep(kept)
     me = state.identity(os.getpid())
     starting = Starting(console, f"starting the mesh {args.name!r}")
 
@@ -94,7 +108,7 @@ def _foreground(args: argparse.Namespace, console: Console) -> int:
             state.write(note("serving"))
             _print_addresses(console, note("serving"))
             console.print("[dim]Ctrl-C drains and stops.[/dim]")
-            _watch(processes, args.name, console)
+            _watch(processes, args.name, console, kept)
         except _Asked:
             console.print("draining …", highlight=False)
         finally:
@@ -104,8 +118,21 @@ def _foreground(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _watch(processes: Processes, name: str, console: Console) -> None:
+def _keep(plan: certificates.Plan) -> None:
+    try:
+        certificates.keep(plan)
+    except (OSError, ValueError) as error:
+        raise MeshError(f"{plan.folder} cannot be kept: {error}") from None
+
+
+def _watch(
+    processes: Processes, name: str, console: Console, kept: certificates.Plan | None
+) -> None:
+    looked_s = time.monotonic()
     while True:
+        if kept is not None and time.monotonic() - looked_s > KEEP_EVERY_S:
+            looked_s = time.monotonic()
+            _keep(kept)
         for who, code in processes.died():
             log = log_file(state.folder(name), who)
             console.print(Text(post_mortem(who, code, log), "red"))
@@ -143,7 +170,7 @@ def _wait(
             raise MeshError(f"the mesh did not start:\n{said}")
         note = state.read(name)
         for member in planned if note is not None else ():
-            if member.name not in serving and is_serving(member.address):
+            if member.name not in serving and is_serving(member.address, probe_as=member.probe_as):
                 serving.add(member.name)
                 starting.changed(member.name, "serving")
         if note is not None and note.state == "serving" and len(serving) == len(planned):
@@ -159,6 +186,8 @@ def _plan(args: argparse.Namespace) -> tuple[Member, ...]:
         folder = state.folder(args.name)
     except ValueError as error:
         raise MeshError(str(error)) from None
+    if args.tls:
+        options = replace(options, certificates=str(folder / CERTIFICATES))
     ports = range(args.base_port, args.base_port + port_count(options))
     if ports[-1] > 65_535:
         raise MeshError(f"--base-port {args.base_port} leaves no room for {len(ports)} ports")
@@ -174,6 +203,8 @@ def _again(args: argparse.Namespace) -> list[str]:
     again = ["--base-port", args.base_port, "--name", args.name, "--decoders", args.decoders]
     again += ["--aggregators", args.aggregators]
     again += ["--serve-model", flags.mesh_options(args).model, "--log-level", args.log_level]
+    if args.tls:
+        again += ["--tls"]
     if args.threads:
         again += ["--threads", args.threads]
     if args.otlp_endpoint:

@@ -40,6 +40,7 @@ class Member:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     http: str = ""  # where it speaks HTTP, too
+    probe_as: str = ""  # folder of the certificate to show it; empty where it asks for none
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Options:
     host: str = "127.0.0.1"
     otlp_endpoint: str = ""
     log_level: str = "INFO"
+    certificates: str = ""  # folder of them, one a service; empty speaks plaintext
 
 
 def members(
@@ -147,6 +149,7 @@ def _member(
         trace_store=trace_store,
         otlp_endpoint=options.otlp_endpoint,
         log_level=options.log_level,
+        tls_dir=options.certificates and Path(options.certificates) / service,
     )
     threads = str(options.threads)
     return Member(
@@ -161,6 +164,10 @@ def _member(
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         },
+        # The gateway's clients have none.
+        probe_as=str(Path(options.certificates) / "cli")
+        if options.certificates and service != "gateway"
+        else "",
     )
 
 

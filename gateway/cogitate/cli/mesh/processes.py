@@ -20,6 +20,7 @@ from typing import Final
 import grpc
 from cogitate.cli.mesh import state
 from cogitate.cli.mesh.plan import STOP_ORDER, Member, log_file, ready_file
+from cogitate.kit import identity, renewing
 from cogitate.kit.lifecycle import OWNER
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
@@ -72,6 +73,7 @@ class Processes:
                 str(log_file(self._folder, member.name)),
                 state.identity(self._children[member.name].pid),
                 member.http,
+                member.probe_as,
             )
             for member in self.members
             if member.name in self._children
@@ -126,7 +128,8 @@ class Processes:
             for name, code in self.died():
                 raise MeshError(self._post_mortem(name, code))
             for name, member in list(waiting.items()):
-                if ready_file(self._folder, name).exists() and is_serving(member.address):
+                is_ready = ready_file(self._folder, name).exists()
+                if is_ready and is_serving(member.address, probe_as=member.probe_as):
                     del waiting[name]
                     on_change(name, "serving")
             if waiting and time.monotonic() > ends:
@@ -145,10 +148,18 @@ def post_mortem(name: str, code: int, log: str | Path) -> str:
     return f"{name} {how}; the end of {log}:\n{lines or '    (the log is empty)'}"
 
 
-def is_serving(address: str, timeout_s: float = 1.0) -> bool:
-    """Asks a service for its health."""
+def is_serving(address: str, timeout_s: float = 1.0, *, probe_as: str = "") -> bool:
+    """Asks a service for its health; `probe_as` is the folder of a certificate to show."""
     options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
+    try:
+        shown = renewing.credentials(identity.read(Path(probe_as))) if probe_as else None
+    except OSError:
+        return False
+    with (
+        grpc.secure_channel(address, shown, options)
+        if shown is not None
+        else grpc.insecure_channel(address, options)
+    ) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

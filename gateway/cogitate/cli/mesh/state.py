@@ -42,6 +42,7 @@ class NotedMember:
     log: str
     process: Identity
     http: str = ""
+    probe_as: str = ""  # folder of the certificate to show it
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def read(name: str) -> Note | None:
                     one["log"],
                     Identity(**one["process"]),
                     one.get("http", ""),
+                    one.get("probe_as", ""),
                 )
                 for one in raw["members"]
             ),

@@ -12,12 +12,15 @@ All limits hold for one gateway; several share none of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from cogitate.gateway.core.spec import Spec
-from cogitate.kit.errors import PermissionDenied, Rejected
+from cogitate.kit.errors import InvalidRequest, PermissionDenied, Rejected
 
+NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Tenants that asked nothing for so long begin anew; their buckets are full by then.
 FORGET_S = 120.0
 
@@ -32,6 +35,15 @@ class Grant:
     providers: frozenset[str] = frozenset()
     max_contemplation_count: int = 0
     max_requests_per_minute: int = 0
+
+
+def check_name(tenant: str) -> None:
+    """Raises InvalidRequest if this cannot be a tenant's name."""
+    if not NAME.fullmatch(tenant):
+        raise InvalidRequest(
+            "a tenant's name is 1 to 64 letters, digits, dots, dashes or underscores",
+            field="tenant",
+        )
 
 
 def check(spec: Spec, grant: Grant) -> None:

@@ -54,7 +54,7 @@ class Boundary:
                 try:
                     _check_host(scope)
                     with (
-                        self._enter(scope, headers),
+                        await self._enter(scope, headers),
                         channels.deadline_scope(self._deadline_s),
                     ):
                         async with asyncio.timeout(self._deadline_s):
@@ -75,7 +75,7 @@ class Boundary:
                         name = getattr(scope["endpoint"], "__name__", scope["path"])
                         span.update_name(f"{method} {name}")
 
-    def _enter(
+    async def _enter(
         self, scope: Scope, headers: list[tuple[str, str]]
     ) -> AbstractContextManager[object]:
         """Lets the caller in before anything looks for the path: nobody can probe for paths."""
@@ -86,6 +86,7 @@ class Boundary:
         given = [value for name, value in headers if name == "authorization"]
         if len(given) > 1:
             raise InvalidRequest("there are two Authorization headers")
+        await self._doors.prepare(given[0] if given else None)
         return self._doors.enter(given[0] if given else None)
 
 

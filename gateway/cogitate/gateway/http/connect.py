@@ -113,6 +113,7 @@ class _Doors:
     async def on_start(self, ctx: RequestContext[Any, Any]) -> list[AbstractContextManager[Any]]:
         """Enters for the request's own task, with its deadline."""
         given = ctx.request_headers.getall("authorization")
+        await self._doors.prepare(given[0] if given else None)
         limit_s = self._longest_s
         if ctx.timeout_ms is not None:
             limit_s = min(limit_s, max(0.0, ctx.timeout_ms / 1000))

@@ -79,7 +79,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RETRY_BUDGET_SPENT: _ErrorReason.ValueType  # 27
     """There are as many attempts beside the first ones as there may be; see `retry_share` of the aggregator."""
     ERROR_REASON_TENANT_LIMIT: _ErrorReason.ValueType  # 28
-    """The key's limit of requests or contemplations is reached; RESOURCE_EXHAUSTED."""
+    """The key's limit of requests or contemplations is reached, or the tenant's budget spent; RESOURCE_EXHAUSTED."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a request was refused or failed. ErrorInfo.reason holds the name without its prefix."""
@@ -141,5 +141,5 @@ ERROR_REASON_SLOW: ErrorReason.ValueType  # 26
 ERROR_REASON_RETRY_BUDGET_SPENT: ErrorReason.ValueType  # 27
 """There are as many attempts beside the first ones as there may be; see `retry_share` of the aggregator."""
 ERROR_REASON_TENANT_LIMIT: ErrorReason.ValueType  # 28
-"""The key's limit of requests or contemplations is reached; RESOURCE_EXHAUSTED."""
+"""The key's limit of requests or contemplations is reached, or the tenant's budget spent; RESOURCE_EXHAUSTED."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cogitate.kit.errors import InvalidRequest
 
@@ -49,6 +49,9 @@ def knob(
 @dataclass(frozen=True)
 class ServiceConfig:
     """The knobs every service has."""
+
+    # Whether strangers may call: who they are is then the service's own affair, not `tls_dir`'s.
+    is_public: ClassVar[bool] = False
 
     listen: str = knob("127.0.0.1:0", "host:port to listen on; port 0 takes a free one")
     drain_grace_s: float = knob(
@@ -91,6 +94,15 @@ class ServiceConfig:
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
     )
     reflection: bool = knob(True, "serve gRPC reflection")
+    tls_dir: str = knob(
+        "", "folder with this service's certificate, key and roots; empty speaks plaintext"
+    )
+    tls_server_name: str = knob(
+        "", "name that servers' certificates hold; empty expects the host that is called"
+    )
+    health_listen: str = knob(
+        "", "host:port of health alone, in plaintext, for probes without a certificate"
+    )
     ready_file: str = knob("", "file the bound address is written to once serving")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 from cogitate.kit import auth, channels, telemetry
+from cogitate.kit.access import Check
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import (
     CogitateError,
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 Handler = Callable[[Any, Any], Any]
 Metadata = Sequence[tuple[str, str | bytes]]
+Ready = Callable[[], bool]
 
 # Probes and tools must work whatever state the service is in, and are no news in a trace.
 _EXEMPT: Final = ("/grpc.health.", "/grpc.reflection.")
@@ -45,10 +47,10 @@ _ABORT_TIMEOUT_S: Final = 1.0
 
 
 def server_interceptors(
-    config: ServiceConfig, load: ServerLoad, ready: Callable[[], bool]
+    config: ServiceConfig, load: ServerLoad, ready: Ready, allow: Check
 ) -> list[grpc.aio.ServerInterceptor]:
-    """Returns the interceptors of a server, in order; RPCs are refused until `ready()`."""
-    return [_Boundary(config, load, ready)]
+    """Returns the interceptors of a server; RPCs are refused until `ready()`, or by `allow`."""
+    return [_Boundary(config, load, ready, allow)]
 
 
 def long_lived(method: F) -> F:
@@ -63,8 +65,8 @@ def long_lived(method: F) -> F:
 class _Boundary(grpc.aio.ServerInterceptor):
     """Wraps handlers; keeps nothing between RPCs."""
 
-    def __init__(self, config: ServiceConfig, load: ServerLoad, ready: Callable[[], bool]) -> None:
-        self._config, self._load, self._ready = config, load, ready
+    def __init__(self, config: ServiceConfig, load: ServerLoad, ready: Ready, allow: Check) -> None:
+        self._config, self._load, self._ready, self._allow = config, load, ready, allow
 
     async def intercept_service(
         self,
@@ -134,13 +136,13 @@ class _Boundary(grpc.aio.ServerInterceptor):
         limit_s = self._limit_s(given_s, behaviour)
         with _server_span(method, metadata) as span:
             try:
+                self._allow(context, method)
                 self._admit(metadata)
                 with ExitStack() as scopes:
                     tenant = dict(metadata).get(auth.TENANT_METADATA_KEY, auth.DEFAULT_TENANT)
                     scopes.enter_context(auth.tenant_scope(str(tenant)))
                     scopes.enter_context(channels.deadline_scope(limit_s))
-                    # The transport itself ends an RPC at the deadline the client gave.
-                    imposed_s = None if limit_s == given_s else limit_s
+                    imposed_s = None if limit_s == given_s else limit_s  # its own gRPC imposes
                     return await _limited(call(request, context), imposed_s)
             except (Exception, asyncio.CancelledError) as raised:
                 cause = _cause(raised)

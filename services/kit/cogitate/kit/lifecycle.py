@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import grpc
+from cogitate.kit import access, identity, listening, metrics, telemetry
 from cogitate.kit import config as configuration
-from cogitate.kit import metrics, telemetry
 from cogitate.kit.channels import server_options
 from cogitate.kit.config import ConfigError, ServiceConfig
 from cogitate.kit.errors import CogitateError
+from cogitate.kit.identity import Identity
 from cogitate.kit.interceptors import server_interceptors
 from cogitate.kit.orca import ServerLoad
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
 OWNER = "COGITATE_OWNER_PID"  # names the process that this one is to end with (Linux)
@@ -68,11 +68,12 @@ class Running:
     server: grpc.aio.Server
     health: health.aio.HealthServicer
     load: ServerLoad
+    health_address: str = ""  # of health alone, in plaintext
     serving: bool = False
 
 
 def main(name: str, config_class: type[C], build: Build[C]) -> int:
-    """Loads the configuration from the environment and the flags, then runs; for `__main__`."""
+    """Loads the configuration from environment and flags, then runs; for `__main__`."""
     follow_owner()
     try:
         config = configuration.load(config_class, name)
@@ -141,59 +142,58 @@ async def serving(
     the drain early when it is set.
     """
     forced = forced or asyncio.Event()
+    mine = _identity(config)
     exporters = (telemetry.setup(name, config), metrics.setup(name, config))
     ready, load = asyncio.Event(), ServerLoad(config)
-    try:
-        server = grpc.aio.server(
-            interceptors=server_interceptors(config, load, ready.is_set),
-            options=server_options(config),
-            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
-        )
-        address = bind(server, config.listen)
-        service = await build(replace(config, listen=address), server)
-        probes = await _add_standard_services(server, service, load, config)
-        running = Running(address, service, server, probes, load)
+    with identity.acting(mine):
         try:
-            await server.start()
-            logger.info("starting on %s", address)
-            await service.start()
-            ready.set()
-            running.serving = True
-            await _set_health(running, health_pb2.HealthCheckResponse.SERVING)
-            _write_ready_file(config.ready_file, address)
-            yield running
+            admit = _admission(config, mine)
+            server = grpc.aio.server(
+                interceptors=server_interceptors(config, load, ready.is_set, admit),
+                options=server_options(config),
+                maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+            )
+            with identity.acting(None if config.is_public else mine):
+                address = listening.bind(server, config.listen)
+            service = await build(replace(config, listen=address), server)
+            also = load.serve(server, service)
+            probes = await listening.add_standard_services(server, service.names, also, config)
+            running = Running(address, service, server, probes, load)
+            async with listening.health_alone(config.health_listen, probes) as health_address:
+                running.health_address = health_address
+                async with _serving(running, config, ready, forced):
+                    yield running
         finally:
-            await _shut_down(running, config, forced)
-    finally:
-        # Off the loop: they wait for the last batch to be sent.
-        await asyncio.gather(*(asyncio.to_thread(exporter.shutdown) for exporter in exporters))
+            # Off the loop: they wait for the last batch to be sent.
+            await asyncio.gather(*(asyncio.to_thread(one.shutdown) for one in exporters))
 
 
-def bind(server: grpc.aio.Server, listen: str) -> str:
-    """Lets a server listen there, too; returns where. Raises OSError."""
-    host, _, port, is_path = *listen.rpartition(":"), listen.startswith("unix:")
-    # gRPC would take port 99999 for 34463, and guess one where none is given.
-    if not is_path and not (host and port.isdecimal() and int(port) < 65536):
-        raise OSError(f"cannot listen on {listen}: not host:port or unix:path")
+@asynccontextmanager
+async def _serving(
+    running: Running, config: ServiceConfig, ready: asyncio.Event, forced: asyncio.Event
+) -> AsyncIterator[None]:
     try:
-        bound = server.add_insecure_port(listen)
-    except RuntimeError:
-        raise OSError(f"cannot listen on {listen}") from None
-    return listen if is_path else f"{host}:{bound}"
+        await running.server.start()
+        logger.info("starting on %s", running.address)
+        await running.service.start()
+        ready.set()
+        running.serving = True
+        await _set_health(running, health_pb2.HealthCheckResponse.SERVING)
+        _write_ready_file(config.ready_file, running.address)
+        yield
+    finally:
+        await _shut_down(running, config, forced)
 
 
-async def _add_standard_services(
-    server: grpc.aio.Server, service: Service, load: ServerLoad, config: ServiceConfig
-) -> health.aio.HealthServicer:
-    probes = health.aio.HealthServicer()
-    for name in ("", *service.names):
-        await probes.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(probes, server)
-    also = (*load.serve(server, service), health.SERVICE_NAME, reflection.SERVICE_NAME)
-    if config.reflection:
-        names = (*service.names, *also)
-        reflection.enable_server_reflection(names, server)
-    return probes
+def _identity(config: ServiceConfig) -> Identity | None:
+    folder, name = config.tls_dir, config.tls_server_name
+    return Identity(Path(folder), server_name=name) if folder else None
+
+
+def _admission(config: ServiceConfig, mine: Identity | None) -> access.Check:
+    if mine is None or config.is_public:
+        return access.unchecked
+    return access.by_certificate(mine.papers().trust_domain)
 
 
 async def _set_health(

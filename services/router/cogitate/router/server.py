@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from cogitate.kit import lifecycle
+from cogitate.kit import listening
 from cogitate.kit.errors import CogitateError, InvalidRequest
 from cogitate.kit.interceptors import long_lived
 from cogitate.kit.tasks import Supervisor
@@ -149,7 +149,7 @@ async def build(config: RouterConfig, server: grpc.aio.Server) -> RouterService:
         ext_proc_pb2_grpc.add_ExternalProcessorServicer_to_server(processor, server)
         names.append(ext_proc.SERVICE_NAME)
         if config.picker_listen:
-            lifecycle.bind(server, config.picker_listen)
+            listening.bind(server, config.picker_listen)
     return RouterService(runtime, names, *helpers)
 
 

@@ -1,0 +1,1 @@
+"""A certificate authority for development: `authority` signs, `folder` keeps what it signed."""
