@@ -73,7 +73,7 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
         answer = ada.ask(QUESTION, images=[BOARD], agents=2)
         id = answer.contemplation_id
         assert ada.get(id).contemplation_id == id
-        digest = ada.upload(BOARD)
+        digest = ada.upload(BOARD.with_name("countdown.png"))  # which nobody else has
         assert trace_of(mesh, keys["ada"])(id).is_stored
     unknown = str(uuid.uuid4())
     with Client(mesh.address, api_key=keys["bob"]) as bob:
