@@ -89,7 +89,8 @@ async def test_every_method_of_grpc_asks_for_a_key(tmp_path: Path) -> None:
 async def test_every_route_of_http_asks_for_a_key_before_it_is_looked_for(tmp_path: Path) -> None:
     paths = (
         "/v1/chat/completions", "/v1/responses", "/v1/responses/resp_1", "/v1/models",
-        "/v1/responses/resp_1/cancel", "/v1/models/mini", "/openapi.json", "/", "/nothing",
+        "/v1/responses/resp_1/cancel", "/v1/models/mini", "/openapi.json", "/nothing",
+        "/page", "/page/", "/page/nothing.js", "/page/../config.py", "//", "/index.html",
     )  # fmt: skip
 
     def status(path: str, verb: str, key: str | None) -> tuple[int, Any]:

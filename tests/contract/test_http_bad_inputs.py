@@ -320,7 +320,7 @@ async def test_every_verb_on_every_route() -> None:
         CHAT: {"POST"}, RESPONSES: {"POST"}, f"{RESPONSES}/resp_1": {"GET", "HEAD", "DELETE"},
         f"{RESPONSES}/resp_1/cancel": {"POST"}, "/v1/models": {"GET", "HEAD"},
         "/v1/models/mini": {"GET", "HEAD"}, "/healthz": {"GET", "HEAD"},
-        "/openapi.json": {"GET", "HEAD"},
+        "/openapi.json": {"GET", "HEAD"}, "/": {"GET", "HEAD"}, "/page/main.js": {"GET", "HEAD"},
     }  # fmt: skip
     async with front() as m:
         for path, allowed in routes.items():
@@ -331,7 +331,7 @@ async def test_every_verb_on_every_route() -> None:
                     assert set(headers["allow"].split(", ")) == allowed
         status, _, _ = await raw(m, request(b"{}", method="BOGUS"))
         assert status == 400
-        for path in ("/", "/v1", "/v1/chat/completions/", "/v1/../etc", "//v1/models", "/%00"):
+        for path in ("/page", "/v1", "/v1/chat/completions/", "/v1/../etc", "//v1/models", "/%00"):
             status, _, answer = await raw(m, request(b"", path=path, method="GET"))
             assert status == 404 and answer["error"]["code"] == "not_found", path
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.bench.decode import forms, random_model
 from tests.bench.kv_memory import MINI
+from tests.fakes.browser import needs_chromium
 from tests.fakes.chat_model import write_tokenizer_files
 from tests.fakes.embedding_model import write_embedding_model
 from tests.fakes.envoy import envoy_binary
@@ -262,6 +263,18 @@ def test_gateway_http(tmp_path: Path) -> None:
     }
     assert all(row["tokens"] >= 159 for row in found["rows"])
     assert found["idle"]["streams"] == 8
+
+
+@needs_chromium
+def test_page(tmp_path: Path) -> None:
+    out = tmp_path / "page.json"
+    run(
+        "tests.bench.page", "--loads", "1", "--rounds", "1", "--agents", "4", "--tokens", "100",
+        "--json", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["loads"][0]["bytes"] > 50_000
+    assert found["streams"][0]["tokens"] == 400 and found["streams"][0]["frames_per_s"] > 0
 
 
 def test_gateway_tax(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import pytest
 from cogitate.client import Client, CogitateError, NotFound, PermissionDenied
@@ -16,6 +17,8 @@ from cogitate.gateway.accounts import Accounts
 from cogitate.gateway.core.budgets import Budget
 from cogitate.gateway.core.tenants import Grant
 from cogitate.gateway.keys import KeyStore
+from cogitate.v1.gateway_service_pb2 import GetTraceRequest
+from cogitate.v1.gateway_service_pb2_grpc import GatewayServiceStub
 
 from tests.integration.mesh import Mesh, running_mesh
 
@@ -45,6 +48,25 @@ def refused(call: Any) -> tuple[str, str]:
     return type(caught.value).__name__, caught.value.message
 
 
+def trace_of(mesh: Mesh, key: str) -> Callable[[str], Any]:
+    """Asks for a trace as whoever has the key; the client has no method for it."""
+
+    def ask(id: str) -> Any:
+        with grpc.insecure_channel(mesh.address) as channel:
+            try:
+                return GatewayServiceStub(channel).GetTrace(
+                    GetTraceRequest(contemplation_id=id),
+                    metadata=(("authorization", f"Bearer {key}"),),
+                    timeout=10,
+                )
+            except grpc.RpcError as error:
+                code, said = error.code(), error.details()
+        assert code is grpc.StatusCode.NOT_FOUND
+        raise NotFound(said)
+
+    return ask
+
+
 def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> None:
     mesh, keys = tenants
     with Client(mesh.address, api_key=keys["ada"]) as ada:
@@ -52,6 +74,7 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
         id = answer.contemplation_id
         assert ada.get(id).contemplation_id == id
         digest = ada.upload(BOARD)
+        assert trace_of(mesh, keys["ada"])(id).is_stored
     unknown = str(uuid.uuid4())
     with Client(mesh.address, api_key=keys["bob"]) as bob:
 
@@ -59,11 +82,11 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
             with bob.attach(one) as stream:
                 next(stream)
 
-        for method in (bob.get, bob.cancel, attach):
+        for method in (bob.get, bob.cancel, attach, trace_of(mesh, keys["bob"])):
             assert refused(lambda m=method: m(id)) == refused(lambda m=method: m(unknown))
             with pytest.raises(NotFound):
                 method(id)
-        assert not list(bob.list())
+        assert id not in [one.contemplation_id for one in bob.list()]
         nobodys = "sha256:" + "0" * 64
         for call in (bob.blob, lambda one: bob.ask(QUESTION, images=[one])):
             told = [

@@ -64,6 +64,9 @@ class GatewayConfig(ServiceConfig):
         minimum=0.001,
         maximum=86_400,
     )
+    max_trace_span_count: int = knob(
+        5000, "most spans told of one contemplation", minimum=1, maximum=1_000_000
+    )
 
     api_keys: str = knob(
         "", "file of API keys (`cogitate keys create`); empty lets everybody in, as one tenant"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
-from cogitate.gateway import wire
+from cogitate.gateway import traces, wire
 from cogitate.gateway.charging import Charging
 from cogitate.gateway.config import GatewayConfig
 from cogitate.gateway.core import tenants, validation
@@ -158,6 +159,15 @@ class Front:
 
     async def _ask(self, name: str, request: Any) -> Any:
         return await self._runtime.ask_aggregator(name, request, SHORT[name][1])
+
+    async def trace(self, contemplation_id: str) -> gateway_service_pb2.GetTraceResponse:
+        """Returns what every service did for a contemplation of the tenant."""
+        request = pb2.GetContemplationRequest(contemplation_id=contemplation_id)
+        found = await self.ask("GetContemplation", request)  # or it is another tenant's
+        config, trace_id = self._config, found.summary.trace.trace_id
+        return await asyncio.to_thread(
+            traces.read, config.trace_store, trace_id, contemplation_id, config.max_trace_span_count
+        )
 
     async def fleet(self) -> router_service_pb2.GetFleetResponse:
         """Returns the endpoints as the router sees them."""

@@ -133,6 +133,11 @@ class Gateway(gateway_service_pb2_grpc.GatewayServiceServicer):
             queued_count=fleet.queued_count,
         )
 
+    async def GetTrace(
+        self, request: gateway_service_pb2.GetTraceRequest, context: Any
+    ) -> gateway_service_pb2.GetTraceResponse:
+        return await self._front.trace(request.contemplation_id)
+
     async def GetServerInfo(
         self, request: gateway_service_pb2.GetServerInfoRequest, context: Any
     ) -> gateway_service_pb2.GetServerInfoResponse:

@@ -222,14 +222,18 @@ def _print_addresses(console: Console, note: state.Note) -> None:
             member.address,
             Text("ask here" if is_gateway else "", "dim"),
         )
-    table.add_row("", "", *_http_row(note))
+    for row in _http_rows(note):
+        table.add_row("", "", *row)
     console.print(table)
     console.print(f"[dim]logs and traces[/dim] {state.folder(note.name)}", highlight=False)
 
 
-def _http_row(note: state.Note) -> tuple[Text, Text]:
+def _http_rows(note: state.Note) -> tuple[tuple[Text, Text], ...]:
     address = next((member.http for member in note.members if member.http), "")
-    return Text(f"http://{address}/v1"), Text("or here, with OpenAI's clients", "dim")
+    return (
+        (Text(f"http://{address}/"), Text("or here, in a browser", "dim")),
+        (Text(f"http://{address}/v1"), Text("or here, with OpenAI's clients", "dim")),
+    )
 
 
 class _Asked(Exception):

@@ -5,6 +5,7 @@
     bodies, sse          a body read within limits; events written to whoever reads
     problems             errors in OpenAI's shape
     app                  the routes
+    page                 the files of the page for people
     connect              the services themselves, by Connect and gRPC-Web
     openai/              requests to specs, events to chunks and typed events
 

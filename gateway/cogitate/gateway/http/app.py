@@ -18,6 +18,7 @@ from cogitate.gateway.http.connect import Rpc
 from cogitate.gateway.http.desk import Desk
 from cogitate.gateway.http.openai.answering import Chat, Responses
 from cogitate.gateway.http.openai.schemas import ChatRequest, ResponseRequest
+from cogitate.gateway.http.page import Page
 from cogitate.kit.errors import InvalidRequest, NotFound
 from cogitate.v1 import gateway_service_pb2
 from starlette.middleware.cors import CORSMiddleware
@@ -74,6 +75,7 @@ class Application:
         self._desk = Desk(front)
         self._responses = Responses(self._desk)
         self._start_time_s = int(time.time())
+        page = Page()
         one = "/v1/responses/{response_id}"
         routes = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -85,9 +87,10 @@ class Application:
             Route("/healthz", self.health, methods=["GET"]),
             Route("/openapi.json", self.document, methods=["GET"]),
             *(Route(path, rpc, methods=["POST"]) for path in rpc.paths),
+            *(Route(path, page.page, methods=["GET"]) for path in page.paths),
         ]
         router = Router(routes, redirect_slashes=False)
-        boundary = Boundary(router, doors, deadline_s=config.default_deadline_s)
+        boundary = Boundary(router, doors, deadline_s=config.default_deadline_s, page=page.paths)
         self.asgi: ASGIApp = _sharing(boundary, config.http_allowed_origins)
 
     async def close(self) -> None:

@@ -29,8 +29,11 @@ _OPEN: Final = frozenset({"/healthz"})  # needs no key; calls of methods are let
 class Boundary:
     """Wraps the routes; keeps nothing between requests."""
 
-    def __init__(self, app: ASGIApp, doors: Doors, *, deadline_s: float) -> None:
-        self._app, self._doors, self._deadline_s = app, doors, deadline_s
+    def __init__(
+        self, app: ASGIApp, doors: Doors, *, deadline_s: float, page: frozenset[str]
+    ) -> None:
+        """``page`` are the paths that anybody may get."""
+        self._app, self._doors, self._deadline_s, self._page = app, doors, deadline_s, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens."""
@@ -76,7 +79,9 @@ class Boundary:
         self, scope: Scope, headers: list[tuple[str, str]]
     ) -> AbstractContextManager[object]:
         """Lets the caller in before anything looks for the path: nobody can probe for paths."""
-        if scope["path"] in _OPEN or scope["path"].startswith(PREFIX):
+        path = scope["path"]
+        is_page = path in self._page and scope["method"] in ("GET", "HEAD")
+        if is_page or path in _OPEN or path.startswith(PREFIX):
             return nullcontext()
         given = [value for name, value in headers if name == "authorization"]
         if len(given) > 1:

@@ -65,6 +65,11 @@ class GatewayServiceStub(object):
                 request_serializer=cogitate_dot_v1_dot_gateway__service__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/cogitate.v1.GatewayService/GetTrace',
+                request_serializer=cogitate_dot_v1_dot_gateway__service__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer(object):
@@ -114,6 +119,14 @@ class GatewayServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """GetTrace returns what every service did for one contemplation of the tenant, as far as it is stored. NOT_FOUND
+        for an unknown contemplation, or another tenant's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +159,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.GetServerInfoRequest.FromString,
                     response_serializer=cogitate_dot_v1_dot_gateway__service__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=cogitate_dot_v1_dot_gateway__service__pb2.GetTraceRequest.FromString,
+                    response_serializer=cogitate_dot_v1_dot_gateway__service__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +329,33 @@ class GatewayService(object):
             '/cogitate.v1.GatewayService/GetServerInfo',
             cogitate_dot_v1_dot_gateway__service__pb2.GetServerInfoRequest.SerializeToString,
             cogitate_dot_v1_dot_gateway__service__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cogitate.v1.GatewayService/GetTrace',
+            cogitate_dot_v1_dot_gateway__service__pb2.GetTraceRequest.SerializeToString,
+            cogitate_dot_v1_dot_gateway__service__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

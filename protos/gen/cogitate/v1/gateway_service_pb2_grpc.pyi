@@ -47,6 +47,10 @@ class GatewayServiceStub:
     """DescribeFleet lists the endpoints, as the router sees them."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.GetServerInfoRequest, _gateway_service_pb2.GetServerInfoResponse]
     """GetServerInfo says version and limits."""
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.GetTraceRequest, _gateway_service_pb2.GetTraceResponse]
+    """GetTrace returns what every service did for one contemplation of the tenant, as far as it is stored. NOT_FOUND
+    for an unknown contemplation, or another tenant's.
+    """
 
 @_typing.type_check_only
 class GatewayServiceAsyncStub(GatewayServiceStub):
@@ -67,6 +71,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """DescribeFleet lists the endpoints, as the router sees them."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.GetServerInfoRequest, _gateway_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo says version and limits."""
+    GetTrace: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.GetTraceRequest, _gateway_service_pb2.GetTraceResponse]  # type: ignore[assignment]
+    """GetTrace returns what every service did for one contemplation of the tenant, as far as it is stored. NOT_FOUND
+    for an unknown contemplation, or another tenant's.
+    """
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """GatewayService is the front door's own service."""
@@ -120,5 +128,15 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.GetServerInfoResponse, _abc.Awaitable[_gateway_service_pb2.GetServerInfoResponse]]:
         """GetServerInfo says version and limits."""
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _gateway_service_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_service_pb2.GetTraceResponse, _abc.Awaitable[_gateway_service_pb2.GetTraceResponse]]:
+        """GetTrace returns what every service did for one contemplation of the tenant, as far as it is stored. NOT_FOUND
+        for an unknown contemplation, or another tenant's.
+        """
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

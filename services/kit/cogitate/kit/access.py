@@ -55,6 +55,7 @@ GatewayService.DownloadBlob                -
 GatewayService.ListModels                  -
 GatewayService.DescribeFleet               -
 GatewayService.GetServerInfo               -
+GatewayService.GetTrace                    -
 AdminService.CreateKey                     admin
 AdminService.ListKeys                      admin
 AdminService.RevokeKey                     admin
