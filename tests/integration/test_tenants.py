@@ -32,7 +32,7 @@ QUESTION = "What is the sum of the red cards?"
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mesh, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("state")
     store = KeyStore(folder / "keys", create=True)
-    keys = {name: store.create(Grant(name))[1] for name in ("ada", "bob", "cara")}
+    keys = {name: store.create(Grant(name))[1] for name in ("ada", "bob", "cara", "dora")}
     os.environ["COGITATE_GATEWAY_API_KEYS"] = str(folder / "keys")
     try:
         with running_mesh(folder) as mesh:
@@ -87,8 +87,9 @@ def test_a_foreign_id_is_an_unknown_id(tenants: tuple[Mesh, dict[str, str]]) -> 
             with pytest.raises(NotFound):
                 method(id)
         assert id not in [one.contemplation_id for one in bob.list()]
-        nobodys = "sha256:" + "0" * 64
-        for call in (bob.blob, lambda one: bob.ask(QUESTION, images=[one])):
+    nobodys = "sha256:" + "0" * 64
+    with Client(mesh.address, api_key=keys["dora"]) as dora:  # who never had this image
+        for call in (dora.blob, lambda one: dora.ask(QUESTION, images=[one])):
             told = [
                 repr(refused(lambda one=one, call=call: call(one))).replace(one, "ID")
                 for one in (digest, nobodys)
