@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cogitate.kit import access, identity
 
 from tests.unit.test_deploy import knobs
 
@@ -20,7 +21,14 @@ FULL = ("-f", str(CHART / "ci/full-values.yaml"))
 HELM = ROOT / ".cache/peers/helm/helm/helm"
 VALIDATE = ROOT / ".cache/peers/helm/venv/bin/kubernetes-validate"
 needs_helm = pytest.mark.skipif(not HELM.exists(), reason="no helm: make helm")
-OURS = ("keda.sh/", "inference.networking.k8s.io/", "gateway.networking.k8s.io/")
+OURS = (
+    "keda.sh/", "cert-manager.io/", "inference.networking.k8s.io/", "gateway.networking.k8s.io/",
+)  # fmt: skip
+    "keda.sh/",
+    "cert-manager.io/",
+    "inference.networking.k8s.io/",
+    "gateway.networking.k8s.io/",
+)
 ROLES = {"gateway", "aggregator", "router", "vision-encoder", "tool-executor", "agent-decoder"}
 
 
@@ -37,6 +45,10 @@ def rendered(*flags: str) -> list[dict[str, Any]]:
 
 def kind(name: str, *flags: str) -> dict[str, dict[str, Any]]:
     return {one["metadata"]["name"]: one for one in rendered(*flags) if one["kind"] == name}
+
+
+def ports_of(container: dict[str, Any]) -> list[int]:
+    return [port["containerPort"] for port in container["ports"]]
 
 
 def pods(*flags: str) -> dict[str, dict[str, Any]]:
@@ -76,7 +88,7 @@ def test_pods_may_little_and_are_asked_how_they_are(flags: tuple[str, ...]) -> N
             "capabilities": {"drop": ["ALL"]},
         }, name
         assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]
-        port = container["ports"][0]["containerPort"]
+        port = 7199 if "--tls-dir=/tls" in container["args"] else ports_of(container)[0]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[probe]["grpc"] == {"port": port}
 
@@ -94,6 +106,25 @@ def test_services_take_their_arguments_and_have_time_to_drain(flags: tuple[str, 
         stop_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert pod["terminationGracePeriodSeconds"] > stop_s + given.drain_grace_s
     assert seen == ROLES
+
+
+@needs_helm
+def test_services_show_certificates_that_the_table_knows() -> None:
+    certificates = kind("Certificate", *FULL)
+    for name, pod in pods(*FULL).items():
+        (container,) = pod["containers"]
+        role = container["image"].rsplit("/", 1)[1].split(":")[0].removesuffix("-vllm")
+        given: Any = knobs(role, container["args"])
+        spec = certificates[name]["spec"]
+        (volume,) = [one for one in pod["volumes"] if one["name"] == "tls"]
+        assert volume["secret"]["secretName"] == spec["secretName"]
+        (mount,) = [one for one in container["volumeMounts"] if one["name"] == "tls"]
+        assert mount["mountPath"] == given.tls_dir
+        assert spec["dnsNames"] == [given.tls_server_name]
+        parsed = [identity.parse(one) for one in spec["uris"]]
+        assert parsed == [("cogitate.local", role)] and role in access.SERVICES
+        assert given.health_listen.endswith(":7199")
+    assert not kind("Certificate")
 
 
 @needs_helm

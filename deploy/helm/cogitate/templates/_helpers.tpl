@@ -30,6 +30,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- printf "%s-%s.%s.svc:%v" .root.Release.Name .name .root.Release.Namespace .port -}}
 {{- end -}}
 
+{{/* The name every server of the mesh answers to. */}}
+{{- define "cogitate.tlsName" -}}
+{{- printf "%s.%s.svc" .Release.Name .Release.Namespace -}}
+{{- end -}}
+
 {{- define "cogitate.pools" -}}
 {{- $pools := dict -}}
 {{- range $name, $given := .Values.decoders -}}

@@ -77,6 +77,11 @@ spec:
             {{- if .root.Values.telemetry.prometheus }}
             - --prometheus-listen=$(POD_IP):9464
             {{- end }}
+            {{- if .root.Values.tls.enabled }}
+            - --tls-dir=/tls
+            - --tls-server-name={{ include "cogitate.tlsName" .root }}
+            - --health-listen=$(POD_IP):7199
+            {{- end }}
             {{- range .args }}
             - {{ . | quote }}
             {{- end }}
@@ -92,9 +97,10 @@ spec:
             {{- if .root.Values.telemetry.prometheus }}
             - { name: metrics, containerPort: 9464 }
             {{- end }}
-          startupProbe: { grpc: { port: {{ .port }} }, periodSeconds: 2, failureThreshold: {{ div (.startupSeconds | default 60) 2 }} }
-          readinessProbe: { grpc: { port: {{ .port }} }, periodSeconds: 5 }
-          livenessProbe: { grpc: { port: {{ .port }} }, periodSeconds: 10, failureThreshold: 6 }
+          {{- $health := ternary 7199 .port .root.Values.tls.enabled }}
+          startupProbe: { grpc: { port: {{ $health }} }, periodSeconds: 2, failureThreshold: {{ div (.startupSeconds | default 60) 2 }} }
+          readinessProbe: { grpc: { port: {{ $health }} }, periodSeconds: 5 }
+          livenessProbe: { grpc: { port: {{ $health }} }, periodSeconds: 10, failureThreshold: 6 }
           lifecycle: { preStop: { sleep: { seconds: {{ .root.Values.grace.discovery }} } } }
           resources: {{- toYaml .resources | nindent 12 }}
           securityContext:
@@ -103,14 +109,37 @@ spec:
             capabilities: { drop: [ALL] }
           volumeMounts:
             - { name: tmp, mountPath: /tmp }
+            {{- if .root.Values.tls.enabled }}
+            - { name: tls, mountPath: /tls, readOnly: true }
+            {{- end }}
             {{- range .mounts }}
             - {{ toJson . }}
             {{- end }}
       volumes:
         - { name: tmp, emptyDir: { sizeLimit: 1Gi } }
+        {{- if .root.Values.tls.enabled }}
+        - { name: tls, secret: { secretName: {{ include "cogitate.name" . }}-tls, defaultMode: 0440 } }
+        {{- end }}
         {{- range .volumes }}
         - {{ toJson . }}
         {{- end }}
+{{- if .root.Values.tls.enabled }}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata:
+  name: {{ include "cogitate.name" . }}
+  labels: {{- include "cogitate.labels" . | nindent 4 }}
+spec:
+  secretName: {{ include "cogitate.name" . }}-tls
+  issuerRef: { kind: {{ .root.Values.tls.issuer.kind }}, name: {{ .root.Values.tls.issuer.name }} }
+  duration: {{ .root.Values.tls.hours }}h
+  renewBefore: {{ div .root.Values.tls.hours 3 }}h
+  usages: [digital signature, key encipherment, server auth, client auth]
+  # Pods are called by their addresses: one name in common stands for all, and who it is says the URI.
+  dnsNames: [{{ include "cogitate.tlsName" .root }}]
+  uris: ["spiffe://{{ .root.Values.tls.trustDomain }}/{{ trimSuffix "-vllm" .role }}"]
+{{- end }}
 {{- if or .scaled (gt (int .replicas) 1) }}
 ---
 apiVersion: policy/v1
