@@ -226,6 +226,15 @@ async def test_claims_narrow_what_a_token_may(tmp_path: Path) -> None:
         assert code is grpc.StatusCode.PERMISSION_DENIED and "may use: big" in said
 
 
+async def test_tenants_by_token_have_limits_of_their_own(tmp_path: Path) -> None:
+    async with gateway(tmp_path, jwt_requests_per_minute=2) as m:
+        ada, bob = issuer.token(sub="ada"), issuer.token(sub="bob")
+        told = [await by_http(m, ada) for _ in range(3)]
+        assert [status for status, _ in told] == [200, 200, 429]
+        assert (await by_http(m, bob))[0] == 200
+        assert (await by_grpc(m, ada))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_keys_and_tokens_work_beside_each_other(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "keys", create=True)
     key = store.create(Grant("bob"))[1]

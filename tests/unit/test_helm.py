@@ -22,8 +22,6 @@ HELM = ROOT / ".cache/peers/helm/helm/helm"
 VALIDATE = ROOT / ".cache/peers/helm/venv/bin/kubernetes-validate"
 needs_helm = pytest.mark.skipif(not HELM.exists(), reason="no helm: make helm")
 OURS = (
-    "keda.sh/", "cert-manager.io/", "inference.networking.k8s.io/", "gateway.networking.k8s.io/",
-)  # fmt: skip
     "keda.sh/",
     "cert-manager.io/",
     "inference.networking.k8s.io/",

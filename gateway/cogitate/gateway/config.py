@@ -16,6 +16,10 @@ class GatewayConfig(ServiceConfig):
     is_public: ClassVar[bool] = True
 
     listen: str = knob("127.0.0.1:7100", "host:port to listen on; port 0 takes a free one")
+    # A stranger's streams hold their places even before a message came.
+    max_connection_rpcs: int = knob(
+        256, "RPCs at once on one connection; more wait at the client", minimum=1, maximum=1_000_000
+    )
     default_deadline_s: float = knob(
         180.0,
         "deadline of an RPC that brings none, and the longest one it may bring",
@@ -89,6 +93,13 @@ class GatewayConfig(ServiceConfig):
     jwt_models_claim: str = knob("", "claim that lists the models a tenant may use; empty is none")
     jwt_tools_claim: str = knob("", "claim that lists its tools; empty is none")
     jwt_providers_claim: str = knob("", "claim that lists its providers; empty is none")
+    jwt_max_contemplation_count: int = knob(
+        0, "contemplations a tenant by token may run at once; 0 is no limit", minimum=0,
+        maximum=1_000_000,
+    )  # fmt: skip
+    jwt_requests_per_minute: int = knob(
+        0, "requests a minute of a tenant by token; 0 is no limit", minimum=0, maximum=1_000_000
+    )
     jwt_leeway_s: float = knob(
         30.0, "how far clocks may be apart when a token's times are read", minimum=0, maximum=600
     )

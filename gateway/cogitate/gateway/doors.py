@@ -107,5 +107,7 @@ def _tokens(config: GatewayConfig) -> Tokens:
         config.jwt_tools_claim,
         config.jwt_providers_claim,
         config.jwt_leeway_s,
+        config.jwt_max_contemplation_count,
+        config.jwt_requests_per_minute,
     )
     return Tokens(keys, claims)

@@ -34,6 +34,8 @@ class Claims:
     tools: str = ""
     providers: str = ""
     leeway_s: float = 30.0
+    max_contemplation_count: int = 0
+    max_requests_per_minute: int = 0
 
 
 class Tokens:
@@ -91,6 +93,8 @@ class Tokens:
             models=_names(told, asked.models),
             tools=_names(told, asked.tools),
             providers=_names(told, asked.providers),
+            max_contemplation_count=asked.max_contemplation_count,
+            max_requests_per_minute=asked.max_requests_per_minute,
         )
 
 

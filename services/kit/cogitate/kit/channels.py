@@ -94,7 +94,7 @@ def server_options(config: ServiceConfig) -> list[Option]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_metadata_size", config.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", 2 * config.max_metadata_bytes),
-        ("grpc.max_concurrent_streams", config.max_concurrent_rpcs),
+        ("grpc.max_concurrent_streams", config.max_connection_rpcs or config.max_concurrent_rpcs),
     ]
 
 

@@ -63,6 +63,12 @@ class ServiceConfig:
     max_concurrent_rpcs: int = knob(
         1000, "RPCs running at once; one more is refused", minimum=1, maximum=1_000_000
     )
+    max_connection_rpcs: int = knob(
+        0,
+        "of these on one connection; more wait at the client. 0 is as many as there may be",
+        minimum=0,
+        maximum=1_000_000,
+    )
     default_deadline_s: float = knob(
         120.0,
         "deadline of an RPC that brings none, and the longest one it may bring",
