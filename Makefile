@@ -113,7 +113,7 @@ bench-engine: setup ## The mesh's tax, shared cores, an idle mesh, many gangs, s
 	$(BIN)/python -m tests.bench.shared_core --json .cache/bench/shared_core.json
 
 fuzz-http: setup ## Thousands of requests made of the OpenAPI document; minutes
-	COGITATE_FUZZ_EXAMPLES=100 $(PYTEST) tests/contract/test_http_fuzzing.py
+	COGITATE_FUZZ_EXAMPLES=150 $(PYTEST) tests/contract/test_http_fuzzing.py
 
 clean: ## Remove .venv and the tools' caches; .cache, where training keeps its work, stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

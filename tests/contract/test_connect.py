@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import struct
@@ -26,7 +27,7 @@ from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.protocol import ProtocolType
-from google.protobuf import message_factory
+from google.protobuf import json_format, message_factory
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from tests.fakes.aggregator import Break, Raise, Step
@@ -191,6 +192,39 @@ async def test_the_clients_deadline_holds() -> None:
         assert late.value.code is Code.DEADLINE_EXCEEDED
         await asyncio.wait_for(m.aggregator.cancelled.wait(), 5)
         assert 0 < m.aggregator.deadlines_s[0] <= 0.4
+
+
+def wordy(request: pb2.ContemplateRequest) -> Sequence[Step]:
+    """Writes more than any socket holds."""
+    delta = pb2.AgentTextDelta(text="x" * 60_000, token_count=1)
+    text = pb2.ContemplationEvent(deltas=pb2.AgentDeltas(deltas=[delta]))
+    return [pb2.ContemplationEvent(accepted=pb2.Accepted()), *[text] * 2000]
+
+
+@pytest.mark.parametrize("kind", ["application/connect+json", "application/grpc-web+proto"])
+async def test_a_reader_that_stalls_is_cut_off(kind: str) -> None:
+    asked = asks()
+    message = (
+        json_format.MessageToJson(asked).encode() if "json" in kind else asked.SerializeToString()
+    )
+    body = struct.pack(">BI", 0, len(message)) + message
+    async with front(wordy, write_stall_s=0.5) as m:
+        host, port = m.http.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        head = f"POST {path('Contemplate')} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await asyncio.wait_for(m.aggregator.cancelled.wait(), 10)
+        # What was written ahead is what sockets hold, not what the agent wrote.
+        assert m.aggregator.sent < 300
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        read = b""
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(10):
+                while part := await reader.read(1 << 20):
+                    read += part
+        writer.close()
+        assert b"200 OK" in read and not read.endswith(b"0\r\n\r\n"), "half must not look whole"
 
 
 async def test_every_method_asks_for_a_key(tmp_path: Path) -> None:
