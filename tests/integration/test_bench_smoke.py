@@ -287,6 +287,19 @@ def test_gateway_tax(tmp_path: Path) -> None:
     assert row["gRPC"]["tokens"] == row["HTTP"]["tokens"] > 0
 
 
+def test_envoy_tax(tmp_path: Path) -> None:
+    envoy_binary()  # skips
+    out = tmp_path / "tax.json"
+    run(
+        "tests.bench.envoy_tax", "--starts", "10", "--rounds", "1", "--tokens", "8", "--agents",
+        "2", "--json", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["starts"]["direct"]["count"] == found["starts"]["Envoy"]["count"] == 10
+    (row,) = found["rows"]
+    assert row["direct"]["tokens"] == row["Envoy"]["tokens"] > 0
+
+
 def test_cache_timing(tmp_path: Path) -> None:
     out = tmp_path / "probes.json"
     run("tests.bench.cache_timing", "--probes", "2", "--json", str(out))
