@@ -99,6 +99,7 @@ class ServiceConfig:
         "least serious message that is logged",
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
     )
+    log_format: str = knob("text", "how: for people, or JSON a line", choices=("text", "json"))
     reflection: bool = knob(True, "serve gRPC reflection")
     tls_dir: str = knob(
         "", "folder with this service's certificate, key and roots; empty speaks plaintext"

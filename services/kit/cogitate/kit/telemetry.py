@@ -80,8 +80,7 @@ class Attr(StrEnum):
     FATE = "cogitate.fate"
     ERROR_TYPE = "error.type"
     PROVIDER_NAME = "gen_ai.provider.name"
-    GRPC_METHOD = "grpc.method"
-    GRPC_STATUS = "grpc.status"
+    GRPC_METHOD, GRPC_TARGET, GRPC_STATUS = "grpc.method", "grpc.target", "grpc.status"
 
 
 _PROPAGATOR: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
