@@ -11,21 +11,23 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.lifecycle import serving
 from cogitate.v1 import common_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 
+from tests.fakes import certificates
 from tests.fakes.aggregator import Break, FakeAggregator, Step, Wait
 from tests.fakes.envoy import (
+    CONFIGS,
     Config,
     Envoy,
     at,
     cluster_of,
     envoy_binary,
     running_envoy_beside,
-    shipped,
 )
 from tests.fakes.front import happy, mesh
 
@@ -41,8 +43,9 @@ def envoy() -> None:
 class Aggregator:
     """A scripted one under the kit's own server, whose load it tells; `end` stops it."""
 
-    def __init__(self, script: Any = happy) -> None:
+    def __init__(self, script: Any = happy, **knobs: Any) -> None:
         self._script, self._stack, self.address = script, AsyncExitStack(), ""
+        self._knobs = knobs
         self.fake: Any = None
 
     async def start(self) -> None:
@@ -51,8 +54,9 @@ class Aggregator:
             return self.fake
 
         config = replace(
-            ServiceConfig(), listen="127.0.0.1:0", drain_grace_s=0.1, load_report_interval_s=0.05
-        )
+            ServiceConfig(), listen="127.0.0.1:0", drain_grace_s=0.1, load_report_interval_s=0.05,
+            **self._knobs,
+        )  # fmt: skip
         running = await self._stack.enter_async_context(serving(config, build))
         self.address = running.address
 
@@ -79,9 +83,19 @@ async def zones(
         yield await stack.enter_async_context(running_envoy_beside(folder, config))
 
 
-def pointed(own: Sequence[Any], other: Sequence[Any]) -> Config:
-    config = shipped("aggregators.yaml")
+def pointed(own: Sequence[Any], other: Sequence[Any], tls: Path | None = None) -> Config:
+    text = (CONFIGS / "aggregators.yaml").read_text(encoding="utf-8")
+    if tls:
+        text = text.replace("cogitate.local", certificates.DOMAIN).replace("/etc/envoy", str(tls))
+        for secret in CONFIGS.glob("mesh-*.yaml"):
+            (tls / secret.name).write_text(
+                secret.read_text(encoding="utf-8").replace("/etc/envoy", str(tls))
+            )
+    config: Config = yaml.safe_load(text)
     cluster = cluster_of(config, "aggregators")
+    if not tls:
+        del cluster["transport_socket"]
+        del config["static_resources"]["listeners"][0]["filter_chains"][0]["transport_socket"]
     cluster["type"] = "STATIC"
     for locality, members in zip(
         cluster["load_assignment"]["endpoints"], (own, other), strict=True
@@ -177,3 +191,47 @@ async def test_a_gateways_stream_goes_on_through_it_when_it_breaks(tmp_path: Pat
             events = [e.event async for e in stub.Contemplate(question(), timeout=10)]
         assert [e.event_number for e in events] == [1, 2, 3]
         assert one.fake.attaches == [1]
+
+
+async def test_by_mutual_tls_it_is_the_gateway_and_nobody_else_is(tmp_path: Path) -> None:
+    """Aggregators ask for certificates; so does Envoy, of whoever calls it."""
+    for name, folder in (("gateway", "mesh"), ("aggregator", "aggregator"), ("cli", "cli")):
+        certificates.write(tmp_path / folder, certificates.signed(name))
+    one = Aggregator(tls_dir=str(tmp_path / "aggregator"))
+    await one.start()
+    try:
+        config = pointed([one], [], tls=tmp_path)
+        async with running_envoy_beside(tmp_path, config) as envoy:
+            await until(1, envoy)
+            assert await answered(envoy, tmp_path / "mesh")
+            assert not await answered(envoy, tmp_path / "cli")
+            async with asyncio.timeout(10):
+                while not envoy.stats("cluster.aggregators.lb_orca_oob.reports_received"):
+                    await asyncio.sleep(0.05)
+
+            # Another that says it is an aggregator, of an authority that nobody trusts.
+            stranger = certificates.signed("aggregator", by=certificates.authority("stranger"))
+            certificates.write(tmp_path / "stranger", stranger)
+            other = Aggregator(tls_dir=str(tmp_path / "stranger"))
+            await other.start()
+            cluster = cluster_of(config, "aggregators")
+            cluster["load_assignment"]["endpoints"][0].update(at([other.address]))
+            async with running_envoy_beside(tmp_path, config) as fooled:
+                assert not await answered(fooled, tmp_path / "mesh")
+            assert not other.asked
+            await other.end()
+    finally:
+        await one.end()
+
+
+async def answered(envoy: Envoy, tls: Path) -> bool:
+    files = [(tls / name).read_bytes() for name in ("ca.crt", "tls.key", "tls.crt")]
+    credentials = grpc.ssl_channel_credentials(*files)
+    async with grpc.aio.secure_channel(envoy.address, credentials) as channel:
+        stub: Any = ContemplationServiceStub(channel)
+        try:
+            events = [one async for one in stub.Contemplate(question(), timeout=3)]
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+            return False
+        return bool(events[-1].event.HasField("verdict"))
