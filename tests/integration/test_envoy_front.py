@@ -167,7 +167,6 @@ async def _by_grpc(door: Door) -> list[float]:
             times.append(time.monotonic())
             numbers.append(response.event.event_number)
         assert numbers == [1, 2, 3, 4, 5]
-        assert "endpoint-load-metrics-bin" not in dict(await call.trailing_metadata())
         return times
 
 
@@ -182,6 +181,7 @@ async def _by_grpc_web(door: Door) -> list[float]:
                 times.append(time.monotonic())
                 frames += part
     assert b"grpc-status:0" in frames.replace(b" ", b"")
+    assert b"endpoint-load-metrics" not in frames, "how busy gateways are is no stranger's affair"
     return times
 
 
@@ -318,7 +318,7 @@ async def test_only_what_is_idempotent_is_tried_again(tmp_path: Path) -> None:
             assert broken.attempts > 0, "it was tried, and nobody noticed"
 
             # Begun or not known not to have begun: told as it is, each tried once.
-            steering = {"x-envoy-retry-on": "unavailable", "x-envoy-max-retries": "5"}
+            steering = {"x-envoy-retry-grpc-on": "unavailable", "x-envoy-max-retries": "5"}
             for method in ("Ask", "Contemplate"):
                 broken.attempts, failed = 0, 0
                 good.aggregator.requests.clear()
@@ -380,7 +380,19 @@ async def test_a_gateway_that_fails_is_ejected_and_clients_mistakes_eject_nobody
             broken.code = codes.UNAVAILABLE
             await failures(60)
             await until(lambda: _ejected(opened), "nobody was ejected")
-            assert await failures(10) == 0
+            seen = _probes(opened)
+            await until(lambda: _probes(opened) >= seen + 4, "nobody was probed")
+            assert await failures(10) == 0, "it says that it is well, and is left out all the same"
+
+
+def _probes(door: Door) -> int:
+    name = "cluster.gateways-grpc.health_check.success"
+    return door.envoy.stats(name).get(name, 0)
+
+
+def _healthy(door: Door) -> int:
+    name = "cluster.gateways-grpc.membership_healthy"
+    return door.envoy.stats(name).get(name, 0)
 
 
 def _ejected(door: Door) -> int:
@@ -401,6 +413,7 @@ async def test_a_drained_gateway_ends_what_it_runs_and_gets_nothing_new(tmp_path
             call = aiter(stub.Contemplate(question(), timeout=30))
             await anext(call)
             running.append(asyncio.create_task(_all(call)))
+        assert _healthy(opened) == 2
         leaving = asyncio.create_task(going.__aexit__(None, None, None))
         await asyncio.sleep(0)
         seen, before = len(second.aggregator.requests), len(first.aggregator.requests)
@@ -412,6 +425,7 @@ async def test_a_drained_gateway_ends_what_it_runs_and_gets_nothing_new(tmp_path
         for events in await asyncio.gather(*running):
             assert events[-1].event.HasField("verdict")
         await leaving
+        await until(lambda: _healthy(opened) == 1, "health checks see it, too")
 
 
 # -- who may, and how much -------------------------------------------------------------------------
