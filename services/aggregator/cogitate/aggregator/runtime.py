@@ -239,7 +239,8 @@ class Runtime:
         accept_ns = accepted.event_time.ToNanoseconds()
         acceptance = journal_pb2.JournalAcceptance(
             spec_json=recording.to_json(runner.spec),
-            traceparent=telemetry.traceparent_of(runner.span),
+            # This process's own spans may die with it: an heir's begin where the question came from.
+            traceparent=telemetry.asking_traceparent(),
         )
         acceptance.deadline_time.FromNanoseconds(accept_ns + int(timeout_s * 1e9))
         record = Record(

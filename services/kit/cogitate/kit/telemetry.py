@@ -108,13 +108,14 @@ class Telemetry:
 def setup(service_name: str, config: ServiceConfig) -> Telemetry:
     """Starts exporting spans as `config` says; does nothing when it names no destination."""
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
-    telemetry = Telemetry(_provider(service_name, endpoint, config.trace_store))
+    kept = config.otlp_kept_span_count
+    telemetry = Telemetry(_provider(service_name, endpoint, config.trace_store, kept))
     if telemetry.tracer is not _DISABLED:
         _active.append(telemetry)
     return telemetry
 
 
-def _provider(service_name: str, endpoint: str, store: str) -> TracerProvider | None:
+def _provider(service_name: str, endpoint: str, store: str, kept: int) -> TracerProvider | None:
     if not endpoint and not store:
         return None
     from opentelemetry.sdk.resources import Resource
@@ -124,12 +125,10 @@ def _provider(service_name: str, endpoint: str, store: str) -> TracerProvider | 
     identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
     provider = TracerProvider(resource=Resource.create(identity), shutdown_on_exit=False)
     if endpoint:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from cogitate.kit.span_sender import SpanSender
 
-        # A backend that is away must not hold up the end of the process: 2 s and not 10.
-        plain = not endpoint.startswith("https")
-        otlp = OTLPSpanExporter(endpoint=endpoint, insecure=plain, timeout=2)
-        provider.add_span_processor(BatchSpanProcessor(otlp))
+        sender = SpanSender(endpoint, max_kept=kept)
+        provider.add_span_processor(BatchSpanProcessor(sender))
     if store:
         from cogitate.kit.trace_store import StoreExporter
 
@@ -235,9 +234,18 @@ def current_traceparent() -> str:
     return traceparent_of(trace.get_current_span())
 
 
+def asking_traceparent() -> str:
+    """Returns the W3C traceparent of whoever called this service, else of the current span."""
+    current = trace.get_current_span()
+    return _traceparent(getattr(current, "parent", None) or current.get_span_context())
+
+
 def traceparent_of(opened: trace.Span) -> str:
     """Returns the W3C traceparent that makes another span a child of this one."""
-    ids = opened.get_span_context()
+    return _traceparent(opened.get_span_context())
+
+
+def _traceparent(ids: trace.SpanContext) -> str:
     # By hand: every agent of a gang gets one, and the propagator takes ten times as long.
     made = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}"
     return made if ids.is_valid else ""
