@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from cogitate.cli.mesh.processes import is_serving, post_mortem
+from cogitate.cli.mesh.processes import post_mortem
 from cogitate.kit.lifecycle import OWNER
 
 from tests.multihost import layout
@@ -93,9 +93,7 @@ class Mesh:
     def close(self) -> None:
         """Ends all processes, the network and the namespaces."""
         for service in STOP_ORDER:
-            self._end(
-                [n for n in self._children if not service or self._service(n) == service]
-            )
+            self._end([n for n in self._children if not service or self._service(n) == service])
         if self._wan is not None and self._wan.stdin is not None:
             self._wan.stdin.close()
             self._wan.wait(10)

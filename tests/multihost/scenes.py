@@ -14,7 +14,6 @@ from cogitate.client import Client, CogitateError
 from cogitate.v1 import router_service_pb2 as router_pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 
-from tests.multihost.layout import AURORA
 from tests.multihost.load import Gap, Load, Story, summary
 from tests.multihost.mesh import Mesh
 
@@ -195,7 +194,5 @@ def account(stories: Sequence[Story], marks: Iterable[Mark]) -> dict[str, Any]:
         "gap_s": summary([gap.s for gap in gaps]),
         "gaps_over_limit": sum(gap.s > LIMIT_OF_GAP_S for gap in gaps),
         "longest_gap_s_by_mark": {k: [round(s, 3) for s in v] for k, v in by_mark.items()},
-        "worst": [
-            {"s": round(g.s, 3), "story": g.story, "between": g.between} for g in worst
-        ],
+        "worst": [{"s": round(g.s, 3), "story": g.story, "between": g.between} for g in worst],
     }

@@ -33,7 +33,10 @@ def total(table: Table, services: Iterable[str] | None = None) -> int:
     """All bytes, or those of some services."""
     wanted = None if services is None else set(services)
     return sum(
-        size for of in table.values() for name, size in of.items() if wanted is None or name in wanted
+        size
+        for of in table.values()
+        for name, size in of.items()
+        if wanted is None or name in wanted
     )
 
 

@@ -108,7 +108,7 @@ def test_of_many_steps_histograms_are_told_a_part_evenly_picked(
 
 def test_everything_but_histograms_is_observed_once() -> None:
     assert len(set(OBSERVED)) == len(OBSERVED)
-    others = ("cogitate.router.", "cogitate.aggregator.", "cogitate.rpcs")
+    others = ("cogitate.router.", "cogitate.aggregator.", "cogitate.rpcs", "grpc.")
     own = {metric for metric in Metric if not metric.key.startswith(others)}
     assert set(OBSERVED) == {metric for metric in own if metric.kind != HISTOGRAM}
 

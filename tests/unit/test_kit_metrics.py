@@ -92,7 +92,7 @@ def test_without_an_exporter_nothing_is_kept(
 def test_names_are_opentelemetrys_or_our_own_and_unique() -> None:
     assert len({metric.key for metric in Metric}) == len(Metric.__members__)
     for metric in Metric:
-        assert metric.key.startswith(("gen_ai.server.", "grpc.server.", "cogitate."))
+        assert metric.key.startswith(("gen_ai.server.", "grpc.", "cogitate."))
         assert metric.kind in (COUNTER, GAUGE, HISTOGRAM) and metric.unit
         assert metric.description.endswith(".")
         assert bool(metric.bounds) == (metric.kind == HISTOGRAM)

@@ -45,7 +45,7 @@ def test_rules_and_panels_are_about_metrics_there_are() -> None:
     dashboard = json.loads((DEPLOY / "grafana/cogitate.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     asked += [rule["expr"] for rule in rules()]
-    labels = {"grpc_method", "grpc_status", "cogitate_state", "cogitate_fate"}
+    labels = {"grpc_method", "grpc_status", "grpc_target", "cogitate_state", "cogitate_fate"}
     lists = re.findall(r"(?:by|on) \(([^)]*)\)|\{([^}]*)\}", " ".join(asked))
     keys = {re.split("[=!~]", key)[0].strip() for pair in lists for key in "".join(pair).split(",")}
     assert keys <= labels | {"le", "job", "instance"}, "no service has such a label"

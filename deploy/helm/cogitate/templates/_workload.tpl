@@ -71,6 +71,7 @@ spec:
             - --listen=$(POD_IP):{{ .port }}
             - --drain-grace-s={{ $drain }}
             - --log-level={{ .root.Values.logLevel }}
+            - --log-format={{ .root.Values.logFormat }}
             {{- with .root.Values.telemetry.otlpEndpoint }}
             - --otlp-endpoint={{ . }}
             {{- end }}

@@ -111,7 +111,7 @@ class GangSpans:
         self._gang.end()
 
     def _prefilled(self, event: ev.Prefilled) -> None:
-        metrics.record(Metric.QUEUE_DURATION, event.queue_s, self._labels)
+        metrics.record(Metric.QUEUE_DURATION, event.queue_s, self._labels, span=self._gang)
         span = telemetry.start_span(
             Span.PREFILL,
             {
@@ -137,7 +137,8 @@ class GangSpans:
         agent.num_tokens += 1
         if not agent.has_sampled:
             agent.has_sampled = True
-            metrics.record(Metric.TIME_TO_FIRST_TOKEN, self._now_s - agent.arrived_s, self._labels)
+            first_s = self._now_s - agent.arrived_s
+            metrics.record(Metric.TIME_TO_FIRST_TOKEN, first_s, self._labels, span=agent.span)
 
     def _open(self, agent: _Agent, agent_id: int) -> None:
         agent.span = telemetry.start_span(
@@ -174,13 +175,14 @@ class GangSpans:
         if agent is None or agent.attempt != event.attempt:
             return  # of an attempt whose place another took
         del self._agents[event.agent_id]
+        last = agent.span or self._gang
         self._close(agent, event.agent_id, event.kill_reason or event.finish.value)
         if agent.waits:
             return  # it never could decode: there was no request to measure
         labels = dict(self._labels)
         if event.finish is ev.Finish.ERROR:
             labels[Attr.ERROR_TYPE] = event.kill_reason or "ERROR"
-        metrics.record(Metric.REQUEST_DURATION, self._now_s - agent.arrived_s, labels)
+        metrics.record(Metric.REQUEST_DURATION, self._now_s - agent.arrived_s, labels, span=last)
         if agent.num_intervals and event.finish is not ev.Finish.ERROR:
             mean_s = agent.decoding_s / agent.num_intervals
-            metrics.record(Metric.TIME_PER_OUTPUT_TOKEN, mean_s, self._labels)
+            metrics.record(Metric.TIME_PER_OUTPUT_TOKEN, mean_s, self._labels, span=last)

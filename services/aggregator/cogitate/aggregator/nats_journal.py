@@ -187,7 +187,9 @@ class NatsJournal:
             if self._hearing.heard():
                 # What they said meanwhile may come only now.
                 for peer in self._peers.values():
-                    peer.since_s = max(peer.since_s, time.monotonic() if peer.address else -math.inf)
+                    peer.since_s = max(
+                        peer.since_s, time.monotonic() if peer.address else -math.inf
+                    )
             return
         if entry.value is None or entry.operation is not None:
             self._peers[entry.key] = _Peer("", -math.inf)  # it said goodbye
@@ -252,7 +254,7 @@ class NatsJournal:
     # -- writing ------------------------------------------------------------------------------
 
     async def accept(self, record: Record) -> None:
-        await self._surely(lambda: self._accept(record))
+        await self._surely(partial(self._accept, record))
 
     async def _accept(self, record: Record) -> None:
         with _failing():
@@ -315,16 +317,14 @@ class NatsJournal:
             end_ns = part[-1].end_ns
             if end_ns is not None:
                 batch.end_time.FromNanoseconds(end_ns)
-            sequence = await self._surely(
-                partial(self._publish, id_, batch, head.stream_sequence)
-            )
+            sequence = await self._surely(partial(self._publish, id_, batch, head.stream_sequence))
             if sequence is None:
                 self._heads.pop(id_, None)
                 return True
             head.stream_sequence, head.last_event = sequence, batch.last_event_number
             head.input_offset = part[-1].sequence
             if end_ns is not None:
-                await self._ended(id_, batch)
+                await self._surely(partial(self._ended, id_, batch))
                 return False
         return False
 
@@ -387,6 +387,9 @@ class NatsJournal:
         )
 
     async def find_request(self, tenant: str, request_id: str) -> Record | None:
+        return await self._surely(partial(self._find_request, tenant, request_id))
+
+    async def _find_request(self, tenant: str, request_id: str) -> Record | None:
         with _failing():
             try:
                 entry = await self._kv["requests"].get(_key(tenant, request_id))

@@ -14,7 +14,8 @@ from contextvars import ContextVar
 from typing import Any, Final, TypedDict, TypeVar
 
 import grpc
-from cogitate.kit import auth, renewing, telemetry
+from cogitate.kit import auth, metrics, renewing, telemetry
+from cogitate.kit.calls import MeteredChannel
 from cogitate.kit.config import MIB, ServiceConfig
 from cogitate.kit.errors import CogitateError, DeadlineExceeded, from_wire
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -112,7 +113,8 @@ def open_channel(
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
     ]
-    return renewing.open_channel(address, options)
+    channel = renewing.open_channel(address, options)
+    return MeteredChannel(channel, address) if metrics.enabled() else channel
 
 
 @contextmanager

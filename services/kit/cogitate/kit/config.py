@@ -84,9 +84,7 @@ class ServiceConfig:
     otlp_endpoint: str = knob(
         "", "OTLP/gRPC address spans and metrics are sent to; empty sends none"
     )
-    otlp_kept_span_count: int = knob(
-        10_000, "spans kept while that address is away", minimum=0, maximum=1_000_000
-    )
+    otlp_kept_span_count: int = knob(10_000, "spans kept while that is away", minimum=0)
     metrics_interval_s: float = knob(
         10.0, "how often metrics are sent there; 0 sends none", minimum=0.0, maximum=3600
     )
@@ -102,6 +100,7 @@ class ServiceConfig:
         "least serious message that is logged",
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
     )
+    log_format: str = knob("text", "how: for people, or JSON a line", choices=("text", "json"))
     reflection: bool = knob(True, "serve gRPC reflection")
     tls_dir: str = knob(
         "", "folder with this service's certificate, key and roots; empty speaks plaintext"

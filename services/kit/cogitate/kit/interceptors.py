@@ -30,7 +30,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 if TYPE_CHECKING:
-    from cogitate.kit.orca import ServerLoad
+    from cogitate.kit.orca import Rpc, ServerLoad
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class _Boundary(grpc.aio.ServerInterceptor):
             return b"" if response is None and context.code() else encode(response)
 
         async def wrapped(request: Any, context: Any) -> Any:
-            with self._load.rpc(method, context, hasattr(behaviour, _LONG_LIVED)):
-                return await self._guard(call, request, context, method, metadata, behaviour)
+            with self._load.rpc(method, context, hasattr(behaviour, _LONG_LIVED)) as rpc:
+                return await self._guard(call, request, context, method, metadata, behaviour, rpc)
 
         rewrap: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         rewrap = getattr(grpc, f"{kind}_rpc_method_handler")
@@ -130,11 +130,11 @@ class _Boundary(grpc.aio.ServerInterceptor):
 
     async def _guard(
         self, call: Handler, request: Any, context: Any,
-        method: str, metadata: Metadata, behaviour: Handler,
+        method: str, metadata: Metadata, behaviour: Handler, rpc: Rpc,
     ) -> Any:  # fmt: skip
         given_s: float | None = context.time_remaining()
         limit_s = self._limit_s(given_s, behaviour)
-        with _server_span(method, metadata) as span:
+        with _server_span(method, metadata) as rpc.span:
             try:
                 self._allow(context, method)
                 self._admit(metadata)
@@ -149,7 +149,7 @@ class _Boundary(grpc.aio.ServerInterceptor):
                 if _is_transports_own(cause):
                     raise cause from None
                 error = _translate(cause, method)
-                telemetry.fail(span, error)
+                telemetry.fail(rpc.span, error)
         # Outside of the handler's own `finally`s: it holds nothing any more.
         return await _abort(context, error)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import grpc
-from cogitate.kit import access, identity, listening, metrics, telemetry
+from cogitate.kit import access, calls, identity, listening, logs, metrics, telemetry
 from cogitate.kit import config as configuration
 from cogitate.kit.channels import server_options
 from cogitate.kit.config import ConfigError, ServiceConfig
@@ -93,10 +93,7 @@ def follow_owner() -> None:
 
 def run(name: str, config: C, build: Build[C]) -> int:
     """Runs a service until SIGTERM or SIGINT; returns the exit code of the process."""
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s",
-    )
+    logs.setup(name, config.log_level.upper(), config.log_format)
     try:
         asyncio.run(_until_signalled(name, config, build))
     except (CogitateError, OSError) as error:
@@ -144,6 +141,7 @@ async def serving(
     forced = forced or asyncio.Event()
     mine = _identity(config)
     exporters = (telemetry.setup(name, config), metrics.setup(name, config))
+    calls.observe()
     ready, load = asyncio.Event(), ServerLoad(config)
     with identity.acting(mine):
         try:

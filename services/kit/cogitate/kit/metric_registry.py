@@ -44,7 +44,19 @@ class Metric(Enum):
         "grpc.server.call.duration", HISTOGRAM, "s",
         "Of an RPC, by gRPC's own name (A66), with grpc.method and grpc.status.", _RPC_S,
     )  # fmt: skip
+    RPCS_STARTED = (
+        "grpc.server.call.started", COUNTER, "{call}", "RPCs begun, by gRPC's own name (A66).",
+    )  # fmt: skip
     RPCS = "cogitate.rpcs", GAUGE, "{rpc}", "RPCs running, streams that last left out."
+    # Of every service that calls another.
+    ATTEMPTS_STARTED = (
+        "grpc.client.attempt.started", COUNTER, "{attempt}",
+        "Calls begun (A66), with grpc.method and grpc.target; a call is one attempt.",
+    )  # fmt: skip
+    ATTEMPT_DURATION = (
+        "grpc.client.attempt.duration", HISTOGRAM, "s",
+        "Of a call, from its start to its status (A66), with grpc.status besides.", _RPC_S,
+    )  # fmt: skip
     # Of the queue.
     QUEUE_DURATION = (
         "cogitate.queue.duration", HISTOGRAM, "s",

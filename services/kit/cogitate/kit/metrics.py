@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.metric_registry import Metric
 from cogitate.kit.telemetry import Attr, Attributes, stack_of
+from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ class Metrics:
         self._meter: Any = provider.get_meter("cogitate") if provider else None
         self._histograms: dict[Metric, Any] = {}
 
-    def record(self, metric: Metric, value: float, attributes: Attributes | None) -> None:
-        """Adds one value to a histogram."""
+    def record(
+        self, metric: Metric, value: float, attributes: Attributes | None, span: trace.Span | None
+    ) -> None:
+        """Adds one value to a histogram, and its span as an exemplar if that is sampled."""
         if metric not in self._histograms:
             self._histograms[metric] = self._meter.create_histogram(
                 metric.key,
@@ -50,7 +53,8 @@ class Metrics:
                 metric.description,
                 explicit_bucket_boundaries_advisory=list(metric.bounds),
             )
-        self._histograms[metric].record(value, attributes)
+        context = trace.set_span_in_context(span) if span is not None else None
+        self._histograms[metric].record(value, attributes, context)
 
     def observe(self, metrics: Sequence[Metric], read: Callable[[], Readings]) -> None:
         """Has counters and gauges read when they are collected."""
@@ -90,7 +94,7 @@ def setup(
     endpoint = endpoint if config.metrics_interval_s else ""
     if not endpoint and not readers and not config.prometheus_listen:
         return Metrics(None)
-    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+    from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
     from opentelemetry.sdk.resources import Resource
 
     all_readers = [*readers, *([_otlp(endpoint, config.metrics_interval_s)] if endpoint else [])]
@@ -102,7 +106,7 @@ def setup(
     provider = MeterProvider(
         all_readers,
         Resource.create(identity),
-        exemplar_filter=AlwaysOffExemplarFilter(),  # they cost, and would carry ids of traces
+        exemplar_filter=TraceBasedExemplarFilter(),
         shutdown_on_exit=False,
     )
     _active.append(Metrics(provider, end_scrapes))
@@ -148,10 +152,16 @@ def enabled() -> bool:
     return bool(_active)
 
 
-def record(metric: Metric, value: float, attributes: Attributes | None = None) -> None:
-    """Adds one value to a histogram."""
+def record(
+    metric: Metric,
+    value: float,
+    attributes: Attributes | None = None,
+    *,
+    span: trace.Span | None = None,
+) -> None:
+    """Adds one value to a histogram. Its exemplar is `span`, else the current one."""
     if _active:
-        _active[-1].record(metric, value, attributes)
+        _active[-1].record(metric, value, attributes, span)
 
 
 def observe(metrics: Sequence[Metric], read: Callable[[], Readings]) -> None:

@@ -12,8 +12,10 @@ import asyncio
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -23,6 +25,7 @@ from cogitate.kit.interceptors import long_lived
 from cogitate.kit.metric_registry import Metric
 from cogitate.kit.telemetry import Attr
 from cogitate.peers import orca_pb2, orca_service_pb2, orca_service_pb2_grpc
+from opentelemetry import trace
 
 TRAILER: Final = "endpoint-load-metrics-bin"
 SERVICE_NAME: Final = orca_service_pb2.DESCRIPTOR.services_by_name["OpenRcaService"].full_name
@@ -38,6 +41,13 @@ _LEAST_INTERVAL_S: Final = 0.05
 Read = Callable[[], orca_pb2.OrcaLoadReport]
 
 
+@dataclass
+class Rpc:
+    """One that runs; its span is known a moment later."""
+
+    span: trace.Span = trace.INVALID_SPAN
+
+
 class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
     """The load of one server. Belongs to its event loop."""
 
@@ -50,6 +60,7 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
         self._read: Read | None = None
         self._stopped = asyncio.Event()
         self._running, self._ended, self._failed = 0, 0, 0
+        self._started: Counter[str] = Counter()
         self._busy_s = 0.0  # RPC seconds
         self._counted_at = self._averaged_at = monotonic()
         self._totals = (0.0, 0.0, 0.0, time.process_time())
@@ -59,7 +70,7 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
     def serve(self, server: grpc.aio.Server, service: object) -> tuple[str, ...]:
         """Adds the stream of reports, if there are any; returns the names of services added."""
         self._read = getattr(service, "load_report", None)
-        metrics.observe([Metric.RPCS], lambda: {Metric.RPCS: self._running})
+        metrics.observe([Metric.RPCS, Metric.RPCS_STARTED], self._read_metrics)
         if not self.interval_s:
             return ()
         orca_service_pb2_grpc.add_OpenRcaServiceServicer_to_server(self, server)
@@ -70,12 +81,13 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
         self._stopped.set()
 
     @contextmanager
-    def rpc(self, method: str, context: Any, is_long: bool) -> Iterator[None]:
+    def rpc(self, method: str, context: Any, is_long: bool) -> Iterator[Rpc]:
         """Counts an RPC, and gives it its trailer. Streams that last are no load by themselves."""
-        began, code = self._monotonic(), "CANCELLED"
+        began, code, rpc = self._monotonic(), "CANCELLED", Rpc()
+        self._started[method.lstrip("/")] += 1
         self._count(0 if is_long else 1)
         try:
-            yield
+            yield rpc
             code = "OK"
             if self.interval_s:
                 trailers = context.trailing_metadata() or ()
@@ -87,7 +99,8 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
             self._ended += not is_long
             self._failed += not is_long and code in _FAILURES
             attributes = {Attr.GRPC_METHOD: method.lstrip("/"), Attr.GRPC_STATUS: code}
-            metrics.record(Metric.RPC_DURATION, self._monotonic() - began, attributes)
+            duration_s = self._monotonic() - began
+            metrics.record(Metric.RPC_DURATION, duration_s, attributes, span=rpc.span)
 
     def report(self) -> orca_pb2.OrcaLoadReport:
         """The load now."""
@@ -123,6 +136,11 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
                     await self._stopped.wait()
             except TimeoutError:
                 continue
+
+    def _read_metrics(self) -> metrics.Readings:
+        started = self._started.copy()  # at once, by the interpreter's lock: this is another thread
+        counts = [(count, {Attr.GRPC_METHOD: method}) for method, count in started.items()]
+        return {Metric.RPCS: self._running, Metric.RPCS_STARTED: counts}
 
     def _count(self, more: int) -> None:
         now = self._monotonic()

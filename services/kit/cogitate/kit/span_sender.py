@@ -7,14 +7,15 @@ what one wants to see afterwards. What is kept is tried again whenever there is 
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
+from cogitate.kit.trace_store import StoreExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class SpanSender(SpanExporter):
         while self._kept:
             batch = [self._kept[i] for i in range(min(BATCH, len(self._kept)))]
             if self._send(batch) is not SpanExportResult.SUCCESS:
-                self._drop(max(self._max_kept, 0))
+                self._drop_all_but(self._max_kept)
                 return SpanExportResult.FAILURE
             for _ in batch:
                 self._kept.popleft()
@@ -72,11 +73,24 @@ class SpanSender(SpanExporter):
             self._exporter.shutdown()
             self._exporter = None
 
-    def _drop(self, left: int) -> None:
+    def _drop_all_but(self, left: int) -> None:
         if (surplus := len(self._kept) - left) > 0:
             logger.warning("%d spans were dropped: the collector is away for too long", surplus)
             for _ in range(surplus):
                 self._kept.popleft()
+
+
+def provider(service_name: str, endpoint: str, store: str, max_kept: int) -> TracerProvider:
+    """What a service's spans are made by: sent to an endpoint, stored in a file, or both."""
+    identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
+    made = TracerProvider(resource=Resource.create(identity), shutdown_on_exit=False)
+    if endpoint:
+        sender = SpanSender(endpoint, max_kept=max_kept)
+        made.add_span_processor(BatchSpanProcessor(sender))
+    if store:
+        exporter = StoreExporter(store)
+        made.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    return made
 
 
 def otlp(endpoint: str) -> SpanExporter:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import traceback
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -80,8 +79,7 @@ class Attr(StrEnum):
     FATE = "cogitate.fate"
     ERROR_TYPE = "error.type"
     PROVIDER_NAME = "gen_ai.provider.name"
-    GRPC_METHOD = "grpc.method"
-    GRPC_STATUS = "grpc.status"
+    GRPC_METHOD, GRPC_TARGET, GRPC_STATUS = "grpc.method", "grpc.target", "grpc.status"
 
 
 _PROPAGATOR: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
@@ -108,33 +106,18 @@ class Telemetry:
 def setup(service_name: str, config: ServiceConfig) -> Telemetry:
     """Starts exporting spans as `config` says; does nothing when it names no destination."""
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
-    kept = config.otlp_kept_span_count
-    telemetry = Telemetry(_provider(service_name, endpoint, config.trace_store, kept))
+    telemetry = Telemetry(_provider(service_name, endpoint, config))
     if telemetry.tracer is not _DISABLED:
         _active.append(telemetry)
     return telemetry
 
 
-def _provider(service_name: str, endpoint: str, store: str, kept: int) -> TracerProvider | None:
-    if not endpoint and not store:
+def _provider(name: str, endpoint: str, config: ServiceConfig) -> TracerProvider | None:
+    if not endpoint and not config.trace_store:
         return None
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from cogitate.kit.span_sender import provider
 
-    identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
-    provider = TracerProvider(resource=Resource.create(identity), shutdown_on_exit=False)
-    if endpoint:
-        from cogitate.kit.span_sender import SpanSender
-
-        sender = SpanSender(endpoint, max_kept=kept)
-        provider.add_span_processor(BatchSpanProcessor(sender))
-    if store:
-        from cogitate.kit.trace_store import StoreExporter
-
-        exporter = StoreExporter(store)
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
-    return provider
+    return provider(name, endpoint, config.trace_store, config.otlp_kept_span_count)
 
 
 def tracer() -> trace.Tracer:

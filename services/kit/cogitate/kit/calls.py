@@ -1,0 +1,116 @@
+"""What a service's own calls take, by gRPC's names for them (A66).
+
+A channel of the mesh makes one attempt a call, so an attempt is a call. Sizes of messages are left
+out: grpc.aio tells none, and measuring a message means serialising it once more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+from cogitate.kit import metrics
+from cogitate.kit.metric_registry import Metric
+from cogitate.kit.telemetry import Attr
+
+# Counted by calls, on event loops; read by the exporter, on its thread.
+_started: Counter[tuple[str, str]] = Counter()
+_lock: Final = threading.Lock()
+
+
+def observe() -> None:
+    """Has the calls begun be collected."""
+    metrics.observe([Metric.ATTEMPTS_STARTED], lambda: {Metric.ATTEMPTS_STARTED: _begun()})
+
+
+def forget() -> None:
+    """Counts anew: for tests, which share a process."""
+    with _lock:
+        _started.clear()
+
+
+def _begun() -> metrics.Reading:
+    with _lock:
+        return [(count, _attributes(*key)) for key, count in _started.items()]
+
+
+def _attributes(method: str, target: str) -> dict[Attr, str]:
+    return {Attr.GRPC_METHOD: method, Attr.GRPC_TARGET: target}
+
+
+class MeteredChannel(grpc.aio.Channel):
+    """A channel whose calls are counted and timed when they end; nothing is done a message."""
+
+    def __init__(self, channel: grpc.aio.Channel, target: str) -> None:
+        self._channel, self._target = channel, target
+
+    async def __aenter__(self) -> Self:
+        await self._channel.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.__aexit__(kind, error, trace)
+
+    async def close(self, grace: float | None = None) -> None:
+        """As of any channel; so is all that follows."""
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._metered(self._channel.unary_unary(method, *args, **kwargs), method)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._metered(self._channel.unary_stream(method, *args, **kwargs), method)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._metered(self._channel.stream_unary(method, *args, **kwargs), method)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._metered(self._channel.stream_stream(method, *args, **kwargs), method)
+
+    def _metered(self, make: Callable[..., Any], method: str) -> Callable[..., Any]:
+        key = (method.lstrip("/"), self._target)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.monotonic()
+            made = make(*args, **kwargs)
+            with _lock:
+                _started[key] += 1
+            made.add_done_callback(lambda ended: _record(key, ended, began))
+            return made
+
+        return call
+
+
+def _record(key: tuple[str, str], ended: Any, began: float) -> None:
+    attributes = {**_attributes(*key), Attr.GRPC_STATUS: _status(ended)}
+    metrics.record(Metric.ATTEMPT_DURATION, time.monotonic() - began, attributes)
+
+
+def _status(ended: Any) -> str:
+    """Returns the name of an ended call's code, which is there without waiting for it."""
+    asked = ended.code()
+    try:
+        asked.send(None)
+    except StopIteration as answer:
+        return str(answer.value.name)
+    asked.close()
+    return "UNKNOWN"
