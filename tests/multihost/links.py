@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -41,7 +42,7 @@ class Link:
     """A token bucket and a delay behind it. Owned by one ``Wan``."""
 
     shape: Shape
-    _free_at: float = 0.0  # when all that was taken would have been sent at the plain rate
+    _free_at: float = -math.inf  # when all that was taken would have been sent at the plain rate
 
     def offer(self, now: float, size: int) -> float | None:
         """Returns when a packet arrives at the other side, or None if there is no room for it."""

@@ -20,7 +20,7 @@ from tests.multihost.mesh import Mesh
 Say = Callable[[str], None]
 # Who takes work comes last.
 RESTART_ORDER: Final = (
-    "router-1", "router-2", "aurora-1", "aurora-2", "borealis-1", "borealis-2",
+    "nats", "router-1", "router-2", "aurora-1", "aurora-2", "borealis-1", "borealis-2",
     "vision-encoder-1", "vision-encoder-2", "tool-executor-1", "tool-executor-2",
     "aggregator-1", "aggregator-2", "gateway-1", "gateway-2",
 )  # fmt: skip
@@ -113,7 +113,7 @@ def restart(mesh: Mesh, load: Load, name: str, between: int) -> Mark:
     mark = Mark(f"restart {name}", time.monotonic())
     mesh.end(name)
     mark.more["ended_s"] = round(time.monotonic() - mark.at, 3)
-    mesh.spawn(name)
+    mesh.spawn(name, gently=True)
     mesh.wait_until_serving([name])
     mark.more["serves_s"] = round(time.monotonic() - mark.at, 3)
     wait_for(lambda: knows_all(mesh))

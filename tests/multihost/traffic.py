@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from cogitate.v1 import agent_decoder_service_pb2 as pb
+
 from tests.multihost.layout import DESK, TRAFFIC
+from tests.multihost.load import Story
 
 Counts = list[dict[str, Any]]
 Table = dict[str, dict[str, int]]  # pair of sites, then whose traffic: bytes
 
-# Empty frames that keep connections alive and acknowledgements have no port of their own: they
-# count for the service whose connection it is.
 UNKNOWN: Final = "other"
+# Around a message that is sent alone: IPv4, TCP with time stamps, a frame of HTTP/2, gRPC's prefix;
+# and the packet that acknowledges it.
+ALONE_BYTES: Final = 20 + 32 + 9 + 5 + 52
 
 
-def between(before: Counts, after: Counts) -> Table:
-    """Bytes from ``before`` to ``after``; the desk, where the clients are, is left out."""
+def between(before: Counts, after: Counts, what: int = 1) -> Table:
+    """Bytes (or, with ``what`` 0, packets) meanwhile; the desk, where the clients are, left out."""
     table: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for sign, counts in ((-1, before), (1, after)):
         for one in counts:
             if DESK in (one["from"], one["to"]):
                 continue
-            for port, (_, size) in one["ports"].items():
+            for port, numbers in one["ports"].items():
                 name = TRAFFIC.get(int(port), UNKNOWN)
-                table[f"{one['from']} > {one['to']}"][name] += sign * size
+                table[f"{one['from']} to {one['to']}"][name] += sign * numbers[what]
     return {pair: {k: v for k, v in sorted(of.items()) if v} for pair, of in table.items()}
 
 
-def total(table: Table, services: Iterable[str] | None = None) -> int:
-    """All bytes, or those of some services."""
-    wanted = None if services is None else set(services)
-    return sum(
-        size
-        for of in table.values()
-        for name, size in of.items()
-        if wanted is None or name in wanted
-    )
-
-
-def per_contemplation(busy: Table, idle: Table, busy_s: float, idle_s: float, num: int) -> Table:
-    """What one contemplation added to what an idle mesh sends in the same time."""
-    found: Table = {}
-    for pair, of in busy.items():
-        found[pair] = {
-            name: round((size - idle.get(pair, {}).get(name, 0) * busy_s / idle_s) / num)
+def per_contemplation(busy: Table, idle: Table, ratio: float, num: int) -> Table:
+    """What one contemplation added to what an idle mesh sends; ``ratio`` is of their durations."""
+    return {
+        pair: {
+            name: round((size - idle.get(pair, {}).get(name, 0) * ratio) / num)
             for name, size in of.items()
         }
-    return found
+        for pair, of in busy.items()
+    }
 
 
 def sums(table: Table) -> Mapping[str, int]:
@@ -58,3 +52,32 @@ def sums(table: Table) -> Mapping[str, int]:
         for name, size in of.items():
             found[name] += size
     return dict(sorted(found.items()))
+
+
+def plainer(stories: Sequence[Story], agents: int) -> dict[str, Any]:
+    """What the tokens alone would take, one message each, were all agents at another site.
+
+    Computed from the very message: one agent's step with one token of mean length.
+    """
+    tokens = [story.num_tokens for story in stories]
+    delta = pb.AgentDelta(
+        agent_id=1, attempt=1, token_offset=20, token_ids=[300], text="word", logprobs=[-0.5]
+    )
+    message = pb.DecodeResponse(step=pb.GangStep(step_offset=20, deltas=[delta])).ByteSize()
+    mean = statistics.mean(tokens)
+    return {
+        "tokens_per_contemplation": round(mean, 1),
+        "bytes_of_a_message_alone": message + ALONE_BYTES,
+        "bytes_per_contemplation": round(mean * (message + ALONE_BYTES)),
+        "messages_per_contemplation": round(mean),
+        "agents": agents,
+    }
+
+
+def spread(stories: Sequence[Story]) -> dict[str, int]:
+    """How many endpoints of one site a contemplation used: each gets by itself what it needs."""
+    most = Counter(
+        max(Counter(one.rpartition("-")[0] for one in story.endpoints).values(), default=0)
+        for story in stories
+    )
+    return {f"{count} of a site": number for count, number in sorted(most.items())}
