@@ -33,7 +33,7 @@ def draw(path: Path, title: str, load: Load, marks: Sequence[Mark], recorder: Re
         ]
         upper.plot(middles, rates, lw=0.9, color=colour, label=pair)
     upper.set_ylabel("kB/s between sites")
-    upper.legend(fontsize=8, ncol=3, frameon=False)
+    upper.legend(fontsize=8, ncol=6, frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     gaps = [gap for story in load.ended for gap in story.gaps() if gap.s > _LEAST_S]
     lower.plot([g.since - begun for g in gaps], [g.s for g in gaps], ".", ms=3, color=_COLOURS[0])
     lower.axhline(LIMIT_OF_GAP_S, color="#999999", lw=0.8, ls="--")
