@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
@@ -283,6 +284,26 @@ async def test_what_was_on_its_way_when_nats_restarted_is_written_once(tmp_path:
             assert await writing == frozenset()
             assert await journal.append([row(number=3)]) == frozenset()
             assert await journal.events("c1", 0, 10) == [b"accepted", b"event 2", b"event 3"]
+
+
+async def test_an_acceptance_whose_answer_was_lost_is_accepted(tmp_path: Path) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    with nats_server(tmp_path) as url:
+        async with opened(lambda: module.NatsJournal(url)) as [made]:
+            journal: Any = made
+            publish = journal._publish
+
+            async def lost(*arguments: Any) -> None:
+                journal._publish = publish
+                await publish(*arguments)
+                await journal._reconnected()
+                await asyncio.sleep(60)
+
+            journal._publish = lost
+            await journal.accept(record(request_id="r"))
+            assert await journal.append([row()]) == frozenset()
+            with pytest.raises(Known):
+                await journal.accept(record("c2", request_id="r"))
 
 
 async def test_who_hears_nobody_takes_nobody_for_dead(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def traffic_(run: Run) -> None:
     run.more |= {
         "contemplations": len(stories),
         "endpoints_per_site": traffic.spread(stories),
-        "a_message_for_each_token": traffic.plainer(stories, run.args.agents),
+        "a_plainer_mesh": traffic.plainer(stories, run.args.agents),
     }
     run.did(Mark("traffic", marks[0], marks[2]))
 
@@ -182,6 +182,8 @@ def rows(found: dict[str, Any], run: Run, told: dict[str, Any]) -> list[tuple[st
     made += [("trace", f"{id_}: {fault}") for id_, fault in told["lost"].items()]
     for service, size in traffic.sums(run.more.get("bytes_per_contemplation", {})).items():
         made.append((f"bytes a contemplation between sites: {service}", size))
+    for name, number in run.more.get("a_plainer_mesh", {}).items():
+        made.append((f"a plainer mesh, a contemplation: {name}", number))
     return made
 
 

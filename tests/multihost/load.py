@@ -36,6 +36,7 @@ class Story:
     num_tokens: int = 0
     endpoints: tuple[str, ...] = ()
     num_lost: int = 0  # agents that were told to have lost their place
+    num_zooms: int = 0  # agents' calls of it
     error: str = ""
     ended_at: float | None = None
 
@@ -165,6 +166,7 @@ class Load:
                 story.events.append((time.monotonic(), kind))
                 story.id, story.trace_id = stream.contemplation_id, stream.trace_id
                 story.num_lost += kind == "agent_lost"
+                story.num_zooms += event.tool_call_started.call.name == "zoom"
             answer = await stream.answer()
         story.answer, story.is_right = answer.answer, question.check(answer.answer)
         story.degraded = answer.degraded_reasons

@@ -19,6 +19,10 @@ UNKNOWN: Final = "other"
 # Around a message that is sent alone: IPv4, TCP with time stamps, a frame of HTTP/2, gRPC's prefix;
 # and the packet that acknowledges it.
 ALONE_BYTES: Final = 20 + 32 + 9 + 5 + 52
+# Embeddings of mini's views, of 192 numbers of four bytes: of a whole picture, of a crop.
+WHOLE_ROWS: Final = 16
+CROP_ROWS: Final = 4
+ROW_BYTES: Final = 192 * 4
 
 
 def between(before: Counts, after: Counts, what: int = 1) -> Table:
@@ -55,22 +59,24 @@ def sums(table: Table) -> Mapping[str, int]:
 
 
 def plainer(stories: Sequence[Story], agents: int) -> dict[str, Any]:
-    """What the tokens alone would take, one message each, were all agents at another site.
+    """What a mesh would send whose agents are requests of their own, all at another site.
 
-    Computed from the very message: one agent's step with one token of mean length.
+    A message for each token of each agent, computed from the very message (one agent's step, one
+    token of mean length), and to each agent the embeddings of the picture and of its crops.
     """
-    tokens = [story.num_tokens for story in stories]
+    tokens = statistics.mean(story.num_tokens for story in stories)
+    zooms = statistics.mean(story.num_zooms for story in stories)
     delta = pb.AgentDelta(
         agent_id=1, attempt=1, token_offset=20, token_ids=[300], text="word", logprobs=[-0.5]
     )
     message = pb.DecodeResponse(step=pb.GangStep(step_offset=20, deltas=[delta])).ByteSize()
-    mean = statistics.mean(tokens)
+    rows = agents * WHOLE_ROWS + zooms * CROP_ROWS
     return {
-        "tokens_per_contemplation": round(mean, 1),
-        "bytes_of_a_message_alone": message + ALONE_BYTES,
-        "bytes_per_contemplation": round(mean * (message + ALONE_BYTES)),
-        "messages_per_contemplation": round(mean),
-        "agents": agents,
+        "tokens": round(tokens, 1),
+        "zooms": round(zooms, 1),
+        "bytes_of_a_token": message + ALONE_BYTES,
+        "bytes_of_tokens": round(tokens * (message + ALONE_BYTES)),
+        "bytes_of_embeddings": round(rows * ROW_BYTES),
     }
 
 
