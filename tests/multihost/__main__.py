@@ -168,7 +168,7 @@ def rows(found: dict[str, Any], run: Run, told: dict[str, Any]) -> list[tuple[st
     """The table."""
     made: list[tuple[str, Any]] = [
         ("contemplations asked, answered", f"{found['asked']}, {found['answered']}"),
-        ("whole traces", told["whole"]),
+        ("whole traces, without the router's span", _both(told)),
         ("right answers", found["right"]),
         ("agents that went on elsewhere", found["agents_that_moved"]),
         ("gaps in streams: median, p99, longest", _three(found["gap_s"])),
@@ -185,6 +185,10 @@ def rows(found: dict[str, Any], run: Run, told: dict[str, Any]) -> list[tuple[st
     for name, number in run.more.get("a_plainer_mesh", {}).items():
         made.append((f"a plainer mesh, a contemplation: {name}", number))
     return made
+
+
+def _both(told: dict[str, Any]) -> str:
+    return f"{told['whole']}, {told['without_the_routers_span']}"
 
 
 def _three(of: dict[str, float]) -> str:
