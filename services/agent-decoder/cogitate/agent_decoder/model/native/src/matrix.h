@@ -30,6 +30,7 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kGroup = 32;  // weights of a column that share a scale when they are bytes
 constexpr float kMostWhole = 127.0f * 256.0f;  // what the largest of a row's group is rounded to
 constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kAhead = 4096;  // bytes of weights asked for before they are needed
 
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;  // 24 accumulators of 32 registers
@@ -40,23 +41,30 @@ constexpr int kMaxRows = 4;
 // How weights are kept. kExact: in bfloat16, but multiplied as floats where kBFloat16 may not be.
 enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kExact = 3 };
 
-// Aligned bytes; large ones in huge pages where there are any: weights are read from end to end.
-class Buffer {
+// Memory for weights, in huge pages where there are any: all of it is read from end to end for every
+// step, and small pages cost a sixth of that. Pieces live as long as the arena.
+class Arena {
  public:
-  explicit Buffer(size_t bytes = 0) : data_(nullptr, &std::free) {
-    if (!bytes) return;
-    const size_t page = bytes < kHugePage ? 64 : kHugePage, rounded = (bytes + page - 1) / page * page;
-    data_.reset(std::aligned_alloc(page, rounded));
-    if (!data_) throw std::bad_alloc();
-    if (page == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
-  }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_.get());
+  void* take(size_t bytes) {
+    bytes = (bytes + 63) / 64 * 64;
+    if (bytes > left_) {
+      left_ = (std::max(bytes, kChunkBytes) + kHugePage - 1) / kHugePage * kHugePage;
+      chunks_.emplace_back(std::aligned_alloc(kHugePage, left_), &std::free);
+      if (!chunks_.back()) throw std::bad_alloc();
+      next_ = static_cast<char*>(chunks_.back().get());
+      madvise(next_, left_, MADV_HUGEPAGE);
+    }
+    void* piece = next_;
+    next_ += bytes;
+    left_ -= bytes;
+    return piece;
   }
 
  private:
-  std::unique_ptr<void, void (*)(void*)> data_;
+  static constexpr size_t kChunkBytes = size_t(64) << 20;  // what is not written takes no memory
+  std::vector<std::unique_ptr<void, void (*)(void*)>> chunks_;
+  char* next_ = nullptr;
+  size_t left_ = 0;
 };
 
 // One k of a panel as floats: 32 columns in two vectors.
@@ -123,6 +131,29 @@ static inline UVec load_words(const void* p) {
   return v;
 }
 
+// Weights that come up, asked for while others are multiplied: processors that have dot products are
+// faster than their own prefetching. Every tile of rows asks for its part of a panel, so that memory is
+// never idle; what lies beyond the end does no harm.
+class Ahead {
+ public:
+  Ahead(const void* panel, size_t bytes, int tile, int tiles, int steps)
+      : next_(static_cast<const char*>(panel)), step_(0) {
+    tiles = std::min(tiles, 4);  // where there are more, products take so long that these are enough
+    if (tile >= tiles) return;
+    next_ += bytes * (tile + tiles - 1) / tiles + kAhead;
+    step_ = bytes / (size_t(tiles) * steps);
+  }
+
+  void fetch(int step) const {
+    __builtin_prefetch(next_ + step * step_, 0, 3);
+    __builtin_prefetch(next_ + step * step_ + 64, 0, 3);
+  }
+
+ private:
+  const char* next_;
+  size_t step_;
+};
+
 // R rows from `row` times one panel, k from .. end - 1: weights that are floats or bytes.
 template <int R, class W>
 static inline void multiply(const Rows& x, int row, const W* panel, int from, int end, Pair* out) {
@@ -146,7 +177,7 @@ static inline void multiply(const Rows& x, int row, const W* panel, int from, in
 // The same for bfloat16: a word holds two k of a column, the first in its lower half.
 template <int R, bool Dot>
 static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel, int depth,
-                                  Pair* out) {
+                                  const Ahead& ahead, Pair* out) {
   const float* floats = x.floats + row * x.stride;
   const uint32_t* words = x.words.data() + row * x.words_stride;
   Vec low[R], high[R];
@@ -155,6 +186,7 @@ static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel,
   for (int k = 0; k < depth; k += 2) {
     const UVec w0 = load_words(panel + size_t(k) * kPanel);
     const UVec w1 = load_words(panel + size_t(k) * kPanel + 2 * kLanes);
+    ahead.fetch(k / 2);
     if (Dot) {
 #pragma GCC unroll 12
       for (int r = 0; r < R; r++) {
@@ -183,7 +215,7 @@ static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel,
 // quads. A word then holds four k of a column, each 128 more than it is.
 template <int R>
 static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, const float* scales,
-                                  int depth, Pair* out) {
+                                  int depth, const Ahead& ahead, Pair* out) {
   Pair part[R];
   IVec low[R], high[R];
   for (int r = 0; r < R; r++) out[r] = {Vec{}, Vec{}};
@@ -205,6 +237,7 @@ static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, c
       for (int k = from; k < end; k += 4) {
         const UVec w0 = load_words(panel + size_t(k) * kPanel);
         const UVec w1 = load_words(panel + size_t(k) * kPanel + 4 * kLanes);
+        if (!byte) ahead.fetch(k / 4);
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
           const uint32_t a = words[r * x.words_stride + k / 4];
@@ -252,11 +285,11 @@ class Matrix {
   // columns[i]: the row of `weights` (out, in) that column i becomes; -1 is an empty column. The depth
   // is a multiple of 16.
   template <class Source>
-  Matrix(Pool& pool, const Source* weights, const std::vector<int>& columns, int depth, Store store)
+  Matrix(Pool& pool, Arena& arena, const Source* weights, const std::vector<int>& columns, int depth, Store store)
       : columns_(int(columns.size())), depth_(depth), store_(store) {
     panels_ = (columns_ + kPanel - 1) / kPanel;
     const size_t count = size_t(panels_) * depth * kPanel;
-    data_ = Buffer(count * (store == Store::kFloat32 ? 4 : store == Store::kInt8 ? 1 : 2));
+    data_ = arena.take(count * (store == Store::kFloat32 ? 4 : store == Store::kInt8 ? 1 : 2));
     groups_ = store == Store::kInt8 ? (depth + kGroup - 1) / kGroup : 0;
     scales_.assign(size_t(panels_) * groups_ * kPanel, 0.0f);
     pool.run(panels_, [&](int panel, int) {
@@ -280,11 +313,11 @@ class Matrix {
     for (int k = 0; k < depth_; k++) {
       const size_t at = place(c, k);
       if (store_ == Store::kFloat32)
-        out[k] = data_.as<float>()[at];
+        out[k] = as<float>()[at];
       else if (store_ != Store::kInt8)
-        out[k] = to_float(data_.as<BFloat16>()[at]);
+        out[k] = to_float(as<BFloat16>()[at]);
       else
-        out[k] = float(kByteDot ? data_.as<uint8_t>()[at] - 128 : data_.as<int8_t>()[at]) *
+        out[k] = float(kByteDot ? as<uint8_t>()[at] - 128 : as<int8_t>()[at]) *
                  scales_[scale_at(c, k)];
     }
   }
@@ -295,8 +328,9 @@ class Matrix {
   void apply(Pool& pool, Rows& scratch, const float* x, size_t stride, int rows,
              Epilogue&& epilogue) const {
     prepare(pool, scratch, x, stride, rows);
-    // Several panels a task where there are many, so that claiming costs nothing.
-    const int group = std::max(1, panels_ / (pool.threads() * 8));
+    // Long runs of panels, so that what is asked for ahead is used by who asked; where rows are many,
+    // short ones, so that no thread waits long for another.
+    const int group = std::max(1, panels_ / (pool.threads() * (rows > 2 * kMaxRows ? 8 : 2)));
     pool.run((panels_ + group - 1) / group, [&](int task, int) {
       const int end = std::min(panels_, (task + 1) * group);
       for (int panel = task * group; panel < end; panel++)
@@ -305,6 +339,11 @@ class Matrix {
   }
 
  private:
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
   // Where the weight of column c and depth k lies.
   size_t place(int c, int k) const {
     const int half = c % kPanel / kLanes, lane = c % kLanes;
@@ -348,18 +387,20 @@ class Matrix {
     const float* scales = scales_.data() + size_t(panel) * groups_ * kPanel;
     // Tiles of like height: 13 rows are 7 and 6, not 12 and 1.
     const int tiles = (rows + kMaxRows - 1) / kMaxRows;
+    const size_t bytes = size_t(depth_) * kPanel * (store_ == Store::kInt8 ? 1 : 2);
     for (int tile = 0, row = 0; tile < tiles; tile++) {
+      const Ahead ahead(as<char>() + panel * bytes, bytes, tile, tiles, int(bytes / 128));
       const int height = (rows - row + (tiles - tile) - 1) / (tiles - tile);
       with_rows(height, [&](auto count) {
         constexpr int R = decltype(count)::value;
         if (store_ == Store::kFloat32)
-          multiply<R>(x, row, data_.as<float>() + offset, 0, depth_, out);
+          multiply<R>(x, row, as<float>() + offset, 0, depth_, out);
         else if (store_ == Store::kInt8)
-          multiply_bytes<R>(x, row, data_.as<int8_t>() + offset, scales, depth_, out);
+          multiply_bytes<R>(x, row, as<int8_t>() + offset, scales, depth_, ahead, out);
         else if (store_ == Store::kBFloat16 && kHalfDot)
-          multiply_pairs<R, kHalfDot>(x, row, data_.as<BFloat16>() + offset, depth_, out);
+          multiply_pairs<R, kHalfDot>(x, row, as<BFloat16>() + offset, depth_, ahead, out);
         else
-          multiply_pairs<R, false>(x, row, data_.as<BFloat16>() + offset, depth_, out);
+          multiply_pairs<R, false>(x, row, as<BFloat16>() + offset, depth_, ahead, out);
       });
       for (int r = 0; r < height; r++) epilogue(panel, row + r, out[r]);
       row += height;
@@ -372,13 +413,13 @@ class Matrix {
     for (int k = 0; k < depth_; k++) {
       const size_t at = place(c, k);
       if (store_ == Store::kFloat32) {
-        data_.as<float>()[at] = from[k];
+        as<float>()[at] = from[k];
       } else if (store_ != Store::kInt8) {
-        data_.as<BFloat16>()[at] = to_bfloat16(from[k]);
+        as<BFloat16>()[at] = to_bfloat16(from[k]);
       } else {
         const float scale = scales_[scale_at(c, k)];
         const int whole = scale > 0.0f ? to_byte(from[k] / scale) : 0;
-        data_.as<int8_t>()[at] = int8_t(kByteDot ? whole + 128 : whole);
+        as<int8_t>()[at] = int8_t(kByteDot ? whole + 128 : whole);
       }
     }
   }
@@ -404,7 +445,7 @@ class Matrix {
 
   int panels_ = 0, columns_ = 0, depth_ = 0, groups_ = 0;
   Store store_ = Store::kFloat32;
-  Buffer data_;
+  void* data_ = nullptr;
   std::vector<float> scales_;
 };
 

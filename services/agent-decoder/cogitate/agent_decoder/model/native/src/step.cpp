@@ -70,6 +70,7 @@ class Model {
 
   const CogitateConfig c;
   Pool pool;
+  Arena arena;
   std::vector<Layer> layers;
   Matrix embed, head;  // head is empty where the embedding table is used for both
   std::vector<float> norm, cosines, sines;  // (max_positions, head_dim / 2)
@@ -230,10 +231,8 @@ class Model {
     for (int h = 0; h < c.kv_heads; h++) {
       const float* key = row + (c.heads + h) * c.head_dim;
       const float* value = key + c.kv_heads * c.head_dim;
-      T* keys = kv.keys(block, h) + at;
-      T* values = kv.values(block, h) + at * c.head_dim;
-      for (int d = 0; d < c.head_dim; d++) put(keys + d * kBlock, key[d]);
-      for (int d = 0; d < c.head_dim; d++) put(values + d, value[d]);
+      kv.put_keys(block, h, at, key);
+      kv.put_values(block, h, at, value);
     }
   }
 
@@ -275,10 +274,11 @@ class Model {
   }
 };
 
-Matrix pack(Pool& pool, const void* weights, int is_half, const std::vector<int>& columns, int depth,
+Matrix pack(Model& m, const void* weights, int is_half, const std::vector<int>& columns, int depth,
             int store) {
-  return is_half ? Matrix(pool, static_cast<const BFloat16*>(weights), columns, depth, Store(store))
-                 : Matrix(pool, static_cast<const float*>(weights), columns, depth, Store(store));
+  return is_half
+             ? Matrix(m.pool, m.arena, static_cast<const BFloat16*>(weights), columns, depth, Store(store))
+             : Matrix(m.pool, m.arena, static_cast<const float*>(weights), columns, depth, Store(store));
 }
 
 std::vector<int> in_order(int count) {
@@ -327,21 +327,21 @@ void cogitate_set_matrix(void* handle, int layer, int kind, const void* weights,
   Model& m = *static_cast<Model*>(handle);
   const CogitateConfig& c = m.c;
   if (kind == 0)
-    m.layers[layer].qkv = pack(m.pool, weights, is_half, in_order(m.qkv_size()), c.hidden, c.store);
+    m.layers[layer].qkv = pack(m, weights, is_half, in_order(m.qkv_size()), c.hidden, c.store);
   if (kind == 1)
     m.layers[layer].out =
-        pack(m.pool, weights, is_half, in_order(c.hidden), c.heads * c.head_dim, c.store);
+        pack(m, weights, is_half, in_order(c.hidden), c.heads * c.head_dim, c.store);
   if (kind == 2) {
     std::vector<int> columns;
     for (int from = 0; from < c.intermediate; from += kLanes)
       for (int half = 0; half < 2; half++)
         for (int i = 0; i < kLanes; i++) columns.push_back(half * c.intermediate + from + i);
-    m.layers[layer].gate_up = pack(m.pool, weights, is_half, columns, c.hidden, c.store);
+    m.layers[layer].gate_up = pack(m, weights, is_half, columns, c.hidden, c.store);
   }
   if (kind == 3)
-    m.layers[layer].down = pack(m.pool, weights, is_half, in_order(c.hidden), c.intermediate, c.store);
-  if (kind == 4) m.embed = pack(m.pool, weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
-  if (kind == 5) m.head = pack(m.pool, weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
+    m.layers[layer].down = pack(m, weights, is_half, in_order(c.hidden), c.intermediate, c.store);
+  if (kind == 4) m.embed = pack(m, weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
+  if (kind == 5) m.head = pack(m, weights, is_half, in_order(c.vocab), c.hidden, c.head_store);
 }
 
 // kind: 0 input norm; 1 norm after attention; 2 q, k, v bias; 3 query norm; 4 key norm; 5 last norm;
