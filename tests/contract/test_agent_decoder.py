@@ -877,7 +877,8 @@ async def test_a_slow_reader_is_held_and_stops_nobody_else(
 ) -> None:
     monkeypatch.setattr(runtime_module, "MAX_BACKLOG", 8)
     monkeypatch.setattr(runtime_module, "RESUME_BACKLOG", 2)
-    async with decoder(models) as made:
+    # A message a step: a fast machine would put all tokens into a few.
+    async with decoder(models, flush_interval_s=0.0) as made:
         gate = asyncio.Event()
         write = made.runtime._write
 
@@ -979,7 +980,8 @@ async def test_an_engine_failure_is_told_to_every_agent(
 
 
 async def test_description_and_load(models: Path) -> None:
-    async with decoder(models, provider="p", price_per_hour_micro_usd=7, spot=True) as made:
+    knobs = {"provider": "p", "price_per_hour_micro_usd": 7, "spot": True, "flush_interval_s": 0.0}
+    async with decoder(models, **knobs) as made:
         stream = await made.opened(
             *(spec(i, bias=TALKS, sampling=LONG) for i in range(2)), caller(2)
         )
