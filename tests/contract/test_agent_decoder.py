@@ -170,7 +170,9 @@ async def decoder(models: Path, **knobs: Any) -> AsyncIterator[Decoder]:
     config = AgentDecoderConfig(
         **{
             "model": "tiny", "models_path": models, "threads": 1, "drain_grace_s": 0.2,
-            "block_count": 1024, "block_size_count": 4, "endpoint_id": "e1", **knobs,
+            "block_count": 1024, "block_size_count": 4, "endpoint_id": "e1",
+            # A message a step: of a fast machine's many tokens would come in one.
+            "flush_interval_s": 0.0, **knobs,
         }
     )  # fmt: skip
     async with lifecycle.serving(config, build, name="agent-decoder") as running:
@@ -877,8 +879,7 @@ async def test_a_slow_reader_is_held_and_stops_nobody_else(
 ) -> None:
     monkeypatch.setattr(runtime_module, "MAX_BACKLOG", 8)
     monkeypatch.setattr(runtime_module, "RESUME_BACKLOG", 2)
-    # A message a step: a fast machine would put all tokens into a few.
-    async with decoder(models, flush_interval_s=0.0) as made:
+    async with decoder(models) as made:
         gate = asyncio.Event()
         write = made.runtime._write
 
@@ -980,8 +981,7 @@ async def test_an_engine_failure_is_told_to_every_agent(
 
 
 async def test_description_and_load(models: Path) -> None:
-    knobs = {"provider": "p", "price_per_hour_micro_usd": 7, "spot": True, "flush_interval_s": 0.0}
-    async with decoder(models, **knobs) as made:
+    async with decoder(models, provider="p", price_per_hour_micro_usd=7, spot=True) as made:
         stream = await made.opened(
             *(spec(i, bias=TALKS, sampling=LONG) for i in range(2)), caller(2)
         )

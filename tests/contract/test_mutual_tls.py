@@ -41,6 +41,7 @@ MAY: dict[str, set[str]] = {
         )),
         FLEET, "cogitate.v1.VisionEncoderService/PutBlob",
         "cogitate.v1.VisionEncoderService/GetBlob",
+        ORCA,  # the Envoy beside it shows its certificate
     },
     "aggregator": {
         "cogitate.v1.RouterService/Lease", "cogitate.v1.AgentDecoderService/Decode",

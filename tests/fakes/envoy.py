@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "deploy" / "envoy" / "picker.yaml"
+CONFIGS = ROOT / "deploy" / "envoy"
 START_TIMEOUT_S = 30.0
 Config = dict[str, Any]
 
@@ -37,26 +38,35 @@ def envoy_binary() -> str:
     return found[0]
 
 
-def shipped() -> Config:
-    """The configuration of deploy/envoy."""
-    loaded: Config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+def shipped(name: str = "picker.yaml") -> Config:
+    """A configuration of deploy/envoy."""
+    loaded: Config = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     return loaded
 
 
 def pointed_at(config: Config, **clusters: Sequence[str]) -> Config:
     """The same with other addresses in its clusters, as names would be resolved."""
     for cluster in config["static_resources"]["clusters"]:
-        if cluster["name"] in clusters:
+        if (name := cluster["name"].replace("-", "_")) in clusters:
             cluster["type"] = "STATIC"
-            cluster["load_assignment"]["endpoints"] = [
-                {
-                    "lb_endpoints": [
-                        {"endpoint": {"address": _socket(*address.rsplit(":", 1))}}
-                        for address in clusters[cluster["name"]]
-                    ]
-                }
-            ]
+            cluster["load_assignment"]["endpoints"] = [at(clusters[name])]
     return config
+
+
+def at(addresses: Sequence[str]) -> Config:
+    """One locality of a cluster."""
+    return {
+        "lb_endpoints": [
+            {"endpoint": {"address": _socket(*address.rsplit(":", 1))}} for address in addresses
+        ]
+    }
+
+
+def cluster_of(config: Config, name: str) -> Config:
+    """A cluster by its name."""
+    found: Config
+    (found,) = (c for c in config["static_resources"]["clusters"] if c["name"] == name)
+    return found
 
 
 def picker_filter(config: Config) -> Config:
@@ -73,6 +83,7 @@ class Envoy:
 
     address: str
     admin: str
+    log: Path
 
     def stats(self, prefix: str) -> Mapping[str, int]:
         """Its counters and gauges whose names begin so."""
@@ -85,33 +96,50 @@ class Envoy:
 @contextmanager
 def running_envoy(folder: Path, config: Config) -> Iterator[Envoy]:
     """Starts it on free ports, waits until it takes requests, and ends it."""
+    with _started(folder, config) as (made, process):
+        ends = time.monotonic() + START_TIMEOUT_S
+        while not _is_live(made, process):
+            assert time.monotonic() < ends, "Envoy does not start"
+            time.sleep(0.05)
+        yield made
+
+
+@asynccontextmanager
+async def running_envoy_beside(folder: Path, config: Config) -> AsyncIterator[Envoy]:
+    """The same before servers of this loop: its health checks want answers while it starts."""
+    with _started(folder, config) as (made, process):
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await asyncio.to_thread(_is_live, made, process):
+                await asyncio.sleep(0.05)
+        yield made
+
+
+@contextmanager
+def _started(folder: Path, config: Config) -> Iterator[tuple[Envoy, subprocess.Popen[bytes]]]:
     binary = envoy_binary()
     ports = _free_ports(2)
     config["admin"]["address"] = _socket("127.0.0.1", ports[0])
     config["static_resources"]["listeners"][0]["address"] = _socket("127.0.0.1", ports[1])
     file, log = folder / f"envoy-{ports[0]}.yaml", folder / f"envoy-{ports[0]}.log"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    made = Envoy(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}")
+    made = Envoy(f"127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", log)
     with log.open("w") as output:
         process = subprocess.Popen(
-            [binary, "-c", str(file), "--concurrency", "1", "-l", "warn", "--disable-hot-restart"],
+            [binary, "-c", str(file), "--concurrency", "1", "-l", "warn", "--disable-hot-restart",
+             "--file-flush-interval-msec", "100"],
             stdout=output, stderr=output,
         )  # fmt: skip
     try:
-        ends = time.monotonic() + START_TIMEOUT_S
-        while not _is_live(made.admin):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < ends, "Envoy does not start"
-            time.sleep(0.05)
-        yield made
+        yield made, process
     finally:
         process.kill()
         process.wait()
 
 
-def _is_live(admin: str) -> bool:
+def _is_live(made: Envoy, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, made.log.read_text()
     try:
-        with urllib.request.urlopen(f"http://{admin}/ready", timeout=1) as answer:
+        with urllib.request.urlopen(f"http://{made.admin}/ready", timeout=1) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -106,7 +106,8 @@ async def mesh(script: Script = happy, **knobs: Any) -> AsyncIterator[Mesh]:
             "vision_encoder_address": await up(FakeVision),
             "router_address": await up(FakeRouter),
         } | knobs
-        gateway = replace(GatewayConfig(), listen=LOOPBACK, drain_grace_s=0.2, **given)
+        given = {"listen": LOOPBACK, "drain_grace_s": 0.2} | given
+        gateway = replace(GatewayConfig(), **given)
 
         async def build(config: GatewayConfig, server: grpc.aio.Server) -> Gateway:
             return Gateway(config, server)

@@ -289,6 +289,39 @@ def test_gateway_tax(tmp_path: Path) -> None:
     assert row["gRPC"]["tokens"] == row["HTTP"]["tokens"] > 0
 
 
+def test_envoy_tax(tmp_path: Path) -> None:
+    envoy_binary()  # skips
+    out = tmp_path / "tax.json"
+    run(
+        "tests.bench.envoy_tax", "--starts", "10", "--rounds", "1", "--tokens", "8", "--agents",
+        "2", "--json", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["starts"]["direct"]["count"] == found["starts"]["Envoy"]["count"] == 10
+    (row,) = found["rows"]
+    assert row["direct"]["tokens"] == row["Envoy"]["tokens"] > 0
+
+
+def test_gpu_offers(tmp_path: Path) -> None:
+    table, out = tmp_path / "offers.csv", tmp_path / "rows.json"
+    table.write_text(
+        "provider,region,accelerator,accelerators,vram_gib_per_accelerator,price_usd_per_hour,"
+        "spot_price_usd_per_hour,instance_type\n"
+        "a,r,H100,1,80,3.0,1.5,x\nb,r,H100,1,80,5.0,,x\na,r,H100,8,80,20.0,,x\na,r,L40S,1,48,1.0,,x\n"
+    )
+    run("tests.bench.gpu_offers", str(table), "--json", str(out))
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["card"], row["offers"], row["providers"]) == ("H100", 2, 2)
+    assert (row["least"], row["median"], row["spot_median"], row["spot_off"]) == (
+        3.0,
+        4.0,
+        1.5,
+        0.5,
+    )
+    expected = 4.0 * 1e6 / row["tokens_per_s"] / 3600
+    assert abs(row["usd_per_million"] - expected) < 0.01
+
+
 def test_cache_timing(tmp_path: Path) -> None:
     out = tmp_path / "probes.json"
     run("tests.bench.cache_timing", "--probes", "2", "--json", str(out))

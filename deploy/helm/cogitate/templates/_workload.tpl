@@ -27,8 +27,12 @@ spec:
   template:
     metadata:
       labels: {{- include "cogitate.labels" . | nindent 8 }}
+      {{- $annotations := deepCopy .root.Values.serviceMesh.podAnnotations }}
       {{- if .root.Values.telemetry.prometheus }}
-      annotations: { prometheus.io/scrape: "true", prometheus.io/port: "9464" }
+      {{- $annotations = merge $annotations (dict "prometheus.io/scrape" "true" "prometheus.io/port" "9464") }}
+      {{- end }}
+      {{- with $annotations }}
+      annotations: {{- toYaml . | nindent 8 }}
       {{- end }}
     spec:
       serviceAccountName: {{ include "cogitate.name" . }}
@@ -155,7 +159,7 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{/* A service without an address of its own: clients see every pod, and balance calls rather than connections. */}}
+{{/* A service without an address of its own, unless a service mesh balances: clients see every pod, and balance calls. */}}
 {{- define "cogitate.service" -}}
 apiVersion: v1
 kind: Service
@@ -163,10 +167,12 @@ metadata:
   name: {{ include "cogitate.name" . }}
   labels: {{- include "cogitate.labels" . | nindent 4 }}
 spec:
+  {{- if .root.Values.serviceMesh.headless }}
   clusterIP: None
+  {{- end }}
   selector: {{- include "cogitate.selector" . | nindent 4 }}
   ports:
-    - { name: grpc, port: {{ .port }}, targetPort: grpc, appProtocol: kubernetes.io/h2c }
+    - { name: grpc, port: {{ .port }}, targetPort: grpc, appProtocol: {{ .root.Values.serviceMesh.appProtocol }} }
 {{- end -}}
 
 {{/* More replicas under load, by CPU. */}}

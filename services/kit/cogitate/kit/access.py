@@ -65,7 +65,8 @@ AdminService.DrainGateway                  admin
 """
 _PEERS: Final = {
     "envoy.service.ext_proc.v3.ExternalProcessor/Process": "envoy",
-    "xds.service.orca.v3.OpenRcaService/StreamCoreMetrics": "envoy",
+    # The Envoy beside a gateway shows the gateway's certificate.
+    "xds.service.orca.v3.OpenRcaService/StreamCoreMetrics": "envoy gateway",
     "externalscaler.ExternalScaler/IsActive": "keda",
     "externalscaler.ExternalScaler/StreamIsActive": "keda",
     "externalscaler.ExternalScaler/GetMetricSpec": "keda",
