@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECKS := check-format check-lint check-imports check-protos check-spelling check-types check-house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check $(CHECKS) format test integration clients helm envoy tools locks sbom chaos bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
+.PHONY: help setup check $(CHECKS) format test integration clients helm envoy tools locks sbom chaos multihost bless demo up bench-decode bench-engine fuzz-http protos drift breaking train-mini clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -84,6 +84,9 @@ sbom: tools ## What is in each image as CycloneDX, of its lock: .cache/sbom
 
 chaos: setup ## Faults injected into real processes
 	$(PYTEST) -m chaos
+
+multihost: setup ## Two providers and a home site in namespaces, one cut off; needs root, TUN and nats-server
+	$(BIN)/python -m tests.multihost $(SCENE)
 
 bless: setup ## Record the decisions that replay tests compare with anew; look at the diff
 	COGITATE_BLESS=1 $(PYTEST) -m replay

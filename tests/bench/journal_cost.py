@@ -4,17 +4,20 @@
 
 Four aggregators before the same router and decoders take turns within a round, each with the same
 question and seed: *none* journals nothing (`bare_aggregator`), *memory* is SQLite without a file,
-*sqlite* is the default of `cogitate up`, *fsync* survives power loss too. Every agent writes to its
-end. CPU time is the aggregator process's own, user and system.
+*sqlite* is the default of `cogitate up`, *fsync* survives power loss too, *nats* is JetStream in a
+nats-server of its own, where that is installed. Every agent writes to its end. CPU time is the
+aggregator process's own, user and system; the server's is told apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,11 @@ from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 
 from tests.bench import report
+from tests.fakes.nats_server import nats_process
 
 BOARD = Path(__file__).parents[2] / "examples" / "board.png"
 QUESTION = "What is the sum of the red cards?"
-KINDS = ("none", "memory", "sqlite", "fsync")
+KINDS = ("none", "memory", "sqlite", "fsync", *(["nats"] if shutil.which("nats-server") else []))
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -42,10 +46,11 @@ class Measured:
     tokens_per_s: list[float] = field(default_factory=list)
     first_event_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
+    server_cpu_s: float = 0.0
     tokens: int = 0
 
 
-def planned(folder: Path) -> tuple[Member, ...]:
+def planned(folder: Path, nats: str) -> tuple[Member, ...]:
     """The mesh of `cogitate up` with one aggregator of each kind."""
     options = Options(decoders=2, aggregators=len(KINDS))
     ports = free_ports(port_count(options))
@@ -53,17 +58,16 @@ def planned(folder: Path) -> tuple[Member, ...]:
     kinds = iter(KINDS)
     for member in members(options, ports, folder, folder / "traces.sqlite"):
         if member.module == "cogitate.aggregator":
-            member = _of_kind(member, next(kinds), folder)
+            member = _of_kind(member, next(kinds), folder, nats)
         made.append(member)
     return tuple(made)
 
 
-def _of_kind(member: Member, kind: str, folder: Path) -> Member:
+def _of_kind(member: Member, kind: str, folder: Path, nats: str) -> Member:
     arguments = list(member.arguments)
     at = arguments.index("--journal")
-    arguments[at : at + 2] = (
-        [] if kind in ("none", "memory") else ["--journal", str(folder / f"{kind}.sqlite")]
-    )
+    journal = nats if kind == "nats" else str(folder / f"{kind}.sqlite")
+    arguments[at : at + 2] = [] if kind in ("none", "memory") else ["--journal", journal]
     if kind == "fsync":
         arguments += ["--journal-fsync", "true"]
     module = "tests.bench.bare_aggregator" if kind == "none" else member.module
@@ -97,9 +101,11 @@ def cpu_s(pid: int) -> float:
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Measured]:
     found = {kind: Measured() for kind in KINDS}
-    mesh = Processes(planned(folder), folder)
     console = report.console()
-    try:
+    with ExitStack() as stack:
+        server = stack.enter_context(nats_process(folder)) if "nats" in KINDS else None
+        mesh = Processes(planned(folder, server.url if server else ""), folder)
+        stack.callback(mesh.stop)
         mesh.start()
         addresses = {}
         kinds = iter(KINDS)
@@ -116,6 +122,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Measured]:
                 turn = number % len(KINDS)
                 for kind in (*KINDS[turn:], *KINDS[:turn]):
                     before = cpu_s(pids[kind])
+                    served = cpu_s(server.process.pid) if server and kind == "nats" else 0.0
                     wall_s, first_s, tokens = ask(addresses[kind], digest, args.agents, number)
                     if number:  # the first warms up
                         one = found[kind]
@@ -123,9 +130,9 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Measured]:
                         one.first_event_s.append(first_s)
                         one.cpu_s += cpu_s(pids[kind]) - before
                         one.tokens += tokens
+                        if server and kind == "nats":
+                            one.server_cpu_s += cpu_s(server.process.pid) - served
                 bar.advance(task)
-    finally:
-        mesh.stop()
     return found
 
 
@@ -144,6 +151,7 @@ def rows(found: dict[str, Measured], folder: Path) -> list[dict[str, Any]]:
                 "median_ratio_in_round": round(statistics.median(ratios), 4),
                 "second_event_ms": round(statistics.median(one.first_event_s) * 1e3, 2),
                 "cpu_ms_per_1000_tokens": round(one.cpu_s / one.tokens * 1e6, 1),
+                "server_cpu_ms_per_1000_tokens": round(one.server_cpu_s / one.tokens * 1e6, 1),
                 "bytes_per_token": round(file.stat().st_size / one.tokens, 1)
                 if file.exists()
                 else 0,

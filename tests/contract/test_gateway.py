@@ -57,6 +57,17 @@ async def test_events_pass_through_in_order_and_the_image_is_stored() -> None:
         assert "mini" == seen.spec.model
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED])
+async def test_an_image_whose_store_shuts_down_is_stored_by_the_next(code: grpc.StatusCode) -> None:
+    async with mesh() as m:
+        m.vision.aborts = [code]
+        call = m.contemplation.Contemplate(asking("Sum?", png(10, 20)), timeout=5)
+        assert [r.event.event_number async for r in call] == [1, 2, 3]
+        m.vision.aborts = [code, code]  # tried again once only
+        error = await refusal(m.contemplation.Contemplate(asking("?", png(1, 2)), timeout=5))
+        assert error.code in ("INTERNAL", "UNAVAILABLE")
+
+
 async def test_events_are_relayed_as_bytes() -> None:
     """A field this build does not know reaches the client."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cogitate.client._errors import from_rpc as client_error
 from cogitate.kit import auth, channels, errors, lifecycle
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import CogitateError
@@ -190,6 +191,27 @@ async def test_trap_an_error_from_below_keeps_its_meaning() -> None:
         error = await failure(channel, "Unary", "fail_below")
     assert type(error) is errors.NoQuorum
     assert error.metadata == {"k": "2"}
+
+
+async def test_trap_a_server_that_shuts_down_says_cancelled() -> None:
+    """Nobody cancelled anything: what came in its last moment is to be asked of another."""
+
+    async def cancelled(request: bytes, context: Any) -> bytes:
+        await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+        return b""
+
+    server = grpc.aio.server()  # plain, as grpc itself ends a call then
+    methods = {"Ask": grpc.unary_unary_rpc_method_handler(cancelled)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("plain", methods),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with channels.open_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/plain/Ask")(b"", timeout=5)
+    await server.stop(None)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    for error in (channels.from_rpc_error(caught.value), client_error(caught.value, address)):
+        assert (error.code, error.reason, error.retryable) == ("UNAVAILABLE", "UNAVAILABLE", True)
 
 
 async def test_trap_leaving_the_loop_stops_the_server() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cogitate.aggregator.journal import Journal, JournalError, Known, Record, Row
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 
-from tests.fakes.nats_server import nats_server
+from tests.fakes.nats_server import nats_process, nats_server
 
 pytestmark = pytest.mark.contract
 
@@ -70,9 +73,10 @@ def row(id_: str = "c1", number: int = 2, *, epoch: int = 1, end_ns: int | None 
 
 
 async def abandoned(journal: Journal, *wanted: tuple[str, int]) -> None:
-    """Waits until exactly these are abandoned."""
+    """Waits until exactly these are abandoned. Who watches others beats."""
     async with asyncio.timeout(5):
         while sorted(await journal.abandoned()) != list(wanted):
+            await journal.beat()
             await asyncio.sleep(0.02)
 
 
@@ -265,3 +269,65 @@ async def test_what_does_not_fit_one_message_of_nats_goes_in_several(tmp_path: P
             with pytest.raises(JournalError):  # more than the server takes at once
                 await journal.accept(record("c2"))
                 await journal.append([Row("c2", 1, 1, b"x" * 2_000_000, [(2, b"e")])])
+
+
+async def test_what_was_on_its_way_when_nats_restarted_is_written_once(tmp_path: Path) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    with nats_process(tmp_path) as server:
+        async with opened(lambda: module.NatsJournal(server.url)) as [journal]:
+            await journal.accept(record())
+            server.process.send_signal(signal.SIGSTOP)  # so that the answer never comes
+            writing = asyncio.create_task(journal.append([row()]))
+            await asyncio.sleep(0.1)
+            server.kill()
+            await asyncio.to_thread(server.start)
+            assert await writing == frozenset()
+            assert await journal.append([row(number=3)]) == frozenset()
+            assert await journal.events("c1", 0, 10) == [b"accepted", b"event 2", b"event 3"]
+
+
+async def test_an_acceptance_whose_answer_was_lost_is_accepted(tmp_path: Path) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    with nats_server(tmp_path) as url:
+        async with opened(lambda: module.NatsJournal(url)) as [made]:
+            journal: Any = made
+            publish = journal._publish
+
+            async def lost(*arguments: Any) -> None:
+                journal._publish = publish
+                await publish(*arguments)
+                await journal._reconnected()
+                await asyncio.sleep(60)
+
+            journal._publish = lost
+            await journal.accept(record(request_id="r"))
+            assert await journal.append([row()]) == frozenset()
+            with pytest.raises(Known):
+                await journal.accept(record("c2", request_id="r"))
+
+
+async def test_who_hears_nobody_takes_nobody_for_dead(tmp_path: Path) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+
+    async def beat(journal: Journal, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    with contextlib.suppress(JournalError):
+                        await journal.beat()
+                    await asyncio.sleep(0.05)
+
+    with nats_process(tmp_path) as server:
+        make = lambda: module.NatsJournal(server.url, hung_s=HUNG_S)  # noqa: E731
+        async with opened(make, 2) as [owner, other]:
+            await owner.accept(record())
+            await beat(other, 0.2)
+            server.process.send_signal(signal.SIGSTOP)
+            await asyncio.gather(beat(owner, 2 * HUNG_S), beat(other, 2 * HUNG_S))
+            assert await other.abandoned() == []
+            assert other.shared  # so it shows nothing that is not written
+            server.process.send_signal(signal.SIGCONT)
+            await asyncio.gather(beat(owner, HUNG_S), beat(other, HUNG_S))
+            assert await other.abandoned() == []
+            # It hears again: who falls silent now is found.
+            await abandoned(other, ("c1", 1))

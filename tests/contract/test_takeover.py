@@ -18,6 +18,8 @@ from cogitate.gateway.server import Gateway
 from cogitate.kit.channels import from_rpc_error, open_channel
 from cogitate.kit.errors import NotOwner
 from cogitate.kit.lifecycle import Running, serving
+from cogitate.kit.telemetry import Attr, Span
+from cogitate.kit.trace_store import TraceStore
 from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 
@@ -162,6 +164,25 @@ async def dies_and_goes_on(journal: Path | str, after: int) -> None:
         )
         await channel.close()
         assert attached == events
+
+
+async def test_the_heirs_span_is_the_gateways_child_as_the_owners_was(tmp_path: Path) -> None:
+    """What the owner had not sent yet dies with it; the heir's must not hang on that."""
+    store = tmp_path / "traces.sqlite"
+    async with twins(tmp_path / "journal.db", WORK, trace_store=str(store)) as m:
+        call = m.gateway.Contemplate(pb.ContemplateRequest(spec=spec(agent_count=2)), timeout=20)
+        id_ = await first(call)
+        await crash(m.owner_of(id_))
+        await until(lambda: any(runtime(a).runner_of(id_) for a in m.aggregators))
+        await rest(call)
+    spans = TraceStore(store).spans(TraceStore(store).find(id_) or "")
+    by_id = {span.span_id: span for span in spans}
+    owners, heirs = (s for s in spans if s.name == Span.CONTEMPLATION)
+    assert heirs.attributes[Attr.ATTEMPT] == 2
+    served = by_id[owners.parent_id]  # by the owner
+    assert served.name == "ContemplationService/Contemplate"
+    assert heirs.parent_id == served.parent_id
+    assert by_id[served.parent_id].name == "ContemplationService/Contemplate"  # the gateway's
 
 
 async def test_deaths_can_follow_each_other(tmp_path: Path) -> None:

@@ -599,6 +599,19 @@ async def test_blobs_outlive_a_restart_but_damaged_ones_do_not(
     assert len(list(folder.rglob("*.png"))) == 1
 
 
+async def test_two_on_one_folder_have_the_same_blobs(encoder: Any, tmp_path: Path) -> None:
+    folder = str(tmp_path / "blobs")
+    async with encoder(blob_directory=folder) as one, encoder(blob_directory=folder) as other:
+        stored = await one.put(images.png())
+        assert (await other.get(stored.digest))[0] == images.png()
+        second = await one.put(images.png(seed=2))
+        assert await other.put(b"", second.digest) == second
+        third = await one.put(images.png(seed=3))
+        assert len(await other.encode(view(third.digest))) == 1
+        with tenant_scope("stranger"):
+            assert (await error_of(other.get(stored.digest))).code == "NOT_FOUND"
+
+
 async def test_each_real_encode_has_a_span_under_its_call(encoder: Any, tmp_path: Path) -> None:
     store = tmp_path / "traces"
     async with encoder(trace_store=str(store)) as served:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from cogitate.kit.errors import InvalidRequest, NotFound
 from cogitate.v1 import vision_encoder_service_pb2 as pb2
 from cogitate.v1 import vision_encoder_service_pb2_grpc as pb2_grpc
@@ -28,6 +29,7 @@ class FakeVision(pb2_grpc.VisionEncoderServiceServicer):
     def __init__(self, server: Any = None) -> None:
         self.blobs: dict[str, bytes] = {}
         self.puts = 0
+        self.aborts: list[grpc.StatusCode] = []  # how the next uploads end, as gRPC ends them
         self.boxes: list[tuple[int, int, int, int]] = []
         if server is not None:
             pb2_grpc.add_VisionEncoderServiceServicer_to_server(self, server)
@@ -45,6 +47,8 @@ class FakeVision(pb2_grpc.VisionEncoderServiceServicer):
         self, request_iterator: AsyncIterator[pb2.PutBlobRequest], context: Any
     ) -> pb2.PutBlobResponse:
         data = b""
+        if self.aborts:
+            await context.abort(self.aborts.pop(0), "")
         async for part in request_iterator:
             if part.expected_digest in self.blobs:
                 data = self.blobs[part.expected_digest]

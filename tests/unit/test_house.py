@@ -22,7 +22,7 @@ SERVICES = ("router", "vision-encoder", "agent-decoder", "tool-executor", "aggre
 LIFE = ROOT / "docs" / "life-of-a-contemplation.md"
 KIT = frozenset(
     "lifecycle errors interceptors channels config telemetry trace_store metrics metric_registry "
-    "auth clock tasks orca identity renewing access listening calls logs".split()
+    "auth clock tasks orca identity renewing access listening calls logs span_sender".split()
 )
 
 CORE_LINES = 400

@@ -106,6 +106,7 @@ _BY_CODE: Final[dict[str, type[CogitateError]]] = {
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "CANCELLED": Cancelled,
 }
+_BY_US: Final = "Locally cancelled by application!"
 _RETRYABLE_REASONS: Final = ("REJECTED", "EVICTED")
 
 
@@ -113,6 +114,8 @@ def from_rpc(error: Any, address: str) -> CogitateError:
     """Returns what a failed call (sync or async) means; total, whatever the peer sent."""
     code = error.code().name
     status, info, retry, bad = _details(error.trailing_metadata() or ())
+    if code == "CANCELLED" and status is None and error.details() != _BY_US:
+        code = "UNAVAILABLE"  # a server that shuts down says so to what comes in its last moment
     reason = info.reason if info is not None else ""
     if status is not None:
         message = status.message

@@ -106,7 +106,13 @@ class Runtime:
 
     async def _store_image(self, data: bytes, same: list[common_pb2.ImagePart]) -> None:
         digest = "sha256:" + (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
-        stored = await self.put_blob(_chunks(data), digest)
+        try:
+            stored = await self.put_blob(_chunks(data), digest)
+        except CogitateError as error:
+            if error.code not in ("UNAVAILABLE", "INTERNAL"):
+                raise
+            # One that shut down meanwhile, by whichever of the transport's words: ask another.
+            stored = await self.put_blob(_chunks(data), digest)
         for image in same:
             image.ClearField("data")
             image.MergeFrom(stored)

@@ -38,7 +38,7 @@ class JournalAcceptance(_message.Message):
     spec_json: _builtins.str
     """The state machine's spec with every default filled in, as one JSON object by field name."""
     traceparent: _builtins.str
-    """W3C traceparent of the contemplation's root span; empty if it was not traced."""
+    """W3C traceparent of the span that asked, the gateway's; empty if it was not traced."""
     @_builtins.property
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
         """When the contemplation's time is over."""

@@ -34,6 +34,10 @@ class EmbeddingFetcher:
         self._in_flight: dict[tuple[str, str], asyncio.Task[Embedding]] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
 
+    def connect(self, address: str) -> None:
+        """Begins to connect: to another site that takes as long as a fetch itself."""
+        self._channel(address).get_state(try_to_connect=True)
+
     async def fetch(
         self, images: Mapping[str, common.ImagePart], address: str
     ) -> dict[str, Embedding]:

@@ -44,6 +44,8 @@ def _serving(config: AgentDecoderConfig, model: LoadedModel, on_events: OnEvents
         config.embedding_cache_bytes,
         config.fetch_timeout_s,
     )
+    if config.vision_encoder_address and model.has_vision:
+        embeddings.connect(config.vision_encoder_address)
     grammars = Grammars(
         lambda: read_tokenizer(model_directory(config.model, (config.models_path,))),
         model.config.vocab_size,

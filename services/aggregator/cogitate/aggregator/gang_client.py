@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -11,6 +13,7 @@ from cogitate.aggregator import wire
 from cogitate.aggregator.core import messages as m
 from cogitate.kit.channels import from_rpc_error, open_channel, outgoing
 from cogitate.kit.errors import CogitateError
+from cogitate.kit.tasks import Supervisor
 from cogitate.kit.telemetry import stack_of
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
@@ -18,22 +21,47 @@ from cogitate.v1.agent_decoder_service_pb2_grpc import AgentDecoderServiceStub
 logger = logging.getLogger(__name__)
 
 
+# How long a decoder whose connection ended is dialled again without being asked for anything.
+RETURN_S = 60.0
+
+
 class Channels:
-    """Channels to decoders, one for each address, shared by all gangs."""
+    """Channels to decoders, one for each address, shared by all gangs.
+
+    A decoder that was restarted is dialled at once: to another site, connecting takes two round
+    trips, and the first gang there would wait for them.
+    """
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._tasks = Supervisor()
 
     def to(self, address: str) -> grpc.aio.Channel:
         """The channel to an address; opened at the first use."""
         if address not in self._channels:
-            self._channels[address] = open_channel(address)
+            self._channels[address] = channel = open_channel(address)
+            self._tasks.spawn(_keep(channel), name="keep connected")
         return self._channels[address]
 
     async def close(self) -> None:
         """Closes all of them."""
+        await self._tasks.stop()
         for channel in self._channels.values():
             await channel.close()
+
+
+async def _keep(channel: grpc.aio.Channel) -> None:
+    """Dials again when a connection has ended, for a while."""
+    seen_s = -math.inf  # when it was last connected
+    while True:
+        state = channel.get_state()
+        if state is grpc.ChannelConnectivity.READY:
+            seen_s = math.inf
+        elif seen_s == math.inf:
+            seen_s = time.monotonic()
+        if state is grpc.ChannelConnectivity.IDLE and time.monotonic() - seen_s < RETURN_S:
+            state = channel.get_state(try_to_connect=True)
+        await channel.wait_for_state_change(state)
 
 
 class GangClient:

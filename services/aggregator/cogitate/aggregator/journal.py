@@ -11,9 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cogitate.kit.errors import NoEndpoint
 
-class JournalError(Exception):
-    """The journal cannot be read or written just now. Nothing of a failed write is in it."""
+
+class JournalError(NoEndpoint):
+    """The journal cannot be read or written just now. Nothing of a failed write is in it.
+
+    Whoever asks for what is in it is told to ask again, or asks another aggregator.
+    """
+
+    reason = "UNAVAILABLE"
 
 
 class Known(JournalError):

@@ -5,7 +5,8 @@ message whose writer does not know the newest one of its subject: that is the fe
 message, too, so whoever wrote before it is refused from then on. Beside the stream there are
 key-value buckets: who lives, what runs, request ids, and the list of each tenant.
 
-An owner that dies is known by its silence only, ``hung_s`` long.
+An owner that dies is known by its silence only, ``hung_s`` long. Whoever does not hear its own beat
+is deaf: silence of the others says nothing then (``_Hearing``).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import nats
 from cogitate.aggregator.journal import JournalError, Known, Ownership, Record, Row
@@ -31,12 +33,17 @@ from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 STREAM: Final = "COGITATE_JOURNAL"
 SUBJECT: Final = "cogitate.journal."
 BUCKETS: Final = ("owners", "running", "requests", "list")
 WRONG_LAST_SEQUENCE: Final = 10071
 TIMEOUT_S: Final = 2.0
 CONNECT_TIMEOUT_S: Final = 10.0
+# A server that fell silent is left after three of these, and dialled anew. A connection through a
+# network that was cut would stay silent after it is mended, for as long as it had been cut.
+PING_INTERVAL_S: Final = 1
 # Rows of one message; the server's limit is 1 MB unless it is told otherwise.
 MESSAGE_BYTES: Final = 512 * 1024
 
@@ -59,6 +66,24 @@ class _Peer:
     since_s: float
 
 
+class _Hearing:
+    """Until when this process has heard what others say: its own beat comes back the same way."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._heard_s = time.monotonic()
+
+    @property
+    def until_s(self) -> float:
+        return min(time.monotonic(), self._heard_s + self._patience_s)
+
+    def heard(self) -> bool:
+        """The own beat came back; says whether it had not for too long."""
+        was_deaf = time.monotonic() > self.until_s
+        self._heard_s = time.monotonic()
+        return was_deaf
+
+
 class NatsJournal:
     """Safe to use from several tasks."""
 
@@ -69,9 +94,11 @@ class NatsJournal:
         self._address = ""
         self._heads: dict[str, _Head] = {}
         self._peers: dict[str, _Peer] = {}
+        self._hearing = _Hearing(hung_s / 2)
         self._running: dict[str, tuple[str, int]] = {}  # owner and epoch, by contemplation
         self._unknown: dict[str, float] = {}  # owners never heard of, and since when
         self._tasks = Supervisor()
+        self._again = asyncio.Event()  # of this connection: set once there is a newer one
         self._nats: Any = None
         self._js: Any = None
         self._kv: dict[str, Any] = {}
@@ -86,8 +113,9 @@ class NatsJournal:
             # Left to itself it would try for ever, at the start too.
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 self._nats = await nats.connect(
-                    self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.2,
-                    error_cb=_on_error,
+                    self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.1,
+                    connect_timeout=1, ping_interval=PING_INTERVAL_S, max_outstanding_pings=2,
+                    error_cb=_on_error, reconnected_cb=self._reconnected,
                 )  # fmt: skip
             self._js = self._nats.jetstream(timeout=TIMEOUT_S)
             await self._js.add_stream(
@@ -118,6 +146,24 @@ class NatsJournal:
         if self._nats is not None:
             await self._nats.close()
 
+    async def _reconnected(self) -> None:
+        self._again.set()
+        self._again = asyncio.Event()
+
+    async def _surely(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Makes an attempt, anew when its answer was lost with the connection."""
+        while True:
+            trying = asyncio.create_task(attempt(), name="attempt")
+            renewed = asyncio.create_task(self._again.wait(), name="renewed")
+            try:
+                await asyncio.wait((trying, renewed), return_when=asyncio.FIRST_COMPLETED)
+                if trying.done():
+                    return trying.result()
+            finally:
+                for task in (trying, renewed):
+                    task.cancel()
+                await asyncio.gather(trying, renewed, return_exceptions=True)
+
     # -- who lives, what runs -----------------------------------------------------------------
 
     async def _follow(self, bucket: str, changed: Callable[[Any], None]) -> None:
@@ -138,6 +184,12 @@ class NatsJournal:
 
     def _owner_changed(self, entry: Any) -> None:
         if entry.key == self.owner_id:
+            if self._hearing.heard():
+                # What they said meanwhile may come only now.
+                for peer in self._peers.values():
+                    peer.since_s = max(
+                        peer.since_s, time.monotonic() if peer.address else -math.inf
+                    )
             return
         if entry.value is None or entry.operation is not None:
             self._peers[entry.key] = _Peer("", -math.inf)  # it said goodbye
@@ -154,7 +206,7 @@ class NatsJournal:
     def _is_dead(self, owner: str) -> bool:
         if owner == self.owner_id:
             return False
-        now = time.monotonic()
+        now = self._hearing.until_s
         if owner in self._peers:
             return now - self._peers[owner].since_s > self._hung_s
         # What runs and who lives come separately: somebody new may be told of later.
@@ -202,6 +254,9 @@ class NatsJournal:
     # -- writing ------------------------------------------------------------------------------
 
     async def accept(self, record: Record) -> None:
+        await self._surely(partial(self._accept, record))
+
+    async def _accept(self, record: Record) -> None:
         with _failing():
             if record.request_id:
                 await self._take_request(record)
@@ -230,6 +285,8 @@ class NatsJournal:
             await requests.create(key, record.id.encode())
         except KeyWrongLastSequenceError:
             entry = await requests.get(key)
+            if entry.value.decode() == record.id:
+                return  # by an earlier try, whose answer was lost
             if await self.get(entry.value.decode()) is not None:
                 raise Known(record.id) from None
             # Whoever took it died before it had accepted anything.
@@ -262,14 +319,14 @@ class NatsJournal:
             end_ns = part[-1].end_ns
             if end_ns is not None:
                 batch.end_time.FromNanoseconds(end_ns)
-            sequence = await self._publish(id_, batch, head.stream_sequence)
+            sequence = await self._surely(partial(self._publish, id_, batch, head.stream_sequence))
             if sequence is None:
                 self._heads.pop(id_, None)
                 return True
             head.stream_sequence, head.last_event = sequence, batch.last_event_number
             head.input_offset = part[-1].sequence
             if end_ns is not None:
-                await self._ended(id_, batch)
+                await self._surely(partial(self._ended, id_, batch))
                 return False
         return False
 
@@ -332,6 +389,9 @@ class NatsJournal:
         )
 
     async def find_request(self, tenant: str, request_id: str) -> Record | None:
+        return await self._surely(partial(self._find_request, tenant, request_id))
+
+    async def _find_request(self, tenant: str, request_id: str) -> Record | None:
         with _failing():
             try:
                 entry = await self._kv["requests"].get(_key(tenant, request_id))
@@ -413,7 +473,10 @@ def _failing() -> Any:
     try:
         yield
     except (nats.errors.Error, OSError, DecodeError, TimeoutError) as error:
-        raise JournalError(f"the journal failed: {type(error).__name__}") from error
+        raise JournalError(
+            f"the journal cannot be used just now ({type(error).__name__}); ask again",
+            retry_after_s=1.0,
+        ) from error
 
 
 async def _on_error(error: Exception) -> None:

@@ -239,7 +239,8 @@ class Runtime:
         accept_ns = accepted.event_time.ToNanoseconds()
         acceptance = journal_pb2.JournalAcceptance(
             spec_json=recording.to_json(runner.spec),
-            traceparent=telemetry.traceparent_of(runner.span),
+            # Its own spans may die with this process: an heir's are the asker's children, too.
+            traceparent=telemetry.asking_traceparent(),
         )
         acceptance.deadline_time.FromNanoseconds(accept_ns + int(timeout_s * 1e9))
         record = Record(

@@ -111,7 +111,7 @@ class SqliteJournal:
                     with self._db:
                         return work()
                 except sqlite3.Error as error:
-                    raise JournalError(f"the journal failed: {error}") from error
+                    raise JournalError(f"the journal failed: {error}", retry_after_s=1.0) from error
 
         return await asyncio.to_thread(alone)
 
@@ -244,7 +244,7 @@ class SqliteJournal:
                 if not found:
                     self._bury(dead)
             except sqlite3.Error as error:
-                raise JournalError(f"the journal failed: {error}") from error
+                raise JournalError(f"the journal failed: {error}", retry_after_s=1.0) from error
         return found
 
     def _hung(self, beats: dict[str, int], now: float) -> set[str]:

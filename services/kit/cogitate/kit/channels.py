@@ -222,6 +222,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> CogitateError:
     except DecodeError:
         status = None
     if status is None or info is None or info.domain != ERROR_DOMAIN:
+        # A call of ours that we cancel raises CancelledError: this is a server that shuts down.
+        code = "UNAVAILABLE" if code == "CANCELLED" else code
         return from_wire(code, "", f"the call failed: {code}")
     violations = bad_request.field_violations if bad_request is not None else ()
     return from_wire(

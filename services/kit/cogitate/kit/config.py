@@ -84,6 +84,7 @@ class ServiceConfig:
     otlp_endpoint: str = knob(
         "", "OTLP/gRPC address spans and metrics are sent to; empty sends none"
     )
+    otlp_kept_span_count: int = knob(10_000, "spans kept while that is away", minimum=0)
     metrics_interval_s: float = knob(
         10.0, "how often metrics are sent there; 0 sends none", minimum=0.0, maximum=3600
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import traceback
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -107,34 +106,18 @@ class Telemetry:
 def setup(service_name: str, config: ServiceConfig) -> Telemetry:
     """Starts exporting spans as `config` says; does nothing when it names no destination."""
     endpoint = config.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
-    telemetry = Telemetry(_provider(service_name, endpoint, config.trace_store))
+    telemetry = Telemetry(_provider(service_name, endpoint, config))
     if telemetry.tracer is not _DISABLED:
         _active.append(telemetry)
     return telemetry
 
 
-def _provider(service_name: str, endpoint: str, store: str) -> TracerProvider | None:
-    if not endpoint and not store:
+def _provider(name: str, endpoint: str, config: ServiceConfig) -> TracerProvider | None:
+    if not endpoint and not config.trace_store:
         return None
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from cogitate.kit.span_sender import provider
 
-    identity = {"service.name": service_name, "service.instance.id": uuid.uuid4().hex}
-    provider = TracerProvider(resource=Resource.create(identity), shutdown_on_exit=False)
-    if endpoint:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        # A backend that is away must not hold up the end of the process: 2 s and not 10.
-        plain = not endpoint.startswith("https")
-        otlp = OTLPSpanExporter(endpoint=endpoint, insecure=plain, timeout=2)
-        provider.add_span_processor(BatchSpanProcessor(otlp))
-    if store:
-        from cogitate.kit.trace_store import StoreExporter
-
-        exporter = StoreExporter(store)
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
-    return provider
+    return provider(name, endpoint, config.trace_store, config.otlp_kept_span_count)
 
 
 def tracer() -> trace.Tracer:
@@ -234,9 +217,18 @@ def current_traceparent() -> str:
     return traceparent_of(trace.get_current_span())
 
 
+def asking_traceparent() -> str:
+    """Returns the W3C traceparent of whoever called this service, else of the current span."""
+    current = trace.get_current_span()
+    return _traceparent(getattr(current, "parent", None) or current.get_span_context())
+
+
 def traceparent_of(opened: trace.Span) -> str:
     """Returns the W3C traceparent that makes another span a child of this one."""
-    ids = opened.get_span_context()
+    return _traceparent(opened.get_span_context())
+
+
+def _traceparent(ids: trace.SpanContext) -> str:
     # By hand: every agent of a gang gets one, and the propagator takes ten times as long.
     made = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}"
     return made if ids.is_valid else ""

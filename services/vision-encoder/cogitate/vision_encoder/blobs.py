@@ -29,6 +29,7 @@ T = TypeVar("T")
 _ENTRY_BYTES = 512
 _PARTIAL = ".partial"
 _FILE = re.compile(r"([0-9a-f]{64})\.(\d{1,5})x(\d{1,5})\.(png|jpeg|webp|gif)")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TENANT = re.compile(r"t-([A-Za-z0-9._-]{1,64})")
 
 
@@ -56,6 +57,13 @@ class Blobs:
     def find(self, tenant: str, digest: str) -> Blob | None:
         """Returns a tenant's blob and marks it as used, or None."""
         return self._held.get(tenant, digest)
+
+    async def recall(self, tenant: str, digest: str) -> None:
+        """Reads a blob that another vision-encoder stored in the same folder, if there is one."""
+        if self._folder is not None and self._held.get(tenant, digest) is None:
+            stored = await self._on_thread(partial(self._folder.find, tenant, digest))
+            if stored is not None:
+                await self.put(tenant, stored, is_on_disk=True)
 
     def get(self, tenant: str, digest: str) -> Blob:
         """Returns a tenant's blob. Raises NotFound, also if it is another tenant's."""
@@ -106,6 +114,20 @@ class Folder:
         except OSError as error:
             logger.warning("a blob could not be kept on disk: errno %s", error.errno)
             partial.unlink(missing_ok=True)
+
+    def find(self, tenant: str, digest: str) -> Blob | None:
+        """Returns a tenant's blob if it is there and whole."""
+        if not _DIGEST.fullmatch(digest) or not _TENANT.fullmatch(f"t-{tenant}"):
+            return None
+        name = digest.removeprefix("sha256:")
+        for path in (self._root / f"t-{tenant}").glob(f"{name}.*"):
+            try:
+                stored = self._read(path)
+            except OSError:
+                continue  # it went meanwhile
+            if stored is not None:
+                return stored[1]
+        return None
 
     def delete(self, tenant: str, blob: Blob) -> None:
         """Removes a blob's file if it is there."""

@@ -101,6 +101,7 @@ class VisionRuntime:
         """
         if expected_digest:
             check_digest(expected_digest, "expected_digest")
+            await self._blobs.recall(tenant, expected_digest)
             if (known := self._blobs.find(tenant, expected_digest)) is not None:
                 await _drop(chunks, self._limits.max_bytes)
                 return known
@@ -124,6 +125,7 @@ class VisionRuntime:
 
     async def get(self, tenant: str, digest: str, box: Box | None) -> tuple[bytes, str]:
         """Returns a blob and its media type, or a region of it as a PNG. Raises NotFound."""
+        await self._blobs.recall(tenant, digest)
         blob = self._blobs.get(tenant, digest)
         if box is None:
             return blob.data, blob.media_type
@@ -149,6 +151,9 @@ class VisionRuntime:
         build = batcher.encoder.build_digest
         wanted = [(view, embedding_digest(build, view)) for view in views]
         wanted = [(view, digest) for view, digest in wanted if digest not in held]
+        for view, digest in wanted:
+            if self._embeddings.get(tenant, digest) is None:
+                await self._blobs.recall(tenant, view.blob_digest)
         with ExitStack() as seats:
             found: list[Embedding | Seat[Embedding]] = []
             for index, (view, digest) in enumerate(wanted):
