@@ -27,7 +27,6 @@ ADDRESS_OF_NOBODY = "127.0.0.1:9"
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    calls.forget()
     reader = InMemoryMetricReader()
     made = metrics.setup("tester", ServiceConfig(), [reader])
     calls.observe()

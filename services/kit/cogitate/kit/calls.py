@@ -24,14 +24,10 @@ _lock: Final = threading.Lock()
 
 
 def observe() -> None:
-    """Has the calls begun be collected."""
-    metrics.observe([Metric.ATTEMPTS_STARTED], lambda: {Metric.ATTEMPTS_STARTED: _begun()})
-
-
-def forget() -> None:
-    """Counts anew: for tests, which share a process."""
+    """Has the calls that begin from now on be collected."""
     with _lock:
         _started.clear()
+    metrics.observe([Metric.ATTEMPTS_STARTED], lambda: {Metric.ATTEMPTS_STARTED: _begun()})
 
 
 def _begun() -> metrics.Reading:
