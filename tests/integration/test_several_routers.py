@@ -96,7 +96,7 @@ async def mesh(folder: Path, nursery: Nursery, by_name: bool) -> AsyncIterator[M
         pool = Pool(folder, nursery)
         stack.callback(pool.end)
         for name in ("a", "b"):
-            await pool.add(name, step_s=0.01)
+            await pool.add(name, step_s=0.03)  # it is to take longer than a router is missed
         file = folder / "endpoints"
         file.write_text("\n".join(pool.addresses.values()))
         finds = ("--endpoints-file", str(file), "--discovery-interval-s", "0.2")
