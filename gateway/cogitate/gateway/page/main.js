@@ -87,9 +87,10 @@ function trouble(error, again) {
     event.preventDefault();
     key.set($("key-value").value.trim());
     $("key-value").value = "";
+    const before = watch;
     attempt(async () => {
       await asking.offer();
-      await (again ?? route)();
+      if (watch === before) await (again ?? route)(); // unless a question was asked meanwhile
     });
   };
   if (asksKey) $("key-value").focus();

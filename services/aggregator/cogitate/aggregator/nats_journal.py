@@ -56,6 +56,7 @@ class _Head:
     stream_sequence: int
     input_offset: int
     last_event: int
+    list_key: str = ""  # of those accepted here; the record of others is read for it
 
 
 @dataclass(slots=True)
@@ -275,7 +276,7 @@ class NatsJournal:
             sequence = await self._publish(record.id, batch, 0)
             if sequence is None:
                 raise Known(record.id)
-            self._heads[record.id] = _Head(record.epoch, sequence, 0, 1)
+            self._heads[record.id] = _Head(record.epoch, sequence, 0, 1, _list_key(record))
             await self._kv["list"].put(_list_key(record), b"")
 
     async def _take_request(self, record: Record) -> None:
@@ -326,18 +327,21 @@ class NatsJournal:
             head.stream_sequence, head.last_event = sequence, batch.last_event_number
             head.input_offset = part[-1].sequence
             if end_ns is not None:
-                await self._surely(partial(self._ended, id_, batch))
+                await self._surely(partial(self._ended, id_, head.list_key, batch))
                 return False
         return False
 
-    async def _ended(self, id_: str, batch: pb.JournalBatch) -> None:
+    async def _ended(self, id_: str, list_key: str, batch: pb.JournalBatch) -> None:
+        """Lists it as ended, then has nobody look after it: both on their way at once, in order."""
         self._heads.pop(id_, None)
-        record = await self.get(id_)
-        if record is not None:
+        if not list_key and (record := await self.get(id_)) is not None:
+            list_key = _list_key(record)
+        notes: list[Awaitable[Any]] = []
+        if list_key:
             listed = pb.JournalListed(end_time=batch.end_time)
-            await self._kv["list"].put(_list_key(record), listed.SerializeToString())
+            notes.append(self._kv["list"].put(list_key, listed.SerializeToString()))
         self._running.pop(id_, None)
-        await self._kv["running"].delete(id_)
+        await asyncio.gather(*notes, self._kv["running"].delete(id_))
 
     async def _publish(self, id_: str, batch: pb.JournalBatch, after: int) -> int | None:
         """Appends to a subject if its last message is that one; None if it is another's."""
