@@ -93,7 +93,8 @@ async def front(
 async def test_streams_go_where_the_router_says_and_elsewhere_when_it_dies(
     tmp_path: Path, nursery: Nursery
 ) -> None:
-    async with front(tmp_path, nursery) as mesh:
+    # Streams that outlast `picker_settle_s`, on a fast machine, too.
+    async with front(tmp_path, nursery, step_s=0.01) as mesh:
         # Picks follow bookings, not only reports: six that come at once go to all three.
         streams = [Through(mesh.envoy.address, x_cogitate_agents="4") for _ in range(6)]
         try:
@@ -105,7 +106,7 @@ async def test_streams_go_where_the_router_says_and_elsewhere_when_it_dies(
             seen = await asyncio.gather(*(stream.end() for stream in streams))
             assert all(r[-1].HasField("gang_finished") for r in seen)
             assert all(len(s.tokens(agent)) == 200 for s in streams for agent in range(4))
-            assert all(len(r) > 10 for r in seen), "as they come, not at once"
+            assert all(len(r) > 20 for r in seen), "step by step, not at once"
         finally:
             for stream in streams:
                 await stream.close()
