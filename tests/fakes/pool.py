@@ -95,6 +95,17 @@ async def reported(router: str, *names: str) -> None:
             await asyncio.sleep(0.02)
 
 
+async def idle(router: str) -> None:
+    """Waits until the router has heard from every endpoint that nothing runs there."""
+    async with asyncio.timeout(START_TIMEOUT_S), open_channel(router) as channel:
+        stub = RouterServiceStub(channel)
+        while True:
+            fleet = await stub.GetFleet(router_pb.GetFleetRequest(), timeout=10)
+            if not any(e.load.running_sequence_count for e in fleet.endpoints):
+                return
+            await asyncio.sleep(0.02)
+
+
 def gang(contemplation_id: str, *, tokens: int, agents: int = 1, seed: int = 1) -> pb.OpenGang:
     """A gang whose agents write exactly so many tokens."""
     params = common.SamplingParams(max_tokens=tokens, min_tokens=tokens, temperature=0.8)
