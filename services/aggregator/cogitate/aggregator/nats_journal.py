@@ -5,8 +5,7 @@ message whose writer does not know the newest one of its subject: that is the fe
 message, too, so whoever wrote before it is refused from then on. Beside the stream there are
 key-value buckets: who lives, what runs, request ids, and the list of each tenant.
 
-An owner that dies is known by its silence only, ``hung_s`` long. Whoever does not hear its own beat
-is deaf: silence of the others says nothing then (``_Hearing``).
+An owner that dies is known by its silence only (``nats_peers``).
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import math
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import contextmanager
@@ -25,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 import nats
 from cogitate.aggregator.journal import JournalError, Known, Ownership, Record, Row
+from cogitate.aggregator.nats_peers import Peers
 from cogitate.kit.tasks import Supervisor
 from cogitate.v1 import journal_pb2 as pb
 from google.protobuf.message import DecodeError
@@ -59,45 +57,17 @@ class _Head:
     list_key: str = ""  # of those accepted here; the record of others is read for it
 
 
-@dataclass(slots=True)
-class _Peer:
-    """Another owner, and since when it has been silent by this process's clock."""
-
-    address: str
-    since_s: float
-
-
-class _Hearing:
-    """Until when this process has heard what others say: its own beat comes back the same way."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._heard_s = time.monotonic()
-
-    @property
-    def until_s(self) -> float:
-        return min(time.monotonic(), self._heard_s + self._patience_s)
-
-    def heard(self) -> bool:
-        """The own beat came back; says whether it had not for too long."""
-        was_deaf = time.monotonic() > self.until_s
-        self._heard_s = time.monotonic()
-        return was_deaf
-
-
 class NatsJournal:
     """Safe to use from several tasks."""
 
     def __init__(self, url: str, *, hung_s: float = 5.0, replicas: int = 1) -> None:
         """Connects on ``open``. ``replicas`` is how many servers keep each message."""
-        self._url, self._hung_s, self._replicas = url, hung_s, replicas
+        self._url, self._replicas = url, replicas
         self.owner_id = uuid.uuid4().hex
         self._address = ""
         self._heads: dict[str, _Head] = {}
-        self._peers: dict[str, _Peer] = {}
-        self._hearing = _Hearing(hung_s / 2)
+        self._peers = Peers(hung_s)
         self._running: dict[str, tuple[str, int]] = {}  # owner and epoch, by contemplation
-        self._unknown: dict[str, float] = {}  # owners never heard of, and since when
         self._tasks = Supervisor()
         self._again = asyncio.Event()  # of this connection: set once there is a newer one
         self._nats: Any = None
@@ -106,7 +76,7 @@ class NatsJournal:
 
     @property
     def shared(self) -> bool:
-        return any(not self._is_dead(owner) for owner in list(self._peers))
+        return self._peers.any_lives()
 
     async def open(self, address: str) -> None:
         self._address = address
@@ -185,17 +155,11 @@ class NatsJournal:
 
     def _owner_changed(self, entry: Any) -> None:
         if entry.key == self.owner_id:
-            if self._hearing.heard():
-                # What they said meanwhile may come only now.
-                for peer in self._peers.values():
-                    peer.since_s = max(
-                        peer.since_s, time.monotonic() if peer.address else -math.inf
-                    )
-            return
-        if entry.value is None or entry.operation is not None:
-            self._peers[entry.key] = _Peer("", -math.inf)  # it said goodbye
+            self._peers.heard_own()
+        elif entry.value is None or entry.operation is not None:
+            self._peers.heard(entry.key, "")
         else:
-            self._peers[entry.key] = _Peer(entry.value.decode(), time.monotonic())
+            self._peers.heard(entry.key, entry.value.decode())
 
     def _running_changed(self, entry: Any) -> None:
         if entry.value is None or entry.operation is not None:
@@ -204,21 +168,13 @@ class NatsJournal:
         owner, _, epoch = entry.value.decode().partition(" ")
         self._running[entry.key] = (owner, int(epoch))
 
-    def _is_dead(self, owner: str) -> bool:
-        if owner == self.owner_id:
-            return False
-        now = self._hearing.until_s
-        if owner in self._peers:
-            return now - self._peers[owner].since_s > self._hung_s
-        # What runs and who lives come separately: somebody new may be told of later.
-        return now - self._unknown.setdefault(owner, now) > self._hung_s
-
     async def beat(self) -> None:
         with _failing():
             await self._kv["owners"].put(self.owner_id, self._address.encode())
 
     async def abandoned(self) -> list[Ownership]:
-        dead = {owner for owner, _ in self._running.values() if self._is_dead(owner)}
+        others = {owner for owner, _ in self._running.values()} - {self.owner_id}
+        dead = {owner for owner in others if self._peers.is_dead(owner)}
         return [(id_, epoch) for id_, (owner, epoch) in self._running.items() if owner in dead]
 
     async def claim(self, id_: str, epoch: int) -> Record | None:
@@ -250,7 +206,7 @@ class NatsJournal:
     async def address_of(self, owner: str) -> str:
         if owner == self.owner_id:
             return self._address
-        return self._peers[owner].address if owner in self._peers else ""
+        return self._peers.address_of(owner)
 
     # -- writing ------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ constexpr int kMaxRows = 4;
 enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kExact = 3 };
 
 // Memory for weights, in huge pages where there are any: all of it is read from end to end for every
-// step, and small pages cost a sixth of that. Pieces live as long as the arena.
+// step, and small pages cost up to a sixth of that. Pieces live as long as the arena.
 class Arena {
  public:
   void* take(size_t bytes) {
@@ -186,8 +186,8 @@ static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel,
   for (int k = 0; k < depth; k += 2) {
     const UVec w0 = load_words(panel + size_t(k) * kPanel);
     const UVec w1 = load_words(panel + size_t(k) * kPanel + 2 * kLanes);
-    ahead.fetch(k / 2);
     if (Dot) {
+      ahead.fetch(k / 2);
 #pragma GCC unroll 12
       for (int r = 0; r < R; r++) {
         const uint32_t a = words[r * x.words_stride + k / 2];
@@ -328,9 +328,10 @@ class Matrix {
   void apply(Pool& pool, Rows& scratch, const float* x, size_t stride, int rows,
              Epilogue&& epilogue) const {
     prepare(pool, scratch, x, stride, rows);
-    // Long runs of panels, so that what is asked for ahead is used by who asked; where rows are many,
-    // short ones, so that no thread waits long for another.
-    const int group = std::max(1, panels_ / (pool.threads() * (rows > 2 * kMaxRows ? 8 : 2)));
+    // Several panels a task where there are many, so that claiming costs nothing. Where weights are asked
+    // for ahead and rows are few, long runs of them, so that who asked has the use of it.
+    const bool runs = (kHalfDot || kByteDot) && rows <= 2 * kMaxRows;
+    const int group = std::max(1, panels_ / (pool.threads() * (runs ? 2 : 8)));
     pool.run((panels_ + group - 1) / group, [&](int task, int) {
       const int end = std::min(panels_, (task + 1) * group);
       for (int panel = task * group; panel < end; panel++)
