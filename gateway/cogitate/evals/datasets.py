@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 
-from cogitate.evals import boards, countdown, easy_vqa
+import numpy as np
+from cogitate.evals import boards, charts, compare, countdown, easy_vqa, followups, labels, tables
+from cogitate.evals.chains import draw_item as draw_chain
 from cogitate.evals.checks import has_label, has_number, proves
+from cogitate.evals.items import Draw, Item, Style
+from cogitate.evals.outside import draw_near, draw_outside
 from cogitate.evals.question import Question as Question
-from cogitate.evals.render import COLOUR_NAMES
+from cogitate.evals.render import COLOUR_NAMES, to_png
+from cogitate.evals.sources import held_out_source
 
 EASY_NOISE, HARD_NOISE = 0.5, 1.5
 
@@ -46,11 +51,44 @@ def _countdown(limit: int, seed: int) -> list[Question]:
     return questions
 
 
+def _question(name: str, id: str, item: Item) -> Question:
+    first, *rest = [to_png(picture) for picture in item.pictures] or [None]
+    return Question(
+        id, name, item.text, first, item.truth, item.check,
+        more_png=tuple(one for one in rest if one is not None),
+        earlier=item.earlier, tables=item.tables,
+    )  # fmt: skip
+
+
+def _drawn(name: str, draw: Draw, noise: float, limit: int, seed: int) -> list[Question]:
+    """Questions drawn one by one from held-out fonts, words and forms."""
+    style = Style(noise, held_out_source(), held_out=True)
+    salt = int.from_bytes(name.encode()) % 2**32
+    return [
+        _question(name, f"{name}-{seed}-{i}", draw(np.random.default_rng((seed, salt, i)), style))
+        for i in range(limit)
+    ]
+
+
+_DRAWN: dict[str, tuple[Draw, float]] = {
+    "labels": (labels.draw_item, EASY_NOISE),
+    "labels-hard": (labels.draw_item, HARD_NOISE),
+    "tables": (tables.draw_item, EASY_NOISE),
+    "tables-hard": (tables.draw_item, HARD_NOISE),
+    "charts": (charts.draw_item, EASY_NOISE),
+    "charts-hard": (charts.draw_item, HARD_NOISE),
+    "compare": (compare.draw_item, EASY_NOISE),
+    "followups": (followups.draw_item, EASY_NOISE),
+    "chains": (draw_chain, EASY_NOISE),
+    "outside": (draw_outside, EASY_NOISE),
+    "near-misses": (draw_near, EASY_NOISE),
+}
 DATASETS: dict[str, Callable[[int, int], list[Question]]] = {
     "boards": partial(_boards, "boards", EASY_NOISE),
     "boards-hard": partial(_boards, "boards-hard", HARD_NOISE),
     "easy-vqa": _easy_vqa,
     "countdown": _countdown,
+    **{name: partial(_drawn, name, draw, noise) for name, (draw, noise) in _DRAWN.items()},
 }
 
 

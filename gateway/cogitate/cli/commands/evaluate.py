@@ -28,7 +28,11 @@ from rich.console import Console
 
 NAME = "eval"
 HELP = "measure accuracy, latency and tokens"
-DATASETS: Final = ("boards", "boards-hard", "easy-vqa", "countdown")
+DATASETS: Final = (
+    "boards", "boards-hard", "easy-vqa", "countdown", "labels", "labels-hard", "tables",
+    "tables-hard", "charts", "charts-hard", "compare", "followups", "chains", "outside",
+    "near-misses",
+)  # fmt: skip
 COMPARE: Final = "compare"
 # A quorum per set: where a tool can prove an answer, wait for the proof.
 _QUORUMS: Final = {"countdown": ("verified",)}
@@ -37,9 +41,12 @@ _DEFAULT_LIMIT: Final = 100
 DESCRIPTION = """\
 Asks questions through the mesh that runs here, or a private one, in every combination of --agents,
 --strategy and --quorum, and prints accuracy with Wilson's 95 % interval, tokens by fate, and
-latency as a client sees it. Questions are one of boards, boards-hard, easy-vqa and countdown; a
-file of JSON lines, or - for standard input; or reasoning-gym:TASK, for which
-`pip install 'cogitate[reasoning]'`.
+latency as a client sees it. Questions are one of our sets; a file of JSON lines, or - for standard
+input; or reasoning-gym:TASK, for which `pip install 'cogitate[reasoning]'`. Our sets are boards,
+countdown, labels (words on cards), tables (receipts, timetables, lab reports) and charts, all but
+countdown also as NAME-hard, with more noise; easy-vqa; compare (two pictures);
+followups (the last question of a conversation); chains (read, look up, calculate); outside (to be
+declined) and near-misses (not to be declined: any answer counts).
 
   cogitate eval countdown --agents 1,2,4,8,16 --limit 200 --baseline retry --out countdown
   cogitate eval mine.jsonl --agents 1,8 --quorum all,unbeatable --baseline judge --out mine

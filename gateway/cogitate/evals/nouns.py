@@ -1,0 +1,134 @@
+"""The words in the pictures: what cards say, what is sold, where trains go, what a lab measures.
+
+Each list is split by a hash of the word: about one in six is held out and never drawn for training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+HELD_OUT_ONE_IN = 6
+
+WORDS = tuple(
+    "apple anchor arrow bacon badge banjo basil beach berry bottle bridge broom butter button "
+    "cactus camel candle canoe carpet castle cedar cherry circus cloud clover coffee comet coral "
+    "cotton cradle crayon desert dragon drum eagle engine fabric falcon feather ferry fiddle "
+    "forest fossil garden ginger glove guitar hammer harbor hazel helmet honey island jacket "
+    "jungle kettle kitten ladder lantern lemon lizard magnet maple marble meadow melon mirror "
+    "monkey morning needle nickel ocean olive orchid otter oyster paddle panda paper parrot "
+    "pebble pencil pepper piano pigeon pillow planet pocket potato prairie pumpkin puzzle quartz "
+    "rabbit radish raven ribbon river robin rocket saddle salmon shadow silver sparrow spider "
+    "spoon summer sunset teapot temple thunder ticket tiger timber tomato tulip tunnel turtle "
+    "valley velvet violin walnut whistle window winter wizard yogurt zebra".split()
+)
+GOODS = tuple(
+    "apples bananas beans beer bread butter cabbage carrots celery cheese cherries chicken cider "
+    "cocoa coffee cookies corn cream cucumber dates eggs fish flour garlic grapes ham honey jam "
+    "juice ketchup leeks lemons lettuce limes mangos milk muesli mustard noodles nuts oats olives "
+    "onions oranges pasta peaches pears peas pepper pickles plums potatoes rice salad salmon salt "
+    "sausage soap soup spinach sugar tea tofu tomatoes tuna vinegar walnuts water yeast "
+    "yogurt".split()
+)
+PLACES = tuple(
+    "Aarhus Aachen Basel Bergen Berlin Bilbao Bonn Bremen Brno Cadiz Calais Cardiff Como Cork "
+    "Dijon Dover Dresden Dublin Erfurt Essen Exeter Ferrara Fulda Galway Geneva Genoa Ghent Graz "
+    "Hanover Kassel Kiel Krakow Leeds Leiden Lille Ulm Lisbon London Lucca Lund Lyon Madrid "
+    "Malaga Malmo Metz Milan Munich Namur Nantes Naples Nice Oslo Oxford Padua Paris Pavia Perth "
+    "Pisa Porto Prague Reims Rennes Riga Rome Rostock Siena Tours Trento Trier Turin Utrecht "
+    "Venice Verona Vienna Warsaw York Zurich".split()
+)
+NAMES = tuple(
+    "Ada Alma Anna Ben Boris Carl Clara Cleo Dan Dora Elena Emil Eva Felix Finn Flora Gail Greta "
+    "Hanna Hugo Ida Igor Inga Iris Jack Jan Jonas Julia Karin Kim Lars Laura Leo Lena Luca Maja "
+    "Marco Mia Nils Nora Olga Oscar Otto Paul Petra Quinn Rita Rosa Ruth Sam Sara Simon Sofia Sven "
+    "Tara Theo Tina Tom Uma Vera Viktor Will Yara Zoe".split()
+)
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = tuple("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
+# What the bars of one chart stand for: words of one kind.
+SERIES = (NAMES, tuple(word.capitalize() for word in GOODS), PLACES, DAYS, MONTHS)
+SHOPS = tuple(
+    "Corner Market|Green Basket|Daily Grocer|Harvest Shop|Old Mill Store|Sunny Foods|Village Pantry"
+    "|Bridge Street Deli|Fresh & Fine|The Larder|Orchard Stall|Station Kiosk".split("|")
+)
+MEASURES = tuple(
+    "Visitors|Units sold|Rainfall in mm|Points|Sales|Members|Hours|Tickets|Orders|Parcels|Goals"
+    "|Trips".split("|")
+)
+
+
+@dataclass(frozen=True)
+class Analyte:
+    """Something a lab measures: unit, decimals written, and an adult's usual range.
+
+    The ranges are common textbook values, good enough to read and compare; they are no advice.
+    """
+
+    name: str
+    unit: str
+    decimals: int
+    low: float
+    high: float
+
+
+ANALYTES = (
+    Analyte("Sodium", "mmol/l", 0, 135, 145),
+    Analyte("Potassium", "mmol/l", 1, 3.5, 5.1),
+    Analyte("Chloride", "mmol/l", 0, 98, 107),
+    Analyte("Calcium", "mmol/l", 2, 2.15, 2.55),
+    Analyte("Magnesium", "mmol/l", 2, 0.66, 1.07),
+    Analyte("Phosphate", "mmol/l", 2, 0.81, 1.45),
+    Analyte("Glucose", "mg/dl", 0, 70, 99),
+    Analyte("Urea", "mg/dl", 0, 17, 43),
+    Analyte("Creatinine", "mg/dl", 2, 0.67, 1.17),
+    Analyte("Albumin", "g/l", 0, 35, 52),
+    Analyte("Protein", "g/l", 0, 64, 83),
+    Analyte("Bilirubin", "mg/dl", 1, 0.2, 1.2),
+    Analyte("ALT", "U/l", 0, 10, 45),
+    Analyte("AST", "U/l", 0, 10, 35),
+    Analyte("GGT", "U/l", 0, 10, 60),
+    Analyte("LDH", "U/l", 0, 135, 225),
+    Analyte("Lipase", "U/l", 0, 13, 60),
+    Analyte("Iron", "ug/dl", 0, 59, 158),
+    Analyte("Ferritin", "ug/l", 0, 30, 300),
+    Analyte("Haemoglobin", "g/dl", 1, 12.0, 17.5),
+    Analyte("Leukocytes", "10^9/l", 1, 4.0, 10.0),
+    Analyte("Platelets", "10^9/l", 0, 150, 400),
+    Analyte("Cholesterol", "mg/dl", 0, 120, 200),
+    Analyte("TSH", "mU/l", 2, 0.40, 4.00),
+    Analyte("CRP", "mg/l", 1, 0.1, 5.0),
+    Analyte("Uric acid", "mg/dl", 1, 3.4, 7.0),
+    Analyte("Folate", "ug/l", 1, 3.9, 26.8),
+    Analyte("Zinc", "ug/dl", 0, 70, 120),
+    Analyte("Lactate", "mmol/l", 1, 0.5, 2.2),
+    Analyte("Amylase", "U/l", 0, 28, 100),
+)
+
+
+def is_held_out(word: str) -> bool:
+    """Tells whether a word belongs to the evaluation split."""
+    return hashlib.sha256(word.lower().encode()).digest()[1] % HELD_OUT_ONE_IN == 0
+
+
+def part(words: tuple[str, ...], *, held_out: bool) -> tuple[str, ...]:
+    """Returns the words of one split."""
+    return tuple(word for word in words if is_held_out(word) == held_out)
+
+
+def analytes(*, held_out: bool) -> tuple[Analyte, ...]:
+    """Returns what a lab measures in one split."""
+    return tuple(one for one in ANALYTES if is_held_out(one.name) == held_out)
+
+
+def draw(
+    rng: np.random.Generator, words: tuple[str, ...], count: int, *, held_out: bool
+) -> list[str]:
+    """Draws different words of a split; where it has too few, the rest comes from the other."""
+    own = part(words, held_out=held_out)
+    other = part(words, held_out=not held_out) if held_out else ()
+    chosen = [own[i] for i in rng.permutation(len(own))[:count]]
+    chosen += [other[i] for i in rng.permutation(len(other))[: count - len(chosen)]]
+    return [chosen[i] for i in rng.permutation(len(chosen))]
