@@ -567,6 +567,24 @@ async def test_identical_calls_of_siblings_run_once() -> None:
     assert {i.tool_result.parts[0].text for i in injected} == {"3"}
 
 
+async def test_a_lookup_has_the_tables_of_the_question_runs_once_and_is_evidence() -> None:
+    tools = FakeTools({"lookup": text("2.50"), "calculator": text("5")}, delay_s=0.05)
+    look = Call("lookup", '{"table": "prices", "row": "bread"}')
+    script = every("a", look, "b", Call("calculator", "{}"), "c", End("5"))
+    row = common.LookupRow(cells=["bread", "2.50"])
+    table = common.LookupTable(name="prices", columns=["item", "price"], rows=[row])
+    async with mesh(script, tools=tools) as m:
+        events = await m.ask(tables=[table])
+        verdict = check_grammar(events).verdict
+        ran = {run.call.name: list(run.tables) for run in m.tools.ran}
+        shown = m.decoders[0].opened[0].conversation[-1].parts
+    assert ran == {"lookup": [table], "calculator": []}
+    ledger = verdict.certificate.ledger
+    assert (ledger.tool_call_count, ledger.tool_execution_count) == (6, 2)
+    assert verdict.certificate.evidence[0].tool_result.parts[0].text == "2.50"
+    assert shown[-1].text == "Tables: prices (item, price)."
+
+
 async def test_a_crop_of_a_crop_is_that_of_the_agent_who_has_it() -> None:
     picture = common.ImagePart(digest="sha256:" + "a" * 64)
 

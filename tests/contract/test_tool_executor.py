@@ -213,7 +213,7 @@ async def test_without_bubblewrap_there_is_no_python_and_no_way_round(
     ):
         stub = pb_grpc.ToolExecutorServiceStub(channel)
         listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(5))
-        assert [spec.name for spec in listed.tools] == ["calculator", "prove", "zoom"]
+        assert [spec.name for spec in listed.tools] == ["calculator", "lookup", "prove", "zoom"]
         for call_id in "ab":
             error = await error_of(stub, request("python", {"code": "print(1)"}, call_id))
             assert error.code == "NOT_FOUND" and "bubblewrap makes no sandbox" in error.message
@@ -264,6 +264,25 @@ async def test_zoom_names_a_region_and_composes_boxes() -> None:
         )
 
 
+async def test_lookup_reads_the_tables_of_the_request() -> None:
+    rows = [common_pb2.LookupRow(cells=cells) for cells in (("bread", "2.50"), ("salt", "0.90"))]
+    table = common_pb2.LookupTable(name="prices", columns=["item", "price"], rows=rows)
+    async with executor(max_tables_bytes=26) as stub:
+        done = await execute(stub, request("lookup", {"row": "Bread"}, "a", tables=[table]))
+        assert (done.result.parts[0].text, done.result.is_error) == ("2.50", False)
+        asked = {"table": "prices", "row": "breed"}
+        done = await execute(stub, request("lookup", asked, "b", tables=[table]))
+        assert done.result.is_error and "the nearest are bread" in done.result.parts[0].text
+        # The same call with other tables is another call.
+        other = common_pb2.LookupTable(name="prices", columns=table.columns, rows=rows[:1])
+        error = await error_of(stub, request("lookup", {"row": "Bread"}, "a", tables=[other]))
+        assert error.code == "ALREADY_EXISTS"
+        rows[0].cells[1] = "12.50"
+        over = common_pb2.LookupTable(name="prices", columns=table.columns, rows=rows)
+        error = await error_of(stub, request("lookup", {"row": "Bread"}, "c", tables=[over]))
+        assert (error.code, error.field) == ("INVALID_ARGUMENT", "tables")
+
+
 async def test_a_tool_outside_the_list_is_denied_and_an_unknown_one_not_found() -> None:
     async with executor() as stub:
         sum_of = {"expression": "1+1"}
@@ -273,7 +292,7 @@ async def test_a_tool_outside_the_list_is_denied_and_an_unknown_one_not_found() 
             assert (error.code, error.reason) == ("PERMISSION_DENIED", "TOOL_DENIED")
         error = await error_of(stub, request("shell", sum_of))
         assert (error.code, error.reason) == ("NOT_FOUND", "NOT_FOUND")
-        assert "calculator, prove, zoom" in error.message
+        assert "calculator, lookup, prove, zoom" in error.message
         # Not in the list, so nothing is said about whether it exists.
         error = await error_of(stub, request("shell", sum_of, allowed_tools=[]))
         assert error.code == "PERMISSION_DENIED"
@@ -515,7 +534,7 @@ async def test_a_stale_owner_is_refused() -> None:
 async def test_the_tools_are_listed_with_their_schemas() -> None:
     async with executor() as stub:
         listed = await stub.ListTools(pb.ListToolsRequest(), **outgoing(5))
-        assert [spec.name for spec in listed.tools] == ["calculator", "prove", "zoom"]
+        assert [spec.name for spec in listed.tools] == ["calculator", "lookup", "prove", "zoom"]
         for spec in listed.tools:
             schema = json.loads(spec.parameters_json_schema)
             assert schema["type"] == "object" and schema["required"] and spec.description

@@ -51,8 +51,8 @@ def test_the_vision_encoder_runs(tmp_path: Path) -> None:
 
 def test_the_tool_executor_runs(tmp_path: Path) -> None:
     for flags, names in [
-        (("--python-enabled", "false"), ["calculator", "prove", "zoom"]),
-        ((), ["calculator", "prove", *([] if missing() else ["python"]), "zoom"]),
+        (("--python-enabled", "false"), ["calculator", "lookup", "prove", "zoom"]),
+        ((), ["calculator", "lookup", "prove", *([] if missing() else ["python"]), "zoom"]),
     ]:
         with process("cogitate.tool_executor", tmp_path / "ready", *flags) as channel:
             stub = tools_grpc.ToolExecutorServiceStub(channel)

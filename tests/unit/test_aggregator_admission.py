@@ -140,6 +140,20 @@ def test_a_quorum_that_cannot_be_is_refused_with_what_can(name: str) -> None:
 
 def test_tools() -> None:
     assert admission.allowed_tools(spec()) == admission.DEFAULT_TOOLS
+    table = common.LookupTable(name="prices", columns=["item", "price"])
+    assert admission.allowed_tools(spec(tables=[table]))[-1] == "lookup"
+    assert admission.allowed_tools(spec(tables=[table], allowed_tools=["zoom"])) == ("zoom",)
+    assert admission.allowed_tools(spec(tables=[table], allowed_tools=["none"])) == ()
+
+
+def test_agents_are_told_which_tables_there_are() -> None:
+    table = common.LookupTable(name="prices", columns=["item", "price"])
+    asked = spec(tables=[table])
+    shown = admission.conversation_of(asked)
+    assert [part.text for part in shown[-1].parts] == ["How many?", "Tables: prices (item, price)."]
+    assert len(asked.conversation[-1].parts) == 1  # the request stays as it was
+    untold = spec(tables=[table], allowed_tools=["zoom"])
+    assert admission.conversation_of(untold) == list(untold.conversation)
     assert admission.allowed_tools(spec(allowed_tools=["none"])) == ()
     assert admission.allowed_tools(spec(allowed_tools=["zoom"])) == ("zoom",)
 

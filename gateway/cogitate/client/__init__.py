@@ -40,6 +40,7 @@ from cogitate.client._results import (
     Summary,
     Usage,
 )
+from cogitate.client._tables import LookupTable
 
 __all__ = [
     "AlreadyExists",
@@ -62,6 +63,7 @@ __all__ = [
     "InvalidRequest",
     "KilledAgent",
     "Ledger",
+    "LookupTable",
     "Model",
     "NotFound",
     "Overloaded",

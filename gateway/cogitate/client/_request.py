@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 from cogitate.client._errors import InvalidRequest
+from cogitate.client._tables import LookupTable
 from cogitate.v1 import common_pb2, gateway_service_pb2
 from cogitate.v1 import contemplation_service_pb2 as pb2
 
@@ -79,6 +80,10 @@ class AskOptions(TypedDict, total=False):
     """Kinds of events to leave out, such as "deltas"."""
     system: str
     """Instructions above the question."""
+    earlier: Sequence[tuple[str, str]]
+    """The conversation before it: questions with their answers. Images belong to its beginning."""
+    tables: Sequence[LookupTable]
+    """Small tables that agents may look things up in, with the tool `lookup`."""
     request_id: str
 
 
@@ -108,10 +113,14 @@ def contemplate(text: str, options: AskOptions) -> pb2.ContemplateRequest:
     )
     if system := options.get("system"):
         spec.conversation.add(role=common_pb2.ROLE_SYSTEM).parts.add(text=system)
-    question = spec.conversation.add(role=common_pb2.ROLE_USER)
-    question.parts.add(text=text)
+    for asked, answered in options.get("earlier", ()):
+        spec.conversation.add(role=common_pb2.ROLE_USER).parts.add(text=asked)
+        spec.conversation.add(role=common_pb2.ROLE_ASSISTANT).parts.add(text=answered)
+    spec.conversation.add(role=common_pb2.ROLE_USER).parts.add(text=text)
+    first = next(turn for turn in spec.conversation if turn.role == common_pb2.ROLE_USER)
     for image in options.get("images", ()):
-        question.parts.add(image=image_part(image))
+        first.parts.add(image=image_part(image))
+    spec.tables.extend(table.message() for table in options.get("tables", ()))
     sampling = spec.sampling_params
     for name in ("temperature", "top_p", "max_tokens", "seed"):
         if (value := options.get(name)) is not None:

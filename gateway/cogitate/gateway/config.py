@@ -59,6 +59,16 @@ class GatewayConfig(ServiceConfig):
         100_000, "most characters of all text of one question", minimum=1, maximum=100_000_000
     )
     max_message_count: int = knob(64, "most messages of a conversation", minimum=1, maximum=4096)
+    max_table_count: int = knob(8, "most tables of one question", minimum=0, maximum=64)
+    max_table_row_count: int = knob(
+        500, "most rows of all tables of one question", minimum=1, maximum=100_000
+    )
+    max_table_bytes: int = knob(
+        64 * 1024,
+        "what all tables of one question may hold; the tool-executor has its own limit",
+        minimum=1,
+        maximum=16 * MIB,
+    )
     max_token_count: int = knob(
         1_000_000, "most tokens all agents of one question may sample", minimum=1, maximum=2**31 - 1
     )
@@ -152,6 +162,9 @@ class GatewayConfig(ServiceConfig):
             max_image_pixel_count=self.max_image_pixel_count,
             max_text_length=self.max_text_length,
             max_message_count=self.max_message_count,
+            max_table_count=self.max_table_count,
+            max_table_row_count=self.max_table_row_count,
+            max_table_bytes=self.max_table_bytes,
             max_token_count=self.max_token_count,
             max_duration_s=self.max_duration_s,
         )

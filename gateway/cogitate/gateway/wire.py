@@ -17,6 +17,7 @@ from cogitate.gateway.core.spec import (
     Result,
     Sampling,
     Spec,
+    Table,
     Text,
     Tool,
 )
@@ -64,6 +65,10 @@ def spec(request: contemplation_service_pb2.ContemplateRequest, *, now_s: float)
         max_round_count=raw.max_round_count,
         priority=raw.priority,
         excluded_events=tuple(request.filter.excluded_events),
+        tables=tuple(
+            Table(one.name, tuple(one.columns), tuple(tuple(row.cells) for row in one.rows))
+            for one in raw.tables
+        ),
     )
 
 

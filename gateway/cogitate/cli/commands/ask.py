@@ -21,7 +21,7 @@ from cogitate.cli.view.watch import (
     last_line,
     watch,
 )
-from cogitate.client import Answer, AskOptions, CogitateError
+from cogitate.client import Answer, AskOptions, CogitateError, InvalidRequest, LookupTable
 from cogitate.kit.trace_store import TraceStore
 from rich.console import Console
 
@@ -38,6 +38,7 @@ votes; then the verdict with its certificate and the trace. Elsewhere it prints 
   cogitate ask "What is the capital of France?" --model smollm2-135m-instruct --agents 4
   cogitate ask "How many cards are red?" --image examples/board.png \\
       --json-schema '{"type": "integer"}'
+  cogitate ask "Is sodium normal?" --image report.png --table ranges.csv
   cogitate ask "Is there a circle?" --image shape.png --json | tail -1 | jq .answer
 
 With --json every line is an event, and the last one the verdict with `answer`, `ballots`,
@@ -51,6 +52,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="may be given several times"
     )
+    parser.add_argument(
+        "--table", action="append", default=[], metavar="FILE.csv",
+        help="a table agents may look things up in, called as the file is; several may be given",
+    )  # fmt: skip
     add_options(parser)
     parser.add_argument("--json", action="store_true", help="one event a line, the verdict last")
     parser.add_argument("--plain", action="store_true", help="lines instead of lanes")
@@ -150,6 +155,10 @@ def run(args: argparse.Namespace) -> int:
     text = sys.stdin.read() if args.question == "-" else args.question
     asked = options(args)
     asked["images"] = args.image
+    try:
+        asked["tables"] = [LookupTable.from_csv(path) for path in args.table]
+    except InvalidRequest as error:
+        raise UsageError(error.message) from None
     console = screen.console(stderr=args.json)
     found = access.running(args.name, args.address)
     try:

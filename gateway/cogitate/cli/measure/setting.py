@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Final
 
-from cogitate.client import AskOptions
+from cogitate.client import AskOptions, LookupTable
 from cogitate.evals.question import Question
 
 GANG: Final = "gang"
@@ -105,6 +105,8 @@ class Setting:
             max_tokens=self.max_tokens,
             model=self.model,
             system=question.system,
+            earlier=question.earlier,
+            tables=[LookupTable(one.name, one.columns, one.rows) for one in question.tables],
             equivalence=question.equivalence,
             regex=self.regex or question.regex,
         )

@@ -98,6 +98,15 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table for the tool lookup; its first column names the rows."""
+
+    name: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Constraints:
     """Where agents may run."""
 
@@ -134,6 +143,7 @@ class Spec:
     max_round_count: int = 0
     priority: int = 0
     excluded_events: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,5 +156,8 @@ class Limits:
     max_image_pixel_count: int = 40_000_000
     max_text_length: int = 100_000
     max_message_count: int = 64
+    max_table_count: int = 8
+    max_table_row_count: int = 500
+    max_table_bytes: int = 64 * 1024
     max_token_count: int = 1_000_000
     max_duration_s: float = 120.0

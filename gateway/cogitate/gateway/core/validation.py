@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from cogitate.gateway.core import sampling
+from cogitate.gateway.core import sampling, tables
 from cogitate.gateway.core.spec import (
     UNKNOWN,
     Box,
@@ -69,6 +69,7 @@ def violations(spec: Spec, limits: Limits) -> list[Violation]:
         *sampling.violations(spec.sampling, limits),
         *_budget(spec, limits),
         *_tools(spec),
+        *tables.violations(spec.tables, limits),
         *_constraints(spec.constraints),
         *_rest(spec),
     ]

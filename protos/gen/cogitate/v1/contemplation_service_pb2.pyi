@@ -72,6 +72,7 @@ class ContemplationSpec(_message.Message):
     INITIAL_AGENT_COUNT_FIELD_NUMBER: _builtins.int
     MAX_ROUND_COUNT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Client-chosen UUID; makes Contemplate idempotent. Absent: the server chooses."""
     model: _builtins.str
@@ -132,6 +133,12 @@ class ContemplationSpec(_message.Message):
     def constraints(self) -> _router_service_pb2.PlacementConstraints:
         """Where agents may run."""
 
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.LookupTable]:
+        """Tables for the tool lookup, which agents may then use unless allowed_tools says otherwise. Agents are told
+        their names and columns, not their rows.
+        """
+
     def __init__(
         self,
         *,
@@ -154,10 +161,11 @@ class ContemplationSpec(_message.Message):
         initial_agent_count: _builtins.int = ...,
         max_round_count: _builtins.int = ...,
         priority: _builtins.int = ...,
+        tables: _abc.Iterable[_common_pb2.LookupTable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "budget", b"budget", "constraints", b"constraints", "sampling_params", b"sampling_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "allowed_tools", b"allowed_tools", "budget", b"budget", "client_tools", b"client_tools", "constraints", b"constraints", "conversation", b"conversation", "effort", b"effort", "equivalence", b"equivalence", "initial_agent_count", b"initial_agent_count", "max_round_count", b"max_round_count", "model", b"model", "on_disconnect", b"on_disconnect", "parent_contemplation_id", b"parent_contemplation_id", "priority", b"priority", "quorum", b"quorum", "request_id", b"request_id", "response_json_schema", b"response_json_schema", "sampling_params", b"sampling_params", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count", "agent_count", b"agent_count", "allowed_tools", b"allowed_tools", "budget", b"budget", "client_tools", b"client_tools", "constraints", b"constraints", "conversation", b"conversation", "effort", b"effort", "equivalence", b"equivalence", "initial_agent_count", b"initial_agent_count", "max_round_count", b"max_round_count", "model", b"model", "on_disconnect", b"on_disconnect", "parent_contemplation_id", b"parent_contemplation_id", "priority", b"priority", "quorum", b"quorum", "request_id", b"request_id", "response_json_schema", b"response_json_schema", "sampling_params", b"sampling_params", "strategy", b"strategy", "tables", b"tables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agent_count: _TypeAlias = _typing.Literal["agent_count"]  # noqa: Y015
     _WhichOneofArgType__agent_count: _TypeAlias = _typing.Literal["_agent_count", b"_agent_count"]  # noqa: Y015

@@ -26,7 +26,7 @@ from cogitate.v1 import common_pb2 as cogitate_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'cogitate/v1/tool_executor_service.proto\x12\x0b\x63ogitate.v1\x1a\x18\x63ogitate/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe9\x01\n\x0e\x45xecuteRequest\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12#\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x15.cogitate.v1.ToolCall\x12\x15\n\rallowed_tools\x18\x03 \x03(\t\x12&\n\x06images\x18\x04 \x03(\x0b\x32\x16.cogitate.v1.ImagePart\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10max_output_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bowner_epoch\x18\x07 \x01(\x03\"i\n\nProvenance\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08replayed\x18\x04 \x01(\x08\"e\n\x0f\x45xecuteResponse\x12\x15\n\x0boutput_text\x18\x01 \x01(\tH\x00\x12\x32\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1e.cogitate.v1.ExecutionFinishedH\x00\x42\x07\n\x05\x65vent\"i\n\x11\x45xecutionFinished\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.cogitate.v1.ToolResult\x12+\n\nprovenance\x18\x02 \x01(\x0b\x32\x17.cogitate.v1.Provenance\"\x12\n\x10ListToolsRequest\"9\n\x11ListToolsResponse\x12$\n\x05tools\x18\x01 \x03(\x0b\x32\x15.cogitate.v1.ToolSpec2\xa9\x01\n\x13ToolExecutorService\x12\x46\n\x07\x45xecute\x12\x1b.cogitate.v1.ExecuteRequest\x1a\x1c.cogitate.v1.ExecuteResponse0\x01\x12J\n\tListTools\x12\x1d.cogitate.v1.ListToolsRequest\x1a\x1e.cogitate.v1.ListToolsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'cogitate/v1/tool_executor_service.proto\x12\x0b\x63ogitate.v1\x1a\x18\x63ogitate/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\x93\x02\n\x0e\x45xecuteRequest\x12\x18\n\x10\x63ontemplation_id\x18\x01 \x01(\t\x12#\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x15.cogitate.v1.ToolCall\x12\x15\n\rallowed_tools\x18\x03 \x03(\t\x12&\n\x06images\x18\x04 \x03(\x0b\x32\x16.cogitate.v1.ImagePart\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10max_output_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bowner_epoch\x18\x07 \x01(\x03\x12(\n\x06tables\x18\x08 \x03(\x0b\x32\x18.cogitate.v1.LookupTable\"i\n\nProvenance\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08replayed\x18\x04 \x01(\x08\"e\n\x0f\x45xecuteResponse\x12\x15\n\x0boutput_text\x18\x01 \x01(\tH\x00\x12\x32\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1e.cogitate.v1.ExecutionFinishedH\x00\x42\x07\n\x05\x65vent\"i\n\x11\x45xecutionFinished\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.cogitate.v1.ToolResult\x12+\n\nprovenance\x18\x02 \x01(\x0b\x32\x17.cogitate.v1.Provenance\"\x12\n\x10ListToolsRequest\"9\n\x11ListToolsResponse\x12$\n\x05tools\x18\x01 \x03(\x0b\x32\x15.cogitate.v1.ToolSpec2\xa9\x01\n\x13ToolExecutorService\x12\x46\n\x07\x45xecute\x12\x1b.cogitate.v1.ExecuteRequest\x1a\x1c.cogitate.v1.ExecuteResponse0\x01\x12J\n\tListTools\x12\x1d.cogitate.v1.ListToolsRequest\x1a\x1e.cogitate.v1.ListToolsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cogitate.v1.tool_executor_s
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXECUTEREQUEST']._serialized_start=115
-  _globals['_EXECUTEREQUEST']._serialized_end=348
-  _globals['_PROVENANCE']._serialized_start=350
-  _globals['_PROVENANCE']._serialized_end=455
-  _globals['_EXECUTERESPONSE']._serialized_start=457
-  _globals['_EXECUTERESPONSE']._serialized_end=558
-  _globals['_EXECUTIONFINISHED']._serialized_start=560
-  _globals['_EXECUTIONFINISHED']._serialized_end=665
-  _globals['_LISTTOOLSREQUEST']._serialized_start=667
-  _globals['_LISTTOOLSREQUEST']._serialized_end=685
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=687
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=744
-  _globals['_TOOLEXECUTORSERVICE']._serialized_start=747
-  _globals['_TOOLEXECUTORSERVICE']._serialized_end=916
+  _globals['_EXECUTEREQUEST']._serialized_end=390
+  _globals['_PROVENANCE']._serialized_start=392
+  _globals['_PROVENANCE']._serialized_end=497
+  _globals['_EXECUTERESPONSE']._serialized_start=499
+  _globals['_EXECUTERESPONSE']._serialized_end=600
+  _globals['_EXECUTIONFINISHED']._serialized_start=602
+  _globals['_EXECUTIONFINISHED']._serialized_end=707
+  _globals['_LISTTOOLSREQUEST']._serialized_start=709
+  _globals['_LISTTOOLSREQUEST']._serialized_end=727
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=729
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=786
+  _globals['_TOOLEXECUTORSERVICE']._serialized_start=789
+  _globals['_TOOLEXECUTORSERVICE']._serialized_end=958
 # @@protoc_insertion_point(module_scope)

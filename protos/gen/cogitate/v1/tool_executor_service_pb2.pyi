@@ -33,6 +33,7 @@ class ExecuteRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     OWNER_EPOCH_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The contemplation it belongs to."""
     max_output_bytes: _builtins.int
@@ -55,6 +56,10 @@ class ExecuteRequest(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """The most time the call may take; absent means the tool's default."""
 
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.LookupTable]:
+        """The tables of the request, for the tool lookup."""
+
     def __init__(
         self,
         *,
@@ -65,10 +70,11 @@ class ExecuteRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         max_output_bytes: _builtins.int = ...,
         owner_epoch: _builtins.int = ...,
+        tables: _abc.Iterable[_common_pb2.LookupTable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_tools", b"allowed_tools", "call", b"call", "contemplation_id", b"contemplation_id", "images", b"images", "max_output_bytes", b"max_output_bytes", "owner_epoch", b"owner_epoch", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_tools", b"allowed_tools", "call", b"call", "contemplation_id", b"contemplation_id", "images", b"images", "max_output_bytes", b"max_output_bytes", "owner_epoch", b"owner_epoch", "tables", b"tables", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

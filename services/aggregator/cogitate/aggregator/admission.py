@@ -19,6 +19,7 @@ from cogitate.v1 import contemplation_service_pb2 as pb
 
 # What the embedded model was trained to call.
 DEFAULT_TOOLS = ("zoom", "calculator", "prove")
+LOOKUP = "lookup"
 NO_TOOLS = "none"
 MAX_REQUEST_ID_CHARS = 128
 MAX_STOPS = 16
@@ -238,12 +239,30 @@ def allowed_tools(request: pb.ContemplationSpec) -> tuple[str, ...]:
     """The tools agents may have run for them; those of the client are not among them."""
     if list(request.allowed_tools) == [NO_TOOLS]:
         return ()
-    return tuple(request.allowed_tools) or DEFAULT_TOOLS
+    with_tables = (*DEFAULT_TOOLS, LOOKUP) if request.tables else DEFAULT_TOOLS
+    return tuple(request.allowed_tools) or with_tables
 
 
 def question_of(request: pb.ContemplationSpec) -> str:
     """The text of the last message: what is asked."""
     return "\n".join(part.text for part in request.conversation[-1].parts if part.text)
+
+
+def conversation_of(request: pb.ContemplationSpec) -> list[common.Message]:
+    """The conversation as agents are shown it: its last message names the tables there are."""
+    messages = list(request.conversation)
+    if request.tables and LOOKUP in allowed_tools(request):
+        last = common.Message()
+        last.CopyFrom(messages[-1])
+        last.parts.add(text=tables_line(request.tables))
+        messages[-1] = last
+    return messages
+
+
+def tables_line(tables: Iterable[common.LookupTable]) -> str:
+    """What agents are told of the tables: "Tables: prices (item, price)."."""
+    told = "; ".join(f"{table.name} ({', '.join(table.columns)})" for table in tables)
+    return f"Tables: {told}."
 
 
 def images_of(request: pb.ContemplationSpec) -> list[common.ImagePart]:

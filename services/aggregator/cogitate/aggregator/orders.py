@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cogitate.aggregator import admission, wire
 from cogitate.aggregator.config import AggregatorConfig
@@ -34,6 +34,11 @@ class Orders:
         self.allowed = admission.allowed_tools(course.request)
         self.sampling = admission.sampling_of(course.request)
         self.images = admission.images_of(course.request)
+        self.conversation = admission.conversation_of(course.request)
+
+    def tables(self, tool_name: str) -> Sequence[common.LookupTable]:
+        """The tables that come with a call: only the tool for them needs them."""
+        return self._request.tables if tool_name == admission.LOOKUP else ()
 
     def lease(self, effect: m.Declare, detour: Detour, left_s: float) -> router_pb.LeaseRequest:
         """A question to the router."""
@@ -47,7 +52,7 @@ class Orders:
 
     def _gang(self, effect: m.Declare) -> router_pb.GangSpec:
         has_tools = bool(self.allowed or self._spec.client_tools)
-        text = sum(len(part.text) for msg in self._request.conversation for part in msg.parts)
+        text = sum(len(part.text) for msg in self.conversation for part in msg.parts)
         plan = self._machine.rounds.plan
         text += sum(len(turn.text) for turn in plan.turns)
         return router_pb.GangSpec(
@@ -118,7 +123,7 @@ class Orders:
         return decoder_pb.OpenGang(
             tenant=current_tenant(),
             model=self._spec.model,
-            conversation=[*self._request.conversation, *wire.to_messages(turns)],
+            conversation=[*self.conversation, *wire.to_messages(turns)],
             tools=[*mesh, *self._request.client_tools] if has_tools else [],
             effort=common.Effort.Value(f"EFFORT_{self._spec.effort}"),
             role=role,

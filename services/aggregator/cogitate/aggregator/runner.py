@@ -434,6 +434,7 @@ class Runner:
                 self._orders.allowed,
                 [*self._orders.images, *map(wire.from_picture, effect.pictures)],
                 self.epoch,
+                self._orders.tables(effect.call.name),
             )
         self.tool_returned(effect.call.call_id, result, time.monotonic() - began, ran)
 

@@ -58,6 +58,7 @@ class ToolClient:
         allowed: Sequence[str],
         images: Sequence[common.ImagePart],
         owner_epoch: int,
+        tables: Sequence[common.LookupTable] = (),
     ) -> tuple[common.ToolResult, bool]:
         """Returns the result and whether the tool ran."""
         if not call.name:
@@ -68,6 +69,7 @@ class ToolClient:
             allowed_tools=allowed,
             images=images,
             owner_epoch=owner_epoch,
+            tables=tables,
         )
         request.timeout.FromNanoseconds(int(self._timeout_s * 1e9))
         try:

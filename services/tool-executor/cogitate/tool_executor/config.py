@@ -34,6 +34,9 @@ class ToolExecutorConfig(ServiceConfig):
     max_arguments_depth_count: int = knob(
         8, "deepest nesting of a call's arguments", minimum=1, maximum=64
     )
+    max_tables_bytes: int = knob(
+        64 * 1024, "what all tables of a call may hold together", minimum=0, maximum=16 * MIB
+    )
     max_running_count: int = knob(
         8, "calls running at once; more wait for a thread", minimum=1, maximum=1024
     )

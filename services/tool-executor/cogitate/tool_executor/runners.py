@@ -112,12 +112,7 @@ class Threads:
         """Runs a tool on a thread, whose slot is free again only when the thread is."""
 
         def work() -> Outcome:
-            return invoke(
-                grant.tool,
-                call.arguments_json,
-                call.images,
-                max_output_bytes=grant.max_output_bytes,
-            )
+            return invoke(grant.tool, call, max_output_bytes=grant.max_output_bytes)
 
         working = asyncio.get_running_loop().run_in_executor(self._threads, work)
         working.add_done_callback(self._on_thread_free)

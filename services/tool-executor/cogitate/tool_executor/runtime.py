@@ -17,7 +17,7 @@ from cogitate.kit.errors import Evicted, NoEndpoint
 from cogitate.kit.tasks import Supervisor
 from cogitate.kit.telemetry import Attr, Span
 from cogitate.tool_executor.config import ToolExecutorConfig
-from cogitate.tool_executor.core import arguments, policy
+from cogitate.tool_executor.core import arguments, lookup, policy
 from cogitate.tool_executor.core.capacity import Capacity
 from cogitate.tool_executor.core.ledger import EpochFence, Key, Ledger, Replay, Start
 from cogitate.tool_executor.core.policy import Grant
@@ -114,8 +114,8 @@ class ToolRuntime:
         The result may be of this run, of one in progress or of an earlier one; only a result that
         is remembered comes without the pieces. Cancelled or closed, it leaves the run to whoever
         else waits for it. Raises what `policy.admit`, `Ledger.begin` and `EpochFence.check` raise,
-        InvalidRequest for arguments over a limit, Rejected if there is no room, NoEndpoint if the
-        tool's server is away, Evicted if no slot came free in the call's time.
+        InvalidRequest for arguments or tables over a limit, Rejected if there is no room,
+        NoEndpoint if the tool's server is away, Evicted if no slot came free in the call's time.
         """
         owners = {name: runner for runner in self._runners for name in runner.tools}
         known = {name: runner.tools[name] for name, runner in owners.items()}
@@ -125,6 +125,7 @@ class ToolRuntime:
             max_bytes=self._config.max_arguments_bytes,
             max_depth=self._config.max_arguments_depth_count,
         )
+        lookup.check_size(call.tables, self._config.max_tables_bytes)
         self._fence.check(tenant, call.contemplation_id, call.owner_epoch)
         key = Key(tenant, call.contemplation_id, call.call_id)
         decision = self._ledger.begin(key, policy.fingerprint(call), self._clock.monotonic())

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from cogitate.kit.errors import InvalidRequest
-from cogitate.tool_executor.core.types import Box, Call, Execution, Image, Outcome, Tool
+from cogitate.tool_executor.core.types import Box, Call, Execution, Image, Outcome, Table, Tool
 from cogitate.v1 import common_pb2
 from cogitate.v1 import tool_executor_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
@@ -25,6 +25,10 @@ def to_call(request: pb.ExecuteRequest) -> Call:
         allowed_tools=frozenset(request.allowed_tools),
         images=tuple(
             _to_image(image, f"images[{index}]") for index, image in enumerate(request.images)
+        ),
+        tables=tuple(
+            Table(table.name, tuple(table.columns), tuple(tuple(row.cells) for row in table.rows))
+            for table in request.tables
         ),
         timeout_s=(
             request.timeout.seconds + request.timeout.nanos / 1e9

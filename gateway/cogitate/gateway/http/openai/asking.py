@@ -55,6 +55,7 @@ _NAMES: Final = (
     ("budget.deadline_time", "cogitate.deadline_s"),
     ("constraints.", "cogitate."),
     ("max_round_count", "cogitate.rounds"),
+    ("tables", "cogitate.tables"),
 )
 _OWN: Final = ("strategy", "quorum", "equivalence", "priority", "on_disconnect")
 
@@ -233,6 +234,9 @@ def _spec(model: str, own: s.Cogitate, effort: str | None) -> pb2.ContemplationS
         )
     if own.tools is not None:
         spec.allowed_tools.extend(own.tools or ["none"])
+    for table in own.tables:
+        rows = [common_pb2.LookupRow(cells=row) for row in table.rows]
+        spec.tables.add(name=table.name, columns=table.columns, rows=rows)
     spec.constraints.providers.extend(own.providers)
     spec.constraints.regions.extend(own.regions)
     return spec

@@ -28,6 +28,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class LookupTable(Strict):
+    """A table for the tool lookup; its first column names the rows."""
+
+    name: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
 class Cogitate(Strict):
     """How the mesh thinks; the field `cogitate` of a request. All of it may be left out."""
 
@@ -56,6 +64,9 @@ class Cogitate(Strict):
     )
     tools: list[str] | None = Field(
         default=None, description="tools of the mesh to use; [] is none"
+    )
+    tables: list[LookupTable] = Field(
+        default=[], description="tables for the tool lookup; the first column names the rows"
     )
     providers: list[str] = Field(default=[], description="providers agents may run at; [] is any")
     regions: list[str] = Field(default=[], description="regions agents may run in; [] is any")

@@ -5,7 +5,7 @@ which no call of the embedded model looks like.
 
 The text is the model's and therefore untrusted: it is split by hand, never evaluated. Each tool
 that the embedded model was trained on has one parser here; others take keyword arguments
-(``lookup(name="sodium", unit="mmol/l")``) or one JSON object.
+(``find(name="sodium", unit="mmol/l")``) or one JSON object.
 """
 
 from __future__ import annotations
@@ -115,6 +115,19 @@ def _prove(text: str) -> dict[str, object]:
     }
 
 
+def _lookup(text: str) -> dict[str, object]:
+    """``prices, bread`` or ``prices, bread, price``, in quotes where a name has a comma.
+
+    Arguments that are named, as chat models write them, are taken as well.
+    """
+    if text.startswith("{") or _KEYWORD.fullmatch(_split(text)[0] if text else ""):
+        return _keywords(text)
+    names = [part.strip("\"'").strip() for part in _split(text)]
+    if len(names) not in (2, 3) or not all(names):
+        raise ValueError("lookup takes a table, a row and perhaps a column")
+    return dict(zip(("table", "row", "column"), names, strict=False))
+
+
 def _keywords(text: str) -> dict[str, object]:
     """``a=1, b="x"`` or one JSON object."""
     if text.startswith("{"):
@@ -138,5 +151,6 @@ def _keywords(text: str) -> dict[str, object]:
 _PARSERS: dict[str, Callable[[str], dict[str, object]]] = {
     "zoom": _zoom,
     "calculator": _calculator,
+    "lookup": _lookup,
     "prove": _prove,
 }

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cogitate.tool_executor.core import arguments, output
-from cogitate.tool_executor.core.types import Image, Outcome, Tool, ToolError
+from cogitate.tool_executor.core.types import Call, Outcome, Tool, ToolError
 
 
-def invoke(
-    tool: Tool, arguments_json: str, images: Sequence[Image], *, max_output_bytes: int
-) -> Outcome:
+def invoke(tool: Tool, call: Call, *, max_output_bytes: int) -> Outcome:
     """Returns what the tool gave, or its objection as an error; raises what it crashed with."""
-    if tool.run is None:
-        raise ValueError("the tool is not a function")
     try:
-        outcome = tool.run(arguments.read(arguments_json), images)
+        given = arguments.read(call.arguments_json)
+        if tool.run is not None:
+            outcome = tool.run(given, call.images)
+        elif tool.run_on_tables is not None:
+            outcome = tool.run_on_tables(given, call.tables)
+        else:
+            raise ValueError("the tool is not a function")
     except ToolError as objection:
         outcome = failure(str(objection))
     return output.fit(outcome, max_output_bytes)

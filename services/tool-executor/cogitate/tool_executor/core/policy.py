@@ -112,5 +112,6 @@ def fingerprint(call: Call) -> bytes:
         (image.digest, image.box and (image.box.x0, image.box.y0, image.box.x1, image.box.y1))
         for image in call.images
     ]
-    parts = json.dumps([call.tool_name, call.arguments_json, images])
+    tables = [(table.name, table.columns, table.rows) for table in call.tables]
+    parts = json.dumps([call.tool_name, call.arguments_json, images, tables])
     return hashlib.sha256(parts.encode()).digest()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cogitate.tool_executor.core import calculator, prove, zoom
+from cogitate.tool_executor.core import calculator, lookup, prove, zoom
 from cogitate.tool_executor.core.types import Tool
 
-TOOLS: Mapping[str, Tool] = {tool.name: tool for tool in (calculator.TOOL, prove.TOOL, zoom.TOOL)}
+TOOLS: Mapping[str, Tool] = {
+    tool.name: tool for tool in (calculator.TOOL, lookup.TOOL, prove.TOOL, zoom.TOOL)
+}

@@ -46,6 +46,15 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """A table the caller provides; its first column names the rows."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a tool gave: text, a picture, or both; `proved` is the answer it proved."""
 
@@ -58,15 +67,17 @@ class Outcome:
 
 
 Run = Callable[[Arguments, Sequence[Image]], Outcome]
+RunOnTables = Callable[[Arguments, Sequence[Table]], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A tool as the registry names it.
 
-    `origin` says what runs it: "builtin" tools are the function `run`; "sandbox" is code of the
-    model's own, any other the MCP server of that name; those have no `run`. A `repeatable` tool has
-    no effects outside its result, so a call nobody waits for any more is dropped and may run again.
+    `origin` says what runs it: "builtin" tools are the function `run`, or `run_on_tables`, which is
+    given the request's tables; "sandbox" is code of the model's own, any other the MCP server of
+    that name; those have neither. A `repeatable` tool has no effects outside its result, so a call
+    nobody waits for any more is dropped and may run again.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Tool:
     description: str
     schema: Mapping[str, Json]
     run: Run | None = None
+    run_on_tables: RunOnTables | None = None
     origin: str = "builtin"
     repeatable: bool = True
 
@@ -88,6 +100,7 @@ class Call:
     arguments_json: str
     allowed_tools: frozenset[str]
     images: tuple[Image, ...] = ()
+    tables: tuple[Table, ...] = ()
     timeout_s: float | None = None
     max_output_bytes: int | None = None
     owner_epoch: int = 0
