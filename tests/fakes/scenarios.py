@@ -221,8 +221,10 @@ def _verdict(
     for step in opening(agents, digest):
         if isinstance(step, Event) and step.HasField("placed"):
             certificate.placements.extend(step.placed.placements)
-    for x0, y0, x1, y1, _ in CARDS:
-        certificate.evidence.add(agent_id=winner, image=crop(x0, y0, x1, y1, digest).image)
+    for step, (x0, y0, x1, y1, number) in enumerate(CARDS, 1):
+        image = crop(x0, y0, x1, y1, digest).image
+        certificate.evidence.add(agent_id=winner, image=image)
+        certificate.sights.add(agent_id=winner, step=step, image=image, note=str(number))
     proof = common_pb2.ToolResult(call_id=f"a{winner}-5", parts=[text("proved")])
     proof.proof.answer = answer
     certificate.evidence.add(agent_id=winner, tool_result=proof)

@@ -50,6 +50,16 @@ async def test_a_picture_is_asked_about_and_everything_is_told(mesh: Mesh) -> No
             "([...document.querySelectorAll('.lane .crop img')])",
         )
         assert await page.locator("#places .price").first.inner_text() == "$0.10/hour"
+        # Where they looked, on the picture itself: three red cards.
+        frames = page.locator("#ending .seen .frame")
+        assert await frames.count() == 3
+        await until(page, "document.querySelector('.seen img').naturalWidth > 0")
+        assert (await frames.first.inner_text()).endswith(": 0")
+        picture = await page.locator("#ending .seen img").bounding_box()
+        first = await frames.first.bounding_box()
+        assert picture is not None and first is not None
+        assert first["x"] == pytest.approx(picture["x"] + picture["width"] / 4, abs=2)
+        assert first["width"] == pytest.approx(picture["width"] / 4, abs=2)
         # What it rests on.
         await page.click("#ending summary")
         assert await page.locator("#ending tbody tr").count() >= 5

@@ -37,6 +37,7 @@ from cogitate.client._results import (
     Ledger,
     Model,
     Placement,
+    Sight,
     Summary,
     Usage,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Overloaded",
     "PermissionDenied",
     "Placement",
+    "Sight",
     "Summary",
     "Unavailable",
     "Usage",

@@ -63,6 +63,17 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """A region an agent looked at, in its `step`-th look, and what it wrote down right after."""
+
+    agent_id: int
+    step: int
+    digest: str
+    box: Box | None
+    note: str
+
+
+@dataclass(frozen=True)
 class Ledger:
     """generated = used + killed + lost."""
 
@@ -100,6 +111,8 @@ class Certificate:
     seed: int
     model: str
     build_digests: Mapping[str, str] = field(default_factory=dict)
+    sights: tuple[Sight, ...] = ()
+    """Where every agent looked, by agent and step."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +264,10 @@ def certificate_of(raw: common_pb2.Certificate) -> Certificate:
         seed=raw.seed,
         model=raw.model,
         build_digests=dict(raw.build_digests),
+        sights=tuple(
+            Sight(one.agent_id, one.step, one.image.digest, _box(one.image), one.note)
+            for one in raw.sights
+        ),
     )
 
 
@@ -328,14 +345,7 @@ def _ballot(raw: common_pb2.Ballot) -> Ballot:
 
 def _evidence(raw: common_pb2.Evidence) -> Evidence:
     if raw.HasField("image"):
-        box = raw.image.box
-        return Evidence(
-            raw.agent_id,
-            digest=raw.image.digest,
-            box=Box(box.x0_permille, box.y0_permille, box.x1_permille, box.y1_permille)
-            if raw.image.HasField("box")
-            else None,
-        )
+        return Evidence(raw.agent_id, digest=raw.image.digest, box=_box(raw.image))
     result = raw.tool_result
     return Evidence(
         raw.agent_id,
@@ -343,6 +353,13 @@ def _evidence(raw: common_pb2.Evidence) -> Evidence:
         text=" ".join(part.text for part in result.parts if part.text),
         proof=result.proof.answer,
     )
+
+
+def _box(image: common_pb2.ImagePart) -> Box | None:
+    box = image.box
+    if not image.HasField("box"):
+        return None
+    return Box(box.x0_permille, box.y0_permille, box.x1_permille, box.y1_permille)
 
 
 def _name(kind: Any, value: int, prefix: str) -> str:

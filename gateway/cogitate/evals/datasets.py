@@ -52,12 +52,18 @@ def _countdown(limit: int, seed: int) -> list[Question]:
 
 
 def _question(name: str, id: str, item: Item) -> Question:
-    first, *rest = [to_png(picture) for picture in item.pictures] or [None]
+    pictures = tuple(to_png(picture) for picture in item.pictures)
     return Question(
-        id, name, item.text, first, item.truth, item.check,
-        more_png=tuple(one for one in rest if one is not None),
-        earlier=item.earlier, tables=item.tables,
-    )  # fmt: skip
+        id,
+        name,
+        item.text,
+        pictures[0] if pictures else None,
+        item.truth,
+        item.check,
+        more_png=pictures[1:],
+        earlier=item.earlier,
+        tables=item.tables,
+    )
 
 
 def _drawn(name: str, draw: Draw, noise: float, limit: int, seed: int) -> list[Question]:

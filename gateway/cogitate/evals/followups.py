@@ -14,7 +14,7 @@ from cogitate.evals.charts import TOLERANCE, Plot
 from cogitate.evals.checks import is_near, says
 from cogitate.evals.grammar import Grammar
 from cogitate.evals.items import Item, Style, Use
-from cogitate.evals.sheets import draw_sheet
+from cogitate.evals.sheets import Kind, draw_sheet
 from cogitate.evals.tables import CELLS, Page, cell_item, row_name, two_item
 
 _RULES = {
@@ -65,7 +65,8 @@ def _say(rng: np.random.Generator, kind: str, style: Style, **slots: str) -> str
 
 def _about_cells(rng: np.random.Generator, style: Style) -> Item:
     """The same about another row of a timetable or a lab report."""
-    kind = ("timetable", "lab")[rng.integers(2)]
+    kinds: tuple[Kind, ...] = ("timetable", "lab")
+    kind = kinds[rng.integers(2)]
     page = Page(rng, style, draw_sheet(rng, kind, held_out=style.held_out))
     columns = [name for name in page.sheet.columns if name in CELLS[kind]]
     column = columns[rng.integers(len(columns))]

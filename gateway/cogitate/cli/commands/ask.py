@@ -12,7 +12,7 @@ from cogitate.cli import flags, screen
 from cogitate.cli.mesh import access
 from cogitate.cli.starting import Starting
 from cogitate.cli.store import offering
-from cogitate.cli.view import trace, verdict
+from cogitate.cli.view import annotate, trace, verdict
 from cogitate.cli.view.watch import (
     JsonOutput,
     LiveOutput,
@@ -33,6 +33,7 @@ On a terminal it shows one lane an agent: what it writes, where it looks, what i
 votes; then the verdict with its certificate and the trace. Elsewhere it prints lines.
 
   cogitate ask "What is the sum of the red cards?" --image examples/board.png --agents 8
+  cogitate ask "What is the sum of the red cards?" --image examples/board.png --annotate seen.png
   cogitate ask "Use each number on the red cards once with + - * to make 26." \\
       --image examples/countdown.png --agents 16 --quorum verified --deadline 10s
   cogitate ask "What is the capital of France?" --model smollm2-135m-instruct --agents 4
@@ -57,6 +58,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a table agents may look things up in, called as the file is; several may be given",
     )  # fmt: skip
     add_options(parser)
+    parser.add_argument(
+        "--annotate", metavar="OUT.png",
+        help="draw where agents looked on the image; of several, OUT-2.png and so on",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one event a line, the verdict last")
     parser.add_argument("--plain", action="store_true", help="lines instead of lanes")
     parser.add_argument("--no-trace", action="store_true", help="do not draw the trace")
@@ -176,6 +181,8 @@ def run(args: argparse.Namespace) -> int:
             raise
         print(json.dumps(error_line(error), ensure_ascii=False), flush=True)
         return 1
+    if args.annotate:
+        annotate.save(args.annotate, args.image, answer.certificate.sights)
     if not (args.json or args.no_trace):
         print_trace(console, found, answer)
     return 0

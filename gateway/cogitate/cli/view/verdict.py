@@ -117,7 +117,7 @@ def _facts(answer: Answer) -> Table:
 
 
 def _regions(certificate: Certificate) -> str:
-    boxes = sorted({one.box for one in certificate.evidence if one.box is not None})
+    boxes = sorted({one.box for one in certificate.sights if one.box is not None})
     shown = [f"{b.x0 / 10:.0f},{b.y0 / 10:.0f}–{b.x1 / 10:.0f},{b.y1 / 10:.0f} %" for b in boxes]
     more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
     return "  ".join(shown[:6]) + more

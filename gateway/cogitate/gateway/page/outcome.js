@@ -2,6 +2,7 @@
 
 import { h, show, write } from "./dom.js";
 import { picture, region } from "./pictures.js";
+import { looked } from "./sights.js";
 import { tally } from "./state.js";
 import { count, degradedBy, grouped, ids, killedFor, lower, money, seconds, sureness } from "./words.js";
 
@@ -55,7 +56,7 @@ function failure({ ending, failure, ledger }) {
   ];
 }
 
-function verdict({ verdict }) {
+function verdict({ verdict, images }) {
   const { certificate = {}, degradedReasons = [], usage = {} } = verdict;
   const badges = [
     verdict.proved && h("span", { class: "badge good" }, "proved by a tool"),
@@ -78,6 +79,7 @@ function verdict({ verdict }) {
       fact("took", seconds(parseFloat(verdict.duration ?? "0") * 1000)),
       fact("cost", money(certificate.ledger?.costMicroUsd))),
       fates(certificate.ledger ?? {})),
+    looked(images, certificate.sights ?? []),
     h("details", {}, h("summary", {}, "The certificate"), ...certified(certificate, ballots, usage)),
   ];
 }

@@ -32,7 +32,8 @@ export function enlarge(url, words) {
   large.showModal();
 }
 
-function address(image) {
+/** Returns a promise of an address the browser can show an image, or a crop of it, from. */
+export function address(image) {
   const { digest = "", box } = image;
   const name = digest + JSON.stringify(box ?? {});
   if (!fetched.has(name)) {

@@ -1031,6 +1031,42 @@ class LostAttempt(_message.Message):
 Global___LostAttempt: _TypeAlias = LostAttempt  # noqa: Y015
 
 @_typing.final
+class Sight(_message.Message):
+    """Sight is a region an agent looked at, whether its answer won or not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.int
+    """The agent."""
+    step: _builtins.int
+    """Which of its looks, from 1."""
+    note: _builtins.str
+    """What the agent wrote right after it, a few words; empty if it went on without one."""
+    @_builtins.property
+    def image(self) -> Global___ImagePart:
+        """The picture, and the region in per mille of all of it: crops of crops are resolved."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.int = ...,
+        step: _builtins.int = ...,
+        image: Global___ImagePart | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "image", b"image", "note", b"note", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sight: _TypeAlias = Sight  # noqa: Y015
+
+@_typing.final
 class Certificate(_message.Message):
     """Certificate is the verdict's account of itself."""
 
@@ -1068,6 +1104,7 @@ class Certificate(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     BUILD_DIGESTS_FIELD_NUMBER: _builtins.int
     LOST_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    SIGHTS_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """The strategy that ran."""
     quorum: _builtins.str
@@ -1106,6 +1143,10 @@ class Certificate(_message.Message):
     def lost_attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostAttempt]:
         """Every attempt that ended before its agent did, in order."""
 
+    @_builtins.property
+    def sights(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sight]:
+        """Where agents looked, by agent and step."""
+
     def __init__(
         self,
         *,
@@ -1121,10 +1162,11 @@ class Certificate(_message.Message):
         model: _builtins.str = ...,
         build_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         lost_attempts: _abc.Iterable[Global___LostAttempt] | None = ...,
+        sights: _abc.Iterable[Global___Sight] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "build_digests", b"build_digests", "decision", b"decision", "evidence", b"evidence", "killed_agents", b"killed_agents", "ledger", b"ledger", "lost_attempts", b"lost_attempts", "model", b"model", "placements", b"placements", "quorum", b"quorum", "seed", b"seed", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "build_digests", b"build_digests", "decision", b"decision", "evidence", b"evidence", "killed_agents", b"killed_agents", "ledger", b"ledger", "lost_attempts", b"lost_attempts", "model", b"model", "placements", b"placements", "quorum", b"quorum", "seed", b"seed", "sights", b"sights", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

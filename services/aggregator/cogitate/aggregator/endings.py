@@ -9,6 +9,7 @@ import grpc
 from cogitate.aggregator import wire
 from cogitate.aggregator.core.contemplation import Contemplation
 from cogitate.aggregator.core.outcome import Outcome
+from cogitate.aggregator.core.sights import sights
 from cogitate.kit.errors import every_class
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
@@ -112,6 +113,7 @@ def _verdict(
             killed_agents=[wire.to_killed(killed) for killed in machine.killed],
             placements=wire.to_placements(machine.places.gangs.values()),
             evidence=_evidence(outcome, machine),
+            sights=_sights(machine),
             ledger=bill,
             seed=spec.seed,
             model=spec.model,
@@ -139,6 +141,18 @@ def _evidence(outcome: Outcome, machine: Contemplation) -> list[common.Evidence]
         common.Evidence(agent_id=outcome.agent_id, tool_result=segment.result)
         for segment in machine.agents[outcome.agent_id].segments
         if segment.result is not None
+    ]
+
+
+def _sights(machine: Contemplation) -> list[common.Sight]:
+    return [
+        common.Sight(
+            agent_id=one.agent_id,
+            step=one.step,
+            image=wire.from_picture(one.picture),
+            note=one.note,
+        )
+        for one in sights(machine.agents.values())
     ]
 
 

@@ -97,6 +97,7 @@ class Segment:
     token_ids: tuple[int, ...] = ()
     result: Any = None
     pictures: tuple[Picture, ...] = ()  # of the result
+    num_characters: int = 0  # of the agent's text before the result
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,9 @@ class ToolCalls:
                 shared=call.call_id != run.call.call_id,
             )
             agent.pending_call = None
-            agent.segments.append(m.Segment(result=result.payload, pictures=result.pictures))
+            agent.segments.append(
+                m.Segment((), result.payload, result.pictures, num_characters=len(agent.text))
+            )
             agent.proved_answer = result.proved_answer or agent.proved_answer
             if self._spec.quorum == "verified" and key_of(
                 result.proved_answer, self._spec.equivalence
