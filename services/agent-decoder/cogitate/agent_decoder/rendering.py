@@ -23,6 +23,7 @@ from cogitate.agent_decoder.core.starts import (
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
 from cogitate.agent_decoder.model.loader import PromptModel
 from cogitate.agent_decoder.model.templates import Image, Prompt, Text
+from cogitate.agent_decoder.model.tiling import tiled
 from cogitate.agent_decoder.spelling import Speller
 from cogitate.agent_decoder.wire import Embedding
 from cogitate.kit.errors import CogitateError, EngineFailure, InvalidRequest
@@ -62,8 +63,9 @@ class Renderer:
 
     async def gang(self, gang: pb.OpenGang) -> GangStart:
         """The common prefix with its embeddings in place, and its agents."""
-        parts = [part for message in gang.conversation for part in message.parts]
-        turns = wire.to_turns(gang.conversation)
+        messages = [tiled(message, self._model.tiling) for message in gang.conversation]
+        parts = [part for message in messages for part in message.parts]
+        turns = wire.to_turns(messages)
         self._check_size([part for turn in turns for part in turn.parts])
         embeddings = await self._fetch(gang, wire.images_of(parts))
         instant = gang.effort == common.EFFORT_INSTANT

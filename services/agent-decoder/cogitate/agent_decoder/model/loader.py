@@ -13,12 +13,19 @@ from typing import Any
 
 from cogitate.agent_decoder.model.backend import Wanted, build_digest, choose_runner, digest_of
 from cogitate.agent_decoder.model.chat_template import ChatTemplate
-from cogitate.agent_decoder.model.checkpoint import Checkpoint, read_directory, shapes_in
+from cogitate.agent_decoder.model.checkpoint import (
+    Checkpoint,
+    read_directory,
+    read_json,
+    shapes_in,
+)
 from cogitate.agent_decoder.model.families import check_shapes, llama_config, text_config
 from cogitate.agent_decoder.model.gguf_file import read_gguf
 from cogitate.agent_decoder.model.llama import LlamaConfig
 from cogitate.agent_decoder.model.runner import ModelRunner
 from cogitate.agent_decoder.model.templates import TEMPLATES, Template
+from cogitate.agent_decoder.model.tiling import Tiling
+from cogitate.agent_decoder.model.tiling import parse as parse_tiling
 from cogitate.kit.errors import EngineFailure
 from tokenizers import Tokenizer
 
@@ -34,6 +41,7 @@ class PromptModel:
     hints: tuple[str, ...]
     temperature: float
     has_vision: bool
+    tiling: Tiling | None
     build_digest: str
 
 
@@ -52,6 +60,7 @@ def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
         shapes = {key: tuple(w.shape) for key, w in checkpoint.weights.items()}
         config, template = interpret(checkpoint, shapes)
         own: dict[str, Any] = checkpoint.config.get("cogitate", {})
+        tiling = tiling_of(directory)
         runner = choose_runner(config, checkpoint.weights, wanted)
     except Exception as error:
         raise _failure(name, error) from error
@@ -63,6 +72,7 @@ def load(name: str, directory: Path, wanted: Wanted) -> LoadedModel:
         hints=tuple(own.get("agent_hints", ("",))),
         temperature=_temperature(own, checkpoint.generation_config),
         has_vision=bool(own.get("image_tokens")),
+        tiling=tiling,
         build_digest=build_digest(directory, runner),
         config=config,
         runner=runner,
@@ -81,6 +91,7 @@ def prompt_model(name: str, directory: Path, build: str) -> PromptModel:
         _check_tokenizer(checkpoint.tokenizer, vocab_size)
         own: dict[str, Any] = checkpoint.config.get("cogitate", {})
         template = _template(checkpoint, own, vocab_size)
+        tiling = tiling_of(directory)
     except Exception as error:
         raise _failure(name, error) from error
     return PromptModel(
@@ -91,8 +102,14 @@ def prompt_model(name: str, directory: Path, build: str) -> PromptModel:
         hints=tuple(own.get("agent_hints", ("",))),
         temperature=_temperature(own, checkpoint.generation_config),
         has_vision=bool(own.get("image_tokens")),
+        tiling=tiling,
         build_digest=digest_of(directory, build),
     )
+
+
+def tiling_of(directory: Path) -> Tiling | None:
+    """How the model wants large pictures cut, if it does. Raises ValueError."""
+    return parse_tiling(read_json(directory, "preprocessor_config.json", optional=True))
 
 
 def _failure(name: str, error: Exception) -> EngineFailure:
