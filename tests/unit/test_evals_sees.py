@@ -143,6 +143,7 @@ def test_bars_can_be_told_apart() -> None:
         gaps = np.diff(np.sort(chart.values))
         assert gaps.min() >= max(1, round(LEAST_GAP * chart.top))
         assert max(chart.values) <= chart.top
+        assert len(chart.values) == len(chart.labels)
         assert len(set(chart.labels)) == len(chart.labels) <= 7
 
 

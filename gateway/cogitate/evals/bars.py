@@ -46,9 +46,9 @@ def draw_chart(rng: np.random.Generator, *, held_out: bool) -> Chart:
     if step == 1:  # few whole numbers, so few bars
         count = min(count, ticks - 1)
     top = step * ticks
-    values = _values(rng, count, top)
     series = nouns.SERIES[rng.integers(len(nouns.SERIES))]
     labels = nouns.draw(rng, series, count, held_out=held_out)
+    values = _values(rng, len(labels), top)  # a short list of words may have too few
     title = nouns.draw(rng, nouns.MEASURES, 1, held_out=held_out)[0]
     return Chart(title, tuple(labels), tuple(values), step, ticks, bool(rng.random() < 0.5))
 

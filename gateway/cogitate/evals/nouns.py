@@ -126,7 +126,10 @@ def analytes(*, held_out: bool) -> tuple[Analyte, ...]:
 def draw(
     rng: np.random.Generator, words: tuple[str, ...], count: int, *, held_out: bool
 ) -> list[str]:
-    """Draws different words of a split; where it has too few, the rest comes from the other."""
+    """Draws different words of a split; for evaluation, what is missing comes from the other.
+
+    In training nothing held out is drawn, so a short list may give fewer words than asked for.
+    """
     own = part(words, held_out=held_out)
     other = part(words, held_out=not held_out) if held_out else ()
     chosen = [own[i] for i in rng.permutation(len(own))[:count]]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mini.model import CROP_TOKENS, WHOLE_TOKENS, Decoder
-from mini.traces import Pool, Trace
+from mini.traces import CROPS, POOLS, Pool, Trace
 
 IGNORED = -100
 
@@ -34,15 +34,15 @@ def make_batch(traces: Sequence[Trace], length: int, pad: int) -> Batch:
     """Pads traces to (B, length)."""
     ids = np.full((len(traces), length), pad, np.int64)
     labels = np.full((len(traces), length), IGNORED, np.int64)
-    pictures: dict[Pool, list[int]] = {"board": [], "crop": [], "scene": []}
-    places: dict[Pool, list[int]] = {"board": [], "crop": [], "scene": []}
+    pictures: dict[Pool, list[int]] = {pool: [] for pool in POOLS}
+    places: dict[Pool, list[int]] = {pool: [] for pool in POOLS}
     for row, trace in enumerate(traces):
         size = len(trace.ids)
         ids[row, :size] = trace.ids
         following = np.where(trace.own, trace.ids, IGNORED)
         labels[row, : size - 1] = following[1:]
         for view in trace.views:
-            count = CROP_TOKENS if view.pool == "crop" else WHOLE_TOKENS
+            count = CROP_TOKENS if view.pool in CROPS else WHOLE_TOKENS
             start = row * length + view.start
             pictures[view.pool].append(view.index)
             places[view.pool].extend(range(start, start + count))

@@ -8,7 +8,7 @@ encoder; before the encoder is trained, stand-in tokens tell the same in symbols
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from cogitate.evals.boards import (
     KINDS,
@@ -25,7 +25,10 @@ from mini import tokenizer as names
 from mini.model import CROP_TOKENS, WHOLE_TOKENS
 from mini.words import CLOSER_LOOK, REFUSAL
 
-Pool = Literal["board", "crop", "scene"]
+Pool = Literal["board", "crop", "scene", "page", "patch"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
+# Pools whose pictures are crops: four tokens each.
+CROPS: tuple[Pool, ...] = ("crop", "patch")
 COLUMN_NAMES = "ABCD"
 
 

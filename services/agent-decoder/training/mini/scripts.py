@@ -1,0 +1,126 @@
+"""What the model should say about a drawn item, step by step, before it is tokens.
+
+A script is the whole sequence in pieces: what it is asked, exactly as the runtime will render it;
+then look (what the picture shows), zoom and state what was read, look up and calculate, answer.
+`conversation` has the prompt as messages of the mesh, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cogitate.agent_decoder.model.tiling import Tiling
+from cogitate.evals.items import Box, Item, Read, Table
+
+from mini import tokenizer as names
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text or a special token, or, with `view`, a picture; `own` is what the model has to write."""
+
+    text: str = ""
+    own: bool = False
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of an item's picture: the whole of it without a box, else a crop, in percent."""
+
+    picture: int
+    box: tuple[float, float, float, float] | None = None
+
+
+def tables_line(tables: Sequence[Table]) -> str:
+    """What the aggregator says of a request's tables."""
+    told = "; ".join(f"{one.name} ({', '.join(one.columns)})" for one in tables)
+    return f"Tables: {told}."
+
+
+def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
+    """The whole of an item: prompt, reasoning and answer."""
+    pieces = [*prompt(item, tiling)]
+    if hint:
+        pieces.append(Piece(hint))
+    # The tokenizer keeps a blank with the word after it, so the hint ends without one.
+    blank = " " if hint else ""
+    if item.seen:
+        pieces.append(Piece(f"{blank}{item.seen[:1].upper()}{item.seen[1:]}. ", own=True))
+    pieces += _reading(item.reads)
+    for use in item.uses:
+        pieces += call(use.call, Piece(use.result))
+    return [*pieces, *answer(item.truth)]
+
+
+def prompt(item: Item, tiling: Tiling | None) -> Iterator[Piece]:
+    """The conversation: pictures belong to its first message, tables to its last."""
+    yield Piece(names.BEGIN)
+    questions = [*(asked for asked, _ in item.earlier), item.text]
+    for i, question in enumerate(questions):
+        views, layout = _views(item, tiling) if i == 0 else ([], "")
+        is_last = i == len(questions) - 1
+        lines = [question, *([tables_line(item.tables)] if is_last and item.tables else [])]
+        yield Piece(names.USER)
+        yield Piece("\n".join([*lines, *([layout] if layout else [])]))
+        yield from (Piece(view=view) for view in views)
+        yield Piece(names.END)
+        yield Piece(names.ASSISTANT)
+        if not is_last:
+            yield Piece(names.ANSWER)
+            yield Piece(item.earlier[i][1])
+            yield Piece(names.END)
+
+
+def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
+    """Overview and tiles of every picture, and how the tiles are laid out."""
+    views: list[View] = []
+    grids: list[str] = []
+    for i, picture in enumerate(item.pictures):
+        height, width = picture.shape[:2]
+        views.append(View(i))
+        if tiling is not None:
+            views += [
+                View(i, (b.x0_permille / 10, b.y0_permille / 10, b.x1_permille / 10,
+                         b.y1_permille / 10))
+                for b in tiling.boxes(width, height)
+            ]  # fmt: skip
+            grids.append("x".join(map(str, tiling.grid(width, height))))
+    if all(view.box is None for view in views):
+        return views, ""
+    return views, f"Tiles {', '.join(grids)}."
+
+
+def _reading(reads: Sequence[Read]) -> Iterator[Piece]:
+    """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `."""
+    for i, read in enumerate(reads):
+        yield from call(zoom(read.box, read.picture), Piece(view=View(read.picture, read.box)))
+        yield Piece(f"{read.text}{'. ' if i == len(reads) - 1 else ', '}", own=True)
+
+
+def zoom(box: Box, picture: int) -> str:
+    """The call that looks closer; the picture is named unless it is the first."""
+    inside = ", ".join(map(str, (*box, picture) if picture else box))
+    return f"zoom({inside})"
+
+
+def call(text: str, result: Piece) -> tuple[Piece, ...]:
+    """A tool call, which is the model's own, and its result, which is not."""
+    return (
+        Piece(names.CALL, own=True),
+        Piece(text, own=True),
+        Piece(names.RUN, own=True),
+        Piece(names.RESULT),
+        result,
+        Piece(names.END_RESULT),
+    )
+
+
+def answer(sentence: str) -> tuple[Piece, ...]:
+    """The answer and the end."""
+    return (
+        Piece(names.ANSWER, own=True),
+        Piece(sentence, own=True),
+        Piece(names.END, own=True),
+    )

@@ -1,0 +1,215 @@
+"""training: traces of drawn items and of roles are what the mesh will really show and run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.unit
+
+for package in ("torch", "tokenizers", "fontTools", "sklearn", "font_caladea"):
+    pytest.importorskip(package, reason="see services/agent-decoder/training/README.md")
+
+TRAINING = Path(__file__).parents[2] / "services" / "agent-decoder" / "training"
+SHIPPED = Path(__file__).parents[2] / "services/agent-decoder/cogitate/models/mini"
+SETS = ("labels", "tables", "charts", "compare", "followups", "chains")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def training_path() -> Any:
+    sys.path.insert(0, str(TRAINING))
+    yield
+    sys.path.remove(str(TRAINING))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(training_path: None) -> Any:
+    from mini.tokenizer import load_tokenizer
+
+    return load_tokenizer(SHIPPED / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def style() -> Any:
+    from cogitate.evals.items import Style
+    from cogitate.evals.sources import held_out_source
+
+    return Style(0.5, held_out_source(), held_out=False)
+
+
+def draws(name: str) -> Any:
+    from cogitate.evals import chains, charts, compare, followups, labels, tables
+
+    modules = (labels, tables, charts, compare, followups, chains)
+    return dict(zip(SETS, modules, strict=True))[name].draw_item
+
+
+def items(name: str, style: Any, count: int = 12) -> Any:
+    return [draws(name)(np.random.default_rng((11, i)), style) for i in range(count)]
+
+
+def calls_of(pieces: Any) -> list[tuple[str, Any]]:
+    """The calls of a script with the piece that follows as their result."""
+    from mini.tokenizer import CALL
+
+    starts = [i for i, piece in enumerate(pieces) if piece.text == CALL]
+    return [(pieces[i + 1].text, pieces[i + 4]) for i in starts]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_prompt_is_what_the_mesh_renders(name: str, tokenizer: Any, style: Any) -> None:
+    from cogitate.agent_decoder import wire
+    from cogitate.agent_decoder.model.templates import Image, MiniTemplate
+    from cogitate.agent_decoder.model.tiling import Tiling, tiled
+    from cogitate.aggregator.admission import conversation_of
+    from cogitate.client import LookupTable
+    from cogitate.client._request import contemplate
+    from mini.scripts import prompt
+    from mini.tokenizer import IMAGE
+    from mini.traces import Writer
+    from mini.worlds import trace_of
+
+    template = MiniTemplate(tokenizer, {"image_tokens": {"whole": 16, "crop": 4}})
+    tiling, image = Tiling(6, 160), tokenizer.token_to_id(IMAGE)
+    for item in items(name, style):
+        tables = [LookupTable(one.name, one.columns, one.rows) for one in item.tables]
+        request = contemplate(
+            item.text,
+            {"images": [b"x"] * len(item.pictures), "earlier": item.earlier, "tables": tables},
+        )
+        for i, part in enumerate(p for p in request.spec.conversation[0].parts if p.image.data):
+            part.image.data, part.image.digest = b"", f"sha256:{i:064d}"
+            part.image.height_px, part.image.width_px = item.pictures[i].shape[:2]
+        messages = [tiled(one, tiling) for one in conversation_of(request.spec)]
+        ids: list[int] = []
+        for one in template.prompt(wire.to_turns(messages), instant=False):
+            count = template.num_image_tokens(one) if isinstance(one, Image) else 1
+            ids += [image] * count if isinstance(one, Image) else [one]
+        trace = trace_of(Writer(tokenizer, symbolic=False), list(prompt(item, tiling)))
+        assert trace.ids == ids
+        assert not any(trace.own)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_calls_are_read_and_answered_by_the_mesh_as_the_trace_says(name: str, style: Any) -> None:
+    from cogitate.agent_decoder.core.calls import parse_call
+    from cogitate.tool_executor.core.registry import TOOLS
+    from cogitate.tool_executor.core.types import Image, Table
+    from mini.scripts import script
+
+    for item in items(name, style):
+        tables = [Table(one.name, one.columns, one.rows) for one in item.tables]
+        pictures = [Image(f"{i}") for i, _ in enumerate(item.pictures)]
+        for text, result in calls_of(script(item, None)):
+            call = parse_call(text)
+            arguments = json.loads(call.arguments_json)
+            tool = TOOLS[call.name]
+            if tool.run_on_tables is not None:
+                assert tool.run_on_tables(arguments, tables).text == result.text
+            else:
+                assert tool.run is not None
+                outcome = tool.run(arguments, pictures)
+                if call.name == "zoom":
+                    (seen,) = outcome.images
+                    assert seen.digest == f"{result.view.picture}"
+                    assert seen.box is not None
+                    edges = (seen.box.x0, seen.box.y0, seen.box.x1, seen.box.y1)
+                    assert edges == tuple(10 * edge for edge in result.view.box)
+                else:
+                    assert outcome.text == result.text
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, style: Any) -> None:
+    from mini.batches import make_batch
+    from mini.scripts import script
+    from mini.tokenizer import END, IMAGE
+    from mini.traces import Writer
+    from mini.worlds import trace_of, views_of
+
+    writer, image = Writer(tokenizer, symbolic=False), tokenizer.token_to_id(IMAGE)
+    for item in items(name, style, 4):
+        pieces = script(item, None, hint="Add first.")
+        trace = trace_of(writer, pieces)
+        pages, patches = views_of(item, pieces)
+        assert [view.pool for view in trace.views].count("page") == len(pages)
+        assert [view.pool for view in trace.views].count("patch") == len(patches)
+        assert all(view.shape == (64, 64, 3) for view in (*pages, *patches))
+        own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
+        assert image not in own and own[-1] == tokenizer.token_to_id(END)
+        said = tokenizer.decode(own)
+        assert item.truth in said and "Add first." not in said
+        batch = make_batch([trace], len(trace.ids), 0)
+        assert len(batch.places["patch"]) == 4 * len(patches)
+        assert len(batch.places["page"]) == 16 * len(pages)
+
+
+def test_a_draft_is_judged_rightly(training_path: None) -> None:
+    from cogitate.evals.checks import proves
+    from mini.roles import chain, draw_case, judge
+
+    num_right = 0
+    for seed in range(150):
+        case = draw_case(np.random.default_rng(seed))
+        assert not case.puzzle.is_held_out
+        keys = [one.ballot.key for one in case.drafts]
+        assert len(set(keys)) == len(keys) >= 2
+        for draft, reason in zip(case.drafts, case.reasons, strict=True):
+            holds = proves(draft.ballot.answer, case.puzzle.numbers, case.puzzle.target)
+            assert holds == (not reason), (draft, reason)
+        num_right += sum(not reason for reason in case.reasons)
+        assert judge(case.puzzle, case.puzzle.steps) == ""
+        assert proves(chain(case.puzzle.steps), case.puzzle.numbers, case.puzzle.target)
+    assert 60 < num_right < 120
+
+
+def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
+    from cogitate.agent_decoder.model.templates import MiniTemplate, Text, Turn
+    from cogitate.aggregator.core.strategies import strategy
+    from mini.roles import checker, draw_case, refiner, summariser
+    from mini.traces import Writer
+    from mini.worlds import trace_of
+
+    template = MiniTemplate(tokenizer, {"image_tokens": {"whole": 16, "crop": 4}})
+    writer = Writer(tokenizer, symbolic=False)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        case = draw_case(rng)
+        made = {
+            "best_of": checker(case, rng), "synthesis": summariser(case), "refine:2": refiner(case),
+        }  # fmt: skip
+        for name, pieces in made.items():
+            plan = strategy(name).follow(1, case.drafts, 4, len(case.drafts))
+            assert plan is not None
+            turns = [Turn("user", (Text(case.question),))]
+            turns += [Turn(turn.speaker, (Text(turn.text),)) for turn in plan.turns]
+            prompts = [template.prompt(turns, instant=False)]
+            if name == "best_of":
+                prompts = [prompts[0] + template.encode(agent.opening) for agent in plan.agents]
+            trace = trace_of(writer, pieces)
+            first_own = trace.own.index(True)
+            assert trace.ids[:first_own] in prompts
+            assert all(trace.own[first_own:])
+
+
+def test_a_checker_scores_within_its_tokens_and_the_mesh_reads_the_score(tokenizer: Any) -> None:
+    from cogitate.aggregator.core.answers import key_of
+    from cogitate.aggregator.core.ballots import Ballot
+    from cogitate.aggregator.core.strategies.best_of import MAX_TOKENS, score_of
+    from mini.roles import checker, draw_case
+    from mini.traces import Writer
+    from mini.worlds import trace_of
+
+    scores = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        pieces = checker(draw_case(rng), rng)
+        assert sum(trace_of(Writer(tokenizer, symbolic=False), pieces).own) <= MAX_TOKENS
+        said = pieces[-2].text
+        scores.add(score_of(Ballot(0, 1, said, key_of(said, "number"), about="26")))
+    assert scores == {0.0, 10.0}
