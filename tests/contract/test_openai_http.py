@@ -104,8 +104,13 @@ async def test_a_chat_completion_says_answer_reasoning_usage_and_how_it_came_abo
             temperature=0.5,
             max_completion_tokens=64,
             stop=["END"],
-            extra_body={"cogitate": {"agents": 3, "quorum": "all", "budget_usd": 0.5}},
-        )
+            extra_body={
+                "cogitate": {
+                    "agents": 3, "quorum": "all", "budget_usd": 0.5,
+                    "tables": [{"name": "prices", "columns": ["a", "b"], "rows": [["x", "2.50"]]}],
+                }
+            },
+        )  # fmt: skip
         choice = made.choices[0]
         assert (choice.message.content, choice.finish_reason) == ("42", "stop")
         told = choice.message.model_extra or {}
@@ -122,6 +127,8 @@ async def test_a_chat_completion_says_answer_reasoning_usage_and_how_it_came_abo
         spec = m.aggregator.requests[0].spec
         assert (spec.agent_count, spec.quorum, spec.sampling_params.seed) == (3, "all", 5)
         assert list(spec.sampling_params.stop) == ["END"]
+        assert (spec.tables[0].name, list(spec.tables[0].columns)) == ("prices", ["a", "b"])
+        assert list(spec.tables[0].rows[0].cells) == ["x", "2.50"]
         assert spec.sampling_params.max_tokens == 64
         assert spec.budget.max_cost_micro_usd == 500_000
 
