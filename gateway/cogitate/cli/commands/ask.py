@@ -157,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
     for path in args.image:
         if not Path(path).is_file():
             raise UsageError(f"there is no image {path}")
+    if args.annotate and not args.image:
+        raise UsageError("--annotate needs an --image to draw on")
     text = sys.stdin.read() if args.question == "-" else args.question
     asked = options(args)
     asked["images"] = args.image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -97,7 +97,8 @@ class Segment:
     token_ids: tuple[int, ...] = ()
     result: Any = None
     pictures: tuple[Picture, ...] = ()  # of the result
-    num_characters: int = 0  # of the agent's text before the result
+    # Of the agent's text before the result: where it came, not what the segment is.
+    num_characters: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
