@@ -43,7 +43,7 @@ AgentDecoderService.Decode                 aggregator envoy
 AgentDecoderService.GetEndpoint            admin
 EndpointService.WatchEndpoint              router
 VisionEncoderService.PutBlob               gateway tool-executor
-VisionEncoderService.GetBlob               gateway agent-decoder
+VisionEncoderService.GetBlob               gateway agent-decoder vision-encoder
 VisionEncoderService.Encode                aggregator
 VisionEncoderService.FetchEmbedding        agent-decoder
 VisionEncoderService.GetEncoderInfo        admin

@@ -60,6 +60,12 @@ class VisionEncoderConfig(ServiceConfig):
         256 * MIB, "embeddings held", minimum=0, maximum=1024 * 1024 * MIB
     )
     blob_directory: str = knob("", "folder that keeps blobs over a restart; empty keeps none")
+    upstream_address: str = knob(
+        "", "vision-encoder that is asked for blobs not stored here, host:port; empty asks nobody"
+    )
+    upstream_timeout_s: float = knob(
+        4.0, "how long fetching a blob from it may take", minimum=0.1, maximum=600
+    )
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -1,15 +1,16 @@
 """Runs the vision-encoder: owns what is stored and cached, the threads, and the work in flight.
 
 PutBlob ─► upload ─► header ─► decode (thread) ─► blobs, pictures
+GetBlob ─► blobs? ─► flight ─► upstream ─► as an upload
 Encode  ─► embeddings? ─► flight ─► pictures? ─► cut and scale (thread) ─► batcher ─► embeddings
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +42,7 @@ from cogitate.vision_encoder.core.types import (
 from cogitate.vision_encoder.core.upload import Upload
 from cogitate.vision_encoder.encoder import Encoder, Item
 from cogitate.vision_encoder.flights import Flights, Seat
+from cogitate.vision_encoder.upstream import Upstream
 from PIL import Image
 
 T = TypeVar("T")
@@ -65,7 +67,10 @@ class VisionRuntime:
         self._embeddings: TenantLru[str, Embedding] = TenantLru(config.embedding_budget_bytes)
         self._decoding: Flights[tuple[str, str], Image.Image] = Flights(self._supervisor, "decode")
         self._encoding: Flights[tuple[str, str], Embedding] = Flights(self._supervisor, "encode")
+        self._fetching: Flights[tuple[str, str], None] = Flights(self._supervisor, "fetch")
+        self._upstream: Upstream | None = None
         self._num_uploads = 0
+        self._num_fetched_blobs = 0
         self._num_encoded_views = 0
         self._num_cached_views = 0
 
@@ -81,10 +86,18 @@ class VisionRuntime:
             )
             self._supervisor.spawn(self._batchers[name].run(), name=f"batcher-{name}")
         await self._blobs.load()
+        if self.config.upstream_address:
+            self._upstream = Upstream(
+                self.config.upstream_address,
+                self.config.upstream_timeout_s,
+                self.config.max_blob_bytes,
+            )
 
     async def stop(self) -> None:
         """Cancels what runs. A thread ends after the piece of work it is in."""
         await self._supervisor.stop()
+        if self._upstream is not None:
+            await self._upstream.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for batcher in self._batchers.values():
             batcher.close()
@@ -105,27 +118,65 @@ class VisionRuntime:
             if (known := self._blobs.find(tenant, expected_digest)) is not None:
                 await _drop(chunks, self._limits.max_bytes)
                 return known
-        if self._num_uploads >= self.config.max_uploads_count:
-            raise Rejected("too many images are being received", retry_after_s=0.5)
-        self._num_uploads += 1
-        try:
+        with self._receiving():
             upload = Upload(self._limits.max_bytes)
             async for chunk in chunks:
                 upload.add(chunk)
             digest, data = upload.finish(expected_digest)
             if (known := self._blobs.find(tenant, digest)) is not None:
                 return known
-            header, picture = await self._on_thread(partial(read_picture, data, self._limits))
-            blob = Blob(digest, data, header.media_type, *picture.size)
-            self._keep_picture(tenant, digest, picture)
-            await self._blobs.put(tenant, blob)
-            return blob
+            return await self._store(tenant, digest, data)
+
+    @contextmanager
+    def _receiving(self) -> Iterator[None]:
+        if self._num_uploads >= self.config.max_uploads_count:
+            raise Rejected("too many images are being received", retry_after_s=0.5)
+        self._num_uploads += 1
+        try:
+            yield
         finally:
             self._num_uploads -= 1
 
+    async def _store(self, tenant: str, digest: str, data: bytes) -> Blob:
+        header, picture = await self._on_thread(partial(read_picture, data, self._limits))
+        blob = Blob(digest, data, header.media_type, *picture.size)
+        self._keep_picture(tenant, digest, picture)
+        await self._blobs.put(tenant, blob)
+        return blob
+
+    async def _recall(self, tenant: str, digests: Iterable[str]) -> None:
+        """Brings here what is in the folder or upstream; what is nowhere stays away.
+
+        Raises NoEndpoint if upstream may have it and cannot be asked, InvalidRequest if it is over
+        the limits here, Rejected.
+        """
+        with ExitStack() as seats:
+            fetching: list[Seat[None]] = []
+            for digest in dict.fromkeys(digests):
+                await self._blobs.recall(tenant, digest)
+                if self._upstream is None or self._blobs.find(tenant, digest) is not None:
+                    continue
+                key = (tenant, digest)
+                seat = self._fetching.join(key) or self._fetching.start(
+                    key, partial(self._fetch, self._upstream, tenant, digest)
+                )
+                fetching.append(seats.enter_context(seat))
+            for seat in fetching:
+                await seat.result()
+
+    async def _fetch(self, upstream: Upstream, tenant: str, digest: str) -> None:
+        with self._receiving():
+            data = await upstream.fetch(digest)
+            if data is not None:
+                await self._store(tenant, digest, data)
+                self._num_fetched_blobs += 1
+
     async def get(self, tenant: str, digest: str, box: Box | None) -> tuple[bytes, str]:
-        """Returns a blob and its media type, or a region of it as a PNG. Raises NotFound."""
-        await self._blobs.recall(tenant, digest)
+        """Returns a blob and its media type, or a region of it as a PNG.
+
+        Raises NotFound, or what fetching it from upstream came to.
+        """
+        await self._recall(tenant, [digest])
         blob = self._blobs.get(tenant, digest)
         if box is None:
             return blob.data, blob.media_type
@@ -144,16 +195,17 @@ class VisionRuntime:
         """Yields the embeddings of views in their order, but not those whose digest is `held`.
 
         All are begun at once. Left early, it leaves its flights; those that others wait for go on.
-        Raises InvalidRequest for a model or a box, NotFound for a blob, Rejected if too many views
-        are in work, EngineFailure.
+        Raises InvalidRequest for a model or a box, NotFound for a blob, NoEndpoint for one that
+        only upstream has, Rejected if too many views are in work, EngineFailure.
         """
         batcher = self._batcher(model)
         build = batcher.encoder.build_digest
         wanted = [(view, embedding_digest(build, view)) for view in views]
         wanted = [(view, digest) for view, digest in wanted if digest not in held]
-        for view, digest in wanted:
-            if self._embeddings.get(tenant, digest) is None:
-                await self._blobs.recall(tenant, view.blob_digest)
+        await self._recall(
+            tenant,
+            [v.blob_digest for v, d in wanted if self._embeddings.get(tenant, d) is None],
+        )
         with ExitStack() as seats:
             found: list[Embedding | Seat[Embedding]] = []
             for index, (view, digest) in enumerate(wanted):
@@ -180,6 +232,7 @@ class VisionRuntime:
             num_cached_views=self._num_cached_views,
             cache_bytes=self._embeddings.num_bytes,
             blob_bytes=self._blobs.num_bytes,
+            num_fetched_blobs=self._num_fetched_blobs,
         )
 
     def _batcher(self, model: str) -> Batcher:

@@ -81,6 +81,7 @@ def from_info(info: Info) -> pb.GetEncoderInfoResponse:
         cached_view_count=info.num_cached_views,
         cache_bytes=info.cache_bytes,
         blob_bytes=info.blob_bytes,
+        fetched_blob_count=info.num_fetched_blobs,
     )
 
 
