@@ -1,4 +1,4 @@
-"""A vision-encoder at a site of its own: what it lacks it fetches from home, each image once."""
+"""A vision-encoder at a site of its own: what it lacks comes from home, and once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from cogitate.kit import lifecycle
 from cogitate.kit.auth import tenant_scope
 from cogitate.kit.channels import open_channel
 from cogitate.kit.config import ServiceConfig
+from cogitate.kit.errors import NotFound
+from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1 import vision_encoder_service_pb2_grpc as pb_grpc
 from cogitate.vision_encoder.config import VisionEncoderConfig
+from cogitate.vision_encoder.core.digests import embedding_digest
+from cogitate.vision_encoder.core.types import View
 from cogitate.vision_encoder.server import build
 
 from tests.contract.test_vision_encoder import MODEL, UNKNOWN, Served, box, error_of, view
 from tests.fakes import images
 from tests.fakes.vision import FakeVision
-from tests.fakes.vision_model import write_model
+from tests.fakes.vision_model import HIDDEN, write_model
 
 pytestmark = pytest.mark.contract
 
@@ -38,6 +42,7 @@ class Home(FakeVision):
         self.left: list[str] = []
         self.open = asyncio.Event()
         self.open.set()
+        self.sends: pb.FetchEmbeddingResponse | None = None
 
     def hold(self, data: bytes, name: bytes | None = None) -> str:
         digest = "sha256:" + hashlib.sha256(data if name is None else name).hexdigest()
@@ -57,6 +62,13 @@ class Home(FakeVision):
         async for response in super().GetBlob(request, context):
             yield response
 
+    async def FetchEmbedding(
+        self, request: pb.FetchEmbeddingRequest, context: Any
+    ) -> AsyncIterator[pb.FetchEmbeddingResponse]:
+        if self.sends is None:
+            raise NotFound("there is no such blob")
+        yield self.sends
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,9 +78,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def encoder(models: Path, **knobs: Any) -> AsyncIterator[Served]:
+async def encoder(folder: Path, **knobs: Any) -> AsyncIterator[Served]:
     config = VisionEncoderConfig(
-        **{"models": (MODEL,), "model_paths": (str(models),), "drain_grace_s": 0.5, **knobs}
+        **{"models": (MODEL,), "model_paths": (str(folder),), "drain_grace_s": 0.5, **knobs}
     )
     async with (
         lifecycle.serving(config, build) as running,
@@ -94,6 +106,8 @@ async def home(listen: str = "127.0.0.1:0") -> AsyncIterator[tuple[Home, str]]:
 
 @asynccontextmanager
 async def site(models: Path, **knobs: Any) -> AsyncIterator[tuple[Home, Served]]:
+    """A site that encodes whatever it is asked for itself, unless told otherwise."""
+    knobs = {"upstream_embedding_max_bytes": 0, **knobs}
     async with home() as (far, address):
         try:
             async with encoder(models, upstream_address=address, **knobs) as near:
@@ -118,7 +132,9 @@ async def test_many_askers_one_image_one_fetch(models: Path) -> None:
         asking += [asyncio.create_task(near.get(digest, box(*edges))) for _ in range(8)]
         views = [asyncio.create_task(near.fetch(view(digest), view(digest, *edges)))
                  for _ in range(8)]  # fmt: skip
-        await until(lambda: near.runtime._fetching._num_waiters == _waiting({digest: 24}))
+        # The views are two flights of eight, and each of these waits for the image.
+        await until(lambda: list(near.runtime._encoding._num_waiters.values()) == [8, 8])
+        await until(lambda: near.runtime._fetching._num_waiters == _waiting({digest: 18}))
         far.open.set()
         found = [await one for one in asking]
         assert found[0] == (data, "image/png") and found[8][1] == "image/png"
@@ -139,20 +155,110 @@ async def test_several_images_are_fetched_at_the_same_time(models: Path) -> None
         assert [each.view.view.blob_digest for each in await asking] == digests
 
 
-async def test_embeddings_are_those_of_home(models: Path) -> None:
-    async with (
-        encoder(models) as far,
-        encoder(models, upstream_address=far.address) as near,
-    ):
-        stored = await far.put(images.file(images.picture(900, 700), "PNG"))
-        views = [view(stored.digest), view(stored.digest, 100, 100, 900, 400)]
-        assert [e.embedding for e in await near.fetch(*views)] == [
-            e.embedding for e in await far.fetch(*views)
-        ]
-        assert (await near.info()).fetched_blob_count == 1
+@asynccontextmanager
+async def two(
+    models: Path, of_home: Path, named: str = MODEL, **knobs: Any
+) -> AsyncIterator[tuple[Served, Served]]:
+    async with encoder(of_home, models=(named,)) as far:
+        async with encoder(models, upstream_address=far.address, **knobs) as near:
+            yield far, near
+
+
+async def test_many_askers_one_embedding(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two(models, models) as (far, near):
+        digest = (await far.put(images.png())).digest
+        gate = far.gate(monkeypatch)
+        asking = [asyncio.create_task(near.fetch(view(digest))) for _ in range(8)]
+        await gate.wait_entered()
+        await until(lambda: list(near.runtime._encoding._num_waiters.values()) == [8])
+        gate.opened.set()
+        found = [await one for one in asking]
+        (own,) = await far.fetch(view(digest))
+        for (each,) in found:
+            assert each.embedding == own.embedding
+            assert each.view.embedding_digest == own.view.embedding_digest
+        info = await near.info()
+        assert (info.fetched_embedding_count, info.cached_view_count) == (1, 7)
+        assert (info.fetched_blob_count, info.encoded_view_count, info.blob_bytes) == (0, 0, 0)
+        assert (await far.info()).encoded_view_count == 1
         with tenant_scope("stranger"):
-            assert (await error_of(near.get(stored.digest))).code == "NOT_FOUND"
-            assert (await error_of(near.fetch(*views))).code == "NOT_FOUND"
+            assert (await error_of(near.get(digest))).code == "NOT_FOUND"
+            assert (await error_of(near.fetch(view(digest)))).code == "NOT_FOUND"
+
+
+async def test_of_large_embeddings_the_image_is_fetched(models: Path) -> None:
+    whole, crop = 16 * HIDDEN * 4, 4 * HIDDEN * 4
+    for limit, num_embeddings in ((whole, 2), (whole - 1, 1), (crop, 1), (crop - 1, 0)):
+        async with two(models, models, upstream_embedding_max_bytes=limit) as (far, near):
+            digest = (await far.put(images.png(200, 200))).digest
+            views = view(digest, 0, 0, 500, 500), view(digest)
+            found = [(await near.fetch(each))[0].embedding for each in views]
+            assert found == [each.embedding for each in await far.fetch(*views)]
+            info = await near.info()
+            assert info.fetched_embedding_count == num_embeddings
+            assert info.encoded_view_count == 2 - num_embeddings
+            assert info.fetched_blob_count == (num_embeddings < 2)
+
+
+async def test_what_is_here_is_encoded_here(models: Path) -> None:
+    async with two(models, models) as (far, near):
+        digest = (await far.put(images.png())).digest
+        await near.get(digest)
+        await near.fetch(view(digest))
+        info = await near.info()
+        assert (info.fetched_blob_count, info.fetched_embedding_count) == (1, 0)
+        assert (await far.info()).encoded_view_count == 0
+
+
+async def test_embeddings_of_another_build_are_not_taken(models: Path, tmp_path: Path) -> None:
+    recipe = write_model(tmp_path, MODEL) / "preprocessor_config.json"
+    recipe.write_text(recipe.read_text().replace("0.25", "0.5"))
+    async with two(models, tmp_path) as (far, near), encoder(models) as alone:
+        digest = (await far.put(images.png(200, 200))).digest
+        await alone.put(images.png(200, 200))
+        views = view(digest), view(digest, 0, 0, 500, 500)
+        for each in views:
+            assert await near.fetch(each) == await alone.fetch(each)
+        other = (await far.put(images.png(seed=5))).digest
+        await near.fetch(view(other))
+        info = await near.info()
+        assert (info.fetched_blob_count, info.fetched_embedding_count) == (2, 0)
+        assert (await far.info()).encoded_view_count == 1, "it is asked once, and no more"
+
+
+async def test_a_model_that_home_lacks_is_encoded_here(models: Path, tmp_path: Path) -> None:
+    write_model(tmp_path, "other")
+    async with two(models, tmp_path, named="other") as (far, near):
+        digest = (await far.put(images.png())).digest
+        error = await error_of(near.fetch(view(digest), view(digest, 0, 0, 1, 1)))
+        assert (error.code, error.field) == ("INVALID_ARGUMENT", "views[1].box")
+        assert len(await near.fetch(view(digest))) == 1
+        assert (await near.info()).fetched_blob_count == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [16, HIDDEN + 1], "data": bytes(16 * (HIDDEN + 1) * 4)},
+        {"shape": [16, HIDDEN], "data": bytes(16 * HIDDEN * 4 - 1)},
+        {"shape": [16, HIDDEN], "data": b"\xff\xff\xff\x7f" * 16 * HIDDEN},
+        {"shape": [16, HIDDEN], "data": bytes(16 * HIDDEN * 4), "dtype": common.D_TYPE_BFLOAT16},
+        {"shape": [-1, HIDDEN], "data": b""},
+        {},
+    ],
+    ids=["shape", "length", "not finite", "type", "negative", "nothing"],
+)
+async def test_home_is_not_trusted_with_embeddings(models: Path, wrong: dict[str, Any]) -> None:
+    async with site(models, upstream_embedding_max_bytes=1 << 20) as (far, near):
+        digest = far.hold(images.png())
+        build = near.runtime._batchers[MODEL].encoder.build_digest
+        far.sends = pb.FetchEmbeddingResponse(
+            embedding=common.Tensor(**{"dtype": common.D_TYPE_FLOAT32, **wrong})
+        )
+        far.sends.view.embedding_digest = embedding_digest(build, View(digest))
+        assert len(await near.fetch(view(digest))) == 1
+        info = await near.info()
+        assert (info.encoded_view_count, info.fetched_embedding_count) == (1, 0)
 
 
 async def test_what_home_lacks_is_not_found_and_asked_for_again(models: Path) -> None:

@@ -84,7 +84,7 @@ class Load:
         on_end: Callable[[Story], None] = lambda story: None,
     ) -> None:
         self._address, self._clients, self._agents, self._on_end = address, clients, agents, on_end
-        self._questions: Sequence[Question] = datasets.load("boards", 24, BOARD_SEED)
+        self.questions: Sequence[Question] = datasets.load("boards", 24, BOARD_SEED)
         self._numbers = itertools.count()
         self._stop = threading.Event()
         self._paused = threading.Event()
@@ -144,7 +144,7 @@ class Load:
                 await asyncio.sleep(0.02)
                 continue
             number = next(self._numbers)
-            question = self._questions[number % len(self._questions)]
+            question = self.questions[number % len(self.questions)]
             story = Story(number, question.text, time.monotonic())
             self.stories.append(story)
             try:

@@ -21,7 +21,8 @@ Say = Callable[[str], None]
 # Who takes work comes last.
 RESTART_ORDER: Final = (
     "nats", "router-1", "router-2", "aurora-1", "aurora-2", "borealis-1", "borealis-2",
-    "vision-encoder-1", "vision-encoder-2", "tool-executor-1", "tool-executor-2",
+    "vision-encoder-1", "vision-encoder-2", "vision-encoder-aurora", "vision-encoder-borealis",
+    "tool-executor-1", "tool-executor-2",
     "aggregator-1", "aggregator-2", "gateway-1", "gateway-2",
 )  # fmt: skip
 # How long a scene waits for what it expects before it says that it did not come.

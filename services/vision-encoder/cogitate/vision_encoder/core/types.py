@@ -100,6 +100,7 @@ class Info:
     cache_bytes: int
     blob_bytes: int
     num_fetched_blobs: int
+    num_fetched_embeddings: int
 
 
 def bad_image(sentence: str) -> InvalidRequest:
