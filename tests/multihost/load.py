@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -172,16 +171,3 @@ class Load:
         story.degraded = answer.degraded_reasons
         story.num_tokens = answer.usage.sampled_tokens
         story.endpoints = tuple(one.endpoint_id for one in answer.certificate.placements)
-
-
-def summary(values: Sequence[float]) -> dict[str, float | int]:
-    """Of seconds."""
-    if not values:
-        return {"count": 0}
-    ordered = sorted(values)
-    return {
-        "count": len(ordered),
-        "median": round(statistics.median(ordered), 4),
-        "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 4),
-        "max": round(ordered[-1], 4),
-    }

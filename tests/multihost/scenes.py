@@ -14,7 +14,8 @@ from cogitate.client import Client, CogitateError
 from cogitate.v1 import router_service_pb2 as router_pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 
-from tests.multihost.load import Gap, Load, Story, summary
+from tests.bench.report import summary
+from tests.multihost.load import Gap, Load, Story
 from tests.multihost.mesh import Mesh
 
 Say = Callable[[str], None]
