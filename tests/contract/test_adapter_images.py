@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import InvalidRequest, NotFound
 from cogitate.v1 import common_pb2 as common
 
+from tests.contract.test_adapter import adapter
+from tests.fakes.provider import Provider
 from tests.fakes.vision import FakeVision, png
 
 pytestmark = pytest.mark.contract
@@ -54,3 +57,21 @@ async def test_the_sites_comes_first_then_the_gangs() -> None:
                 await fetcher.fetch(image, (site,))
         finally:
             await fetcher.close()
+
+
+async def test_an_adapter_shows_its_server_the_image_of_its_site() -> None:
+    part = common.Part(image=common.ImagePart(digest=DIGEST))
+    data = png(4, 4)
+    async with (
+        vision() as (near, site),
+        vision() as (far, home),
+        Provider(takes_images=True) as provider,
+        adapter(provider, vision_encoder_address=site) as made,
+    ):
+        far.blobs[DIGEST] = png(4, 4, b"far")
+        for held, shown in ((data, data), (None, far.blobs[DIGEST])):
+            near.blobs = {} if held is None else {DIGEST: held}
+            await made.run(parts=[part], vision_encoder_address=home)
+            [image] = provider.streams[-1]["messages"][-1]["content"]
+            url = image["image_url"]["url"]
+            assert url == "data:image/png;base64," + base64.b64encode(shown).decode()

@@ -356,6 +356,24 @@ async def test_who_leaves_harms_no_other_and_the_last_ends_the_fetch(models: Pat
         assert far.asked == [digest, other]
 
 
+async def test_the_time_of_a_fetch_is_not_that_of_who_came_first(models: Path) -> None:
+    async with site(models) as (far, near):
+        digest = far.hold(images.png())
+        far.open.clear()
+        hasty = near.stub.GetBlob(pb.GetBlobRequest(digest=digest), timeout=2)
+        reading = asyncio.create_task(hasty.read())
+        await until(lambda: far.asked)
+        patient = asyncio.create_task(near.get(digest))
+        await until(lambda: near.runtime._fetching._num_waiters == _waiting({digest: 2}))
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await reading
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: near.runtime._fetching._num_waiters == _waiting({digest: 1}))
+        far.open.set()
+        assert (await patient)[0] == images.png()
+        assert far.asked == [digest]
+
+
 async def test_fetches_at_once_are_limited_as_uploads_are(models: Path) -> None:
     async with site(models, max_uploads_count=1) as (far, near):
         digest = far.hold(images.png())
