@@ -303,9 +303,13 @@ class Engine:
         began = self._monotonic()
         chunks = self._allocate(chunks, owners)
         self._copy_blocks()
+        together = None
         if chunks:
-            draws += self._forward(chunks, owners)
-        self._sample(draws)
+            logits = self._runner.forward(chunks)
+            found = self._advance(chunks, owners, logits)
+            together = logits if len(found) == len(chunks) and not draws else None
+            draws += found
+        self._sample(draws, together)
         self._book(chunks, owners, self._monotonic() - began)
         return True
 
@@ -328,11 +332,15 @@ class Engine:
             if chunk.sequence.num_computed == num_computed and chunk.sequence.state is State.RUNNING
         ]
 
-    def _forward(self, chunks: Seq[Chunk], owners: dict[int, Holder]) -> list[Draw]:
-        """Computes the chunks and returns the agents that can sample now, with their logits."""
-        rows = self._runner.forward(chunks).unbind()
+    def _advance(
+        self, chunks: Seq[Chunk], owners: dict[int, Holder], rows: torch.Tensor
+    ) -> list[Draw]:
+        """Books computed chunks; returns the agents that can sample now, with their logits.
+
+        rows: (chunks, vocab).
+        """
         draws: list[Draw] = []
-        for chunk, logits in zip(chunks, rows, strict=True):
+        for chunk, logits in zip(chunks, rows.unbind(), strict=True):
             sequence = chunk.sequence
             sequence.num_computed += chunk.length
             for _ in range(chunk.length):
@@ -374,10 +382,13 @@ class Engine:
             gang.copies.clear()
         self._runner.copy_blocks(copies)
 
-    def _sample(self, draws: Seq[Draw]) -> None:
+    def _sample(self, draws: Seq[Draw], together: torch.Tensor | None) -> None:
+        """Draws a token for each; ``together`` are their logits where they lie in one piece."""
         if not draws:
             return
-        logits = torch.stack([logits for _, _, logits in draws])
+        logits = together
+        if logits is None:
+            logits = torch.stack([logits for _, _, logits in draws])
         result = self._runner.sample(logits, [agent.row() for _, agent, _ in draws])
         self.stats.num_sampled += len(draws)
         for i, (gang, agent, _) in enumerate(draws):

@@ -96,6 +96,8 @@ class NativeRunner:
         self._model = self._library.cogitate_new(ctypes.byref(shape))
         weakref.finalize(self, self._library.cogitate_free, self._model)
         self._pack(weights)
+        # Used again step by step: fresh memory costs more than it takes to sample from it.
+        self._logits = torch.empty(0, config.vocab_size)
 
     # -- weights -----------------------------------------------------------------------------
 
@@ -166,7 +168,9 @@ class NativeRunner:
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes the chunks."""
-        logits = torch.empty(len(chunks), self.config.vocab_size)
+        if len(chunks) > len(self._logits):
+            self._logits = torch.empty(len(chunks), self.config.vocab_size)
+        logits = self._logits[: len(chunks)]
         step, _kept = _lay_out(chunks, logits)
         self._library.cogitate_step(self._model, ctypes.byref(step))
         return logits

@@ -23,21 +23,23 @@ constexpr int kBlock = 16;                    // positions of a block: one vecto
 constexpr int kChunkBlocks = 4;               // blocks of a chunk
 constexpr int kChunk = kBlock * kChunkBlocks;  // positions of a chunk
 constexpr int kMaxHead = 256;                  // largest head size
+constexpr int kFewTiles = 32;                  // of a thread
 constexpr int kMaxQueries = 16;                // queries of a key head in one pass
 
 // Whether scores and mixtures are dot products of pairs: queries and weights are rounded to bfloat16.
 template <class T>
 constexpr bool kPaired = kHalfDot && std::is_same<T, BFloat16>::value;
 
-// One layer's keys and values: block, head, then keys (head size, 16) and values (16, head size). Where
+// One layer's keys and values: head, block, then keys (head size, 16) and values (16, head size): blocks
+// that follow each other are read as one stretch of memory, which the processor fetches ahead. Where
 // they are paired, two neighbours of a head's size lie together in keys, two positions in values.
 template <class T>
 struct Cache {
   T* data;
-  int kv_heads, head_dim;
+  int blocks, kv_heads, head_dim;
 
   T* keys(int block, int head) const {
-    return data + (size_t(block) * kv_heads + head) * 2 * kBlock * head_dim;
+    return data + (size_t(head) * blocks + block) * 2 * kBlock * head_dim;
   }
   T* values(int block, int head) const { return keys(block, head) + kBlock * head_dim; }
 
@@ -56,21 +58,29 @@ struct Cache {
   void put_values(int block, int head, int at, const float* value) const {
     T* to = values(block, head);
     if constexpr (kPaired<T>) {
-      uint32_t pairs[kMaxHead / 2];
-      BFloat16 halves[kMaxHead];
-      to_pairs(value, head_dim, pairs);
-      std::memcpy(halves, pairs, head_dim * sizeof(BFloat16));
-      for (int d = 0; d < head_dim; d++) to[(at / 2 * head_dim + d) * 2 + at % 2] = halves[d];
+      to += at / 2 * 2 * head_dim + at % 2;
+      for (int d = 0; d < head_dim; d += kLanes) spread(to + 2 * d, to_halves(load(value + d)));
     } else {
       for (int d = 0; d < head_dim; d++) put(to + at * head_dim + d, value[d]);
     }
   }
 };
 
+// Blocks of one chunk.
+struct Part {
+  const int32_t* blocks;
+  int count;  // 0 or less: none
+};
+
 // Where a query's context is.
 struct Query {
   const int32_t* table;  // its sequence's blocks
   int length;            // positions it sees, itself included
+
+  Part part(int chunk) const {
+    const int left = (length - chunk * kChunk + kBlock - 1) / kBlock;
+    return {table + chunk * kChunkBlocks, std::min(left, kChunkBlocks)};
+  }
 };
 
 // Queries first .. first + count - 1 whose first `shared` chunks are the same blocks.
@@ -78,11 +88,11 @@ struct Tile {
   int first, count, shared;
 };
 
-// Calls f with a number of rows as a constant, at most the rows that are left; returns it.
-template <class F>
+// Calls f with a number of rows as a constant, at most `Most` and the rows that are left; returns it.
+template <int Most, class F>
 static inline int some_rows(int left, F&& f) {
 #define COGITATE_CASE(R) \
-  if (left >= R) return f(std::integral_constant<int, R>()), R;
+  if (R <= Most && left >= R) return f(std::integral_constant<int, R>()), R;
 #if defined(__AVX512F__)
   COGITATE_CASE(6) COGITATE_CASE(4)
 #endif
@@ -99,100 +109,129 @@ class Attend {
       : cache_(cache), head_(head), dim_(cache.head_dim) {
     for (int r = 0; r < rows; r++) {
       largest_[r] = -INFINITY;
-      total_[r] = 0.0f;
+      total_[r] = Vec{};
+      std::fill(mixed_[r], mixed_[r] + dim_, 0.0f);
     }
-    std::fill(mixed_, mixed_ + rows * dim_, 0.0f);
   }
 
   // Takes the query of row r.
   void ask(int r, const float* query, float scale) {
-    float* own = query_ + r * dim_;
-    for (int d = 0; d < dim_; d++) own[d] = query[d] * scale;
-    if (kPaired<T>) to_pairs(own, dim_, query_pairs_ + r * dim_ / 2);
+    for (int d = 0; d < dim_; d += kLanes) store(query_[r] + d, load(query + d) * scale);
+    if (kPaired<T>) to_pairs(query_[r], dim_, query_pairs_[r]);
   }
 
-  // Rows from .. from + count - 1 look at a chunk; row r sees the first `visible[r]` positions. Whoever
-  // is the last to look at it says whether a chunk follows, which is fetched meanwhile.
-  void look(const int32_t* table, int chunk, int from, int count, const int* visible, bool more) {
+  // Fetches a part at once: the first, before which there is nothing to do.
+  void fetch(Part part) const {
+    for (int b = 0; b < part.count; b++) {
+      fetch_block(cache_.keys(part.blocks[b], head_));
+      fetch_block(cache_.values(part.blocks[b], head_));
+    }
+  }
+
+  // Rows from .. from + count - 1 look at a part; row r sees its first `visible[r]` positions. What is
+  // looked at next is fetched meanwhile, keys beside keys and values beside values.
+  void look(Part part, int from, int count, const int* visible, Part next) {
     int most = 0;
     for (int r = from; r < from + count; r++) most = std::max(most, visible[r]);
     most = std::min(most, kChunk);
     if (most <= 0) return;
-    const int32_t* blocks = table + chunk * kChunkBlocks;
-    const int num_blocks = (most + kBlock - 1) / kBlock;
-    if (more) fetch(blocks + kChunkBlocks);
-    for (int r = from; r < from + count;)
-      r += some_rows(from + count - r, [&](auto rows) { score<decltype(rows)::value>(blocks, num_blocks, r); });
+    part.count = (most + kBlock - 1) / kBlock;
+    if (next.count > part.count) fetch({next.blocks + part.count, next.count - part.count});
+    Part coming = next;
+    for (int r = from; r < from + count; coming.count = 0)
+      r += some_rows<4>(from + count - r, [&](auto rows) { score<decltype(rows)::value>(part, r, coming); });
     for (int r = from; r < from + count; r++)
       if (visible[r] > 0)
-        weigh(r, num_blocks, std::min(visible[r], kChunk));
+        weigh(r, part.count, std::min(visible[r], kChunk));
       else
-        nothing(r, num_blocks);
-    for (int d = 0; d < dim_; d += 4 * kLanes)
-      for (int r = from; r < from + count;)
-        r += some_rows(from + count - r, [&](auto rows) {
+        nothing(r, part.count);
+    for (int d = 0; d < dim_; d += 4 * kLanes) {
+      coming = next;
+      for (int r = from; r < from + count; coming.count = 0)
+        r += some_rows<6>(from + count - r, [&](auto rows) {
           constexpr int R = decltype(rows)::value;
           switch (std::min(4, (dim_ - d) / kLanes)) {
-            case 1: return mix<R, 1>(blocks, most, d, r);
-            case 2: return mix<R, 2>(blocks, most, d, r);
-            case 3: return mix<R, 3>(blocks, most, d, r);
-            default: return mix<R, 4>(blocks, most, d, r);
+            case 1: return mix<R, 1>(part, most, d, r, coming);
+            case 2: return mix<R, 2>(part, most, d, r, coming);
+            case 3: return mix<R, 3>(part, most, d, r, coming);
+            default: return mix<R, 4>(part, most, d, r, coming);
           }
         });
-  }
-
-  void finish(int r, float* out) const {
-    const float scale = 1.0f / total_[r];
-    for (int d = 0; d < dim_; d += kLanes)
-      store(out + d, load(mixed_ + r * dim_ + d) * scale);
-  }
-
- private:
-  // A chunk's keys and values, on their way from memory while the one before is worked on.
-  void fetch(const int32_t* blocks) const {
-    const size_t bytes = 2 * kBlock * dim_ * sizeof(T);
-    for (int b = 0; b < kChunkBlocks; b++) {
-      const char* from = reinterpret_cast<const char*>(cache_.keys(blocks[b], head_));
-      for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
     }
   }
 
-  // Several blocks at a time, so that a query's number is broadcast once for all of them; more of
-  // them where rows are few, since a sum has to wait for itself.
-  template <int R>
-  void score(const int32_t* blocks, int count, int r) {
-    constexpr int B = R > 3 ? 2 : kChunkBlocks;
-    int b = 0;
-    for (; b + B <= count; b += B) score_blocks<R, B>(blocks + b, b, r);
-    for (; b < count; b++) score_blocks<R, 1>(blocks + b, b, r);
+  void finish(int r, float* out) const {
+    const float scale = 1.0f / sum(total_[r]);
+    for (int d = 0; d < dim_; d += kLanes)
+      store(out + d, load(mixed_[r] + d) * scale);
   }
 
-  template <int R, int B>
-  void score_blocks(const int32_t* blocks, int b, int r) {
+ private:
+  // Steps of a score over a head's size, and the lines of memory that one takes of a block's keys.
+  static constexpr int kStep = kPaired<T> ? 2 : 1;
+  static constexpr int kStepLines = kBlock * int(sizeof(T)) * kStep / 64 > 0
+                                        ? kBlock * int(sizeof(T)) * kStep / 64
+                                        : 1;
+
+  void fetch_block(const T* from) const {
+    const char* line = reinterpret_cast<const char*>(from);
+    for (const char* end = line + kBlock * dim_ * sizeof(T); line < end; line += 64)
+      __builtin_prefetch(line, 0, 3);
+  }
+
+  // Several blocks at a time, so that a query's number is broadcast once for all of them.
+  template <int R>
+  void score(Part part, int r, Part next) {
+    int b = 0;
+    const auto some = [&](auto blocks_at_once) {
+      constexpr int B = decltype(blocks_at_once)::value;
+      for (; b + B <= part.count; b += B)
+        if (b + B <= next.count)
+          score_blocks<R, B, true>(part.blocks + b, b, r, next.blocks + b);
+        else
+          score_blocks<R, B, false>(part.blocks + b, b, r, part.blocks + b);
+    };
+    if constexpr (R <= 4) some(std::integral_constant<int, kChunkBlocks>());
+    some(std::integral_constant<int, 2>());
+    some(std::integral_constant<int, 1>());
+  }
+
+  template <int R, int B, bool Fetch>
+  void score_blocks(const int32_t* blocks, int b, int r, const int32_t* next) {
     const T* keys[B];
+    const char* coming[B];
     Vec s[R][B];
-    for (int j = 0; j < B; j++) keys[j] = cache_.keys(blocks[j], head_);
+    for (int j = 0; j < B; j++) {
+      keys[j] = cache_.keys(blocks[j], head_);
+      coming[j] = reinterpret_cast<const char*>(cache_.keys(next[j], head_));
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
       for (int j = 0; j < B; j++) s[i][j] = Vec{};
-    const float* query = query_ + r * dim_;
-    const uint32_t* pairs = query_pairs_ + r * dim_ / 2;
-    for (int d = 0; d < (kPaired<T> ? dim_ / 2 : dim_); d++) {
-      Vec k[B];
+    const float* query = query_[r];
+    const uint32_t* pairs = query_pairs_[r];
+    const int steps = dim_ / kStep;
+    for (int block = 0, d = 0; block < B; block++) {
+      const char* line = coming[block];
+      for (const int end = (block + 1) * steps / B; d < end; d++) {
+#pragma GCC unroll 8
+        for (int i = 0; Fetch && i < B * kStepLines; i++, line += 64) __builtin_prefetch(line, 0, 3);
+        Vec k[B];
 #pragma GCC unroll 4
-      for (int j = 0; j < B; j++)
-        k[j] = kPaired<T> ? (Vec)load_words(keys[j] + d * 2 * kBlock) : load(keys[j] + d * kBlock);
+        for (int j = 0; j < B; j++)
+          k[j] = kPaired<T> ? (Vec)load_words(keys[j] + d * 2 * kBlock) : load(keys[j] + d * kBlock);
 #pragma GCC unroll 6
-      for (int i = 0; i < R; i++) {
-        if constexpr (kPaired<T>) {
-          const uint32_t q = pairs[i * dim_ / 2 + d];
+        for (int i = 0; i < R; i++) {
+          if constexpr (kPaired<T>) {
+            const uint32_t q = pairs[i * (kMaxHead / 2) + d];
 #pragma GCC unroll 4
-          for (int j = 0; j < B; j++) s[i][j] = dot_pairs(s[i][j], (UVec)k[j], q);
-        } else {
-          const float q = query[i * dim_ + d];
+            for (int j = 0; j < B; j++) s[i][j] = dot_pairs(s[i][j], (UVec)k[j], q);
+          } else {
+            const float q = query[i * kMaxHead + d];
 #pragma GCC unroll 4
-          for (int j = 0; j < B; j++) s[i][j] += q * k[j];
+            for (int j = 0; j < B; j++) s[i][j] += q * k[j];
+          }
         }
       }
     }
@@ -204,36 +243,42 @@ class Attend {
 
   // R rows and V vectors of a value stay in registers over all positions of the chunk.
   template <int R, int V>
-  void mix(const int32_t* blocks, int positions, int d, int r) {
+  void mix(Part part, int positions, int d, int r, Part next) {
     Vec m[R][V];
-    float* mixed = mixed_ + r * dim_ + d;
+    float* mixed = mixed_[r] + d;
 #pragma GCC unroll 6
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < V; j++) m[i][j] = load(mixed + i * dim_ + j * kLanes);
-    for (int from = 0; from < positions; from += kBlock) {
-      const T* values = cache_.values(blocks[from / kBlock], head_) + (kPaired<T> ? 2 * d : d);
-      const int end = std::min(positions - from, kBlock);
+      for (int j = 0; j < V; j++) m[i][j] = load(mixed + i * kMaxHead + j * kLanes);
+    for (int b = 0; b < part.count; b++) {
+      const int end = std::min(positions - b * kBlock, kBlock), at = kPaired<T> ? 2 * d : d;
+      const T* values = cache_.values(part.blocks[b], head_) + at;
+      // Where nothing is to come, what is here is asked for again.
+      const T* coming = b < next.count ? cache_.values(next.blocks[b], head_) + at : values;
       if constexpr (kPaired<T>)
-        mix_pairs<R, V>(values, end, from, r, m);
+        mix_pairs<R, V>(values, coming, end, weight_pairs_[r] + b * kBlock / 2, m);
       else
-        mix_block<R, V>(values, end, from, r, m);
+        mix_block<R, V>(values, coming, end, score_[r] + b * kBlock, m);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
-      for (int j = 0; j < V; j++) store(mixed + i * dim_ + j * kLanes, m[i][j]);
+      for (int j = 0; j < V; j++) store(mixed + i * kMaxHead + j * kLanes, m[i][j]);
   }
 
   template <int R, int V>
-  void mix_block(const T* values, int end, int from, int r, Vec (&m)[R][V]) const {
+  void mix_block(const T* values, const T* coming, int end, const float* weights,
+                 Vec (&m)[R][V]) const {
     for (int p = 0; p < end; p++) {
       Vec v[V];
 #pragma GCC unroll 4
-      for (int j = 0; j < V; j++) v[j] = load(values + p * dim_ + j * kLanes);
+      for (int j = 0; j < V; j++) {
+        v[j] = load(values + p * dim_ + j * kLanes);
+        __builtin_prefetch(coming + p * dim_ + j * kLanes, 0, 3);
+      }
 #pragma GCC unroll 6
       for (int i = 0; i < R; i++) {
-        const float w = score_[r + i][from + p];
+        const float w = weights[i * kChunk + p];
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) m[i][j] += w * v[j];
       }
@@ -241,21 +286,26 @@ class Attend {
   }
 
   template <int R, int V>
-  void mix_pairs(const T* values, int end, int from, int r, Vec (&m)[R][V]) const {
-    for (int p = 0; p < end; p += 2) {
-      // Whatever lies in the place of a position that is not there yet, it is not looked at.
-      const uint32_t there = p + 1 < end ? 0xffffffffu : 0xffffu;
+  void mix_pairs(const T* values, const T* coming, int end, const uint32_t* weights,
+                 Vec (&m)[R][V]) const {
+    const auto pair = [&](int p, uint32_t there) {
       UVec v[V];
 #pragma GCC unroll 4
-      for (int j = 0; j < V; j++)
+      for (int j = 0; j < V; j++) {
         v[j] = load_words(values + p * dim_ + 2 * j * kLanes) & there;
+        __builtin_prefetch(coming + p * dim_ + 2 * j * kLanes, 0, 3);
+      }
 #pragma GCC unroll 6
       for (int i = 0; i < R; i++) {
-        const uint32_t w = weight_pairs_[r + i][(from + p) / 2];
+        const uint32_t w = weights[i * (kChunk / 2) + p / 2];
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) m[i][j] = dot_pairs(m[i][j], v[j], w);
       }
-    }
+    };
+    int p = 0;
+    for (; p + 1 < end; p += 2) pair(p, 0xffffffffu);
+    // Whatever lies in the place of a position that is not there yet, it is not looked at.
+    if (p < end) pair(p, 0xffffu);
   }
 
   // Scores become weights; what was mixed so far shrinks to the new maximum.
@@ -273,11 +323,10 @@ class Attend {
     }
     const float shrink = before == now ? 1.0f : exp(all(before - now))[0];
     if (kPaired<T>) to_pairs(s, blocks * kBlock, weight_pairs_[r]);
-    total_[r] = total_[r] * shrink + sum(added);
+    total_[r] = total_[r] * shrink + added;
     largest_[r] = now;
     if (shrink == 1.0f) return;
-    for (int d = r * dim_; d < (r + 1) * dim_; d += kLanes)
-      store(mixed_ + d, load(mixed_ + d) * shrink);
+    for (int d = 0; d < dim_; d += kLanes) store(mixed_[r] + d, load(mixed_[r] + d) * shrink);
   }
 
   void nothing(int r, int blocks) {
@@ -287,12 +336,13 @@ class Attend {
 
   const Cache<T>& cache_;
   const int head_, dim_;
-  alignas(64) float query_[kMaxQueries * kMaxHead];
-  alignas(64) float mixed_[kMaxQueries * kMaxHead];
+  alignas(64) float query_[kMaxQueries][kMaxHead];
+  alignas(64) float mixed_[kMaxQueries][kMaxHead];
   alignas(64) float score_[kMaxQueries][kChunk];
-  alignas(64) uint32_t query_pairs_[kMaxQueries * kMaxHead / 2];
+  alignas(64) uint32_t query_pairs_[kMaxQueries][kMaxHead / 2];
   alignas(64) uint32_t weight_pairs_[kMaxQueries][kChunk / 2];
-  float largest_[kMaxQueries], total_[kMaxQueries];
+  alignas(64) Vec total_[kMaxQueries];  // summed up at the end
+  float largest_[kMaxQueries];
 };
 
 // Groups queries into tiles. Neighbours of one sequence share all their blocks; neighbours of
@@ -338,11 +388,13 @@ void attend(Pool& pool, const Cache<T>& cache, int heads, const std::vector<Quer
             const std::vector<Tile>& tiles, const float* query, size_t stride, float* out) {
   const int repeat = heads / cache.kv_heads, dim = cache.head_dim;
   const float scale = 1.0f / std::sqrt(float(dim));
-  pool.run(int(tiles.size()) * cache.kv_heads, [&](int task, int) {
-    const Tile tile = tiles[task / cache.kv_heads];
-    const int head = task % cache.kv_heads, rows = tile.count * repeat;
+  const auto one = [&](int head, const Tile& tile) {
+    const int rows = tile.count * repeat;
     Attend<T> look(cache, head, rows);
     int visible[kMaxQueries];
+    // The last of a sequence's queries sees the most, and of several sequences all see what is shared.
+    const Query &first = queries[tile.first], &last = queries[tile.first + tile.count - 1];
+    look.fetch(tile.shared ? last.part(0) : first.part(0));
     for (int r = 0; r < rows; r++) {
       const float* from =
           query + (tile.first + r / repeat) * stride + (head * repeat + r % repeat) * dim;
@@ -351,18 +403,30 @@ void attend(Pool& pool, const Cache<T>& cache, int heads, const std::vector<Quer
     for (int chunk = 0; chunk < tile.shared; chunk++) {
       for (int r = 0; r < rows; r++)
         visible[r] = queries[tile.first + r / repeat].length - chunk * kChunk;
-      look.look(queries[tile.first].table, chunk, 0, rows, visible, chunk + 1 < tile.shared);
+      const bool more = chunk + 1 < tile.shared;
+      look.look(last.part(chunk), 0, rows, visible, (more ? last : first).part(chunk + 1));
     }
     for (int i = 0; i < tile.count; i++) {
       const Query& own = queries[tile.first + i];
+      const Query& other = queries[tile.first + std::min(i + 1, tile.count - 1)];
       for (int chunk = tile.shared; chunk * kChunk < own.length; chunk++) {
         for (int r = i * repeat; r < (i + 1) * repeat; r++)
           visible[r] = own.length - chunk * kChunk;
-        look.look(own.table, chunk, i * repeat, repeat, visible, false);
+        const bool more = (chunk + 1) * kChunk < own.length;
+        look.look(own.part(chunk), i * repeat, repeat, visible,
+                  more ? own.part(chunk + 1) : other.part(tile.shared));
       }
       for (int r = i * repeat; r < (i + 1) * repeat; r++)
         look.finish(r, out + ((tile.first + i) * heads + head * repeat + r % repeat) * size_t(dim));
     }
+  };
+  // Head by head, and few of them in as many tasks as there are threads: tiles that share a prefix
+  // are then looked at by a thread that has it in its own cache.
+  const int num_tiles = int(tiles.size()), count = num_tiles * cache.kv_heads, threads = pool.threads();
+  const int tasks = std::min(count, count <= kFewTiles * threads ? threads : 8 * threads);
+  pool.run(tasks, [&](int task, int) {
+    for (int i = count * task / tasks; i < count * (task + 1) / tasks; i++)
+      one(i / num_tiles, tiles[i % num_tiles]);
   });
 }
 

@@ -30,7 +30,7 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int kGroup = 32;  // weights of a column that share a scale when they are bytes
 constexpr float kMostWhole = 127.0f * 256.0f;  // what the largest of a row's group is rounded to
 constexpr size_t kHugePage = size_t(2) << 20;
-constexpr size_t kAhead = 4096;  // bytes of weights asked for before they are needed
+constexpr size_t kAhead = 8192;  // bytes of weights asked for before they are needed
 
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;  // 24 accumulators of 32 registers
@@ -86,10 +86,7 @@ struct Rows {
 // Rounds `depth` floats to bfloat16, in order: two are a pair.
 static inline void to_pairs(const float* x, int depth, uint32_t* out) {
   for (int k = 0; k < depth; k += kLanes) {
-    const UVec bits = (UVec)load(x + k);
-    const UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const UVec half = (UVec)((bits & 0x7fffffffu) > 0x7f800000u) & ((bits >> 16 | 0x40u) ^ rounded);
-    const HVec narrow = __builtin_convertvector(half ^ rounded, HVec);
+    const HVec narrow = to_halves(load(x + k));
     std::memcpy(reinterpret_cast<uint16_t*>(out) + k, &narrow, sizeof narrow);
   }
 }

@@ -22,7 +22,7 @@ using namespace cogitate;
 namespace {
 
 // Rows from which small work between products is worth sharing out.
-constexpr int kShareRows = 8;
+constexpr int kShareRows = 24;
 
 struct Layer {
   Matrix qkv, out, gate_up, down;
@@ -90,11 +90,11 @@ class Model {
 
   // pairs: (from, to), copied in order in every layer.
   void copy_blocks(const int32_t* pairs, int count) {
-    const size_t block = cache_bytes(1) / c.layers;
-    for (int l = 0; l < c.layers; l++)
+    const size_t block = cache_bytes(1) / (c.layers * c.kv_heads);
+    for (int part = 0; part < c.layers * c.kv_heads; part++)
       for (int i = 0; i < count; i++) {
-        char* layer = cache_ + l * block * blocks_;
-        std::memcpy(layer + pairs[2 * i + 1] * block, layer + pairs[2 * i] * block, block);
+        char* head = cache_ + part * block * blocks_;
+        std::memcpy(head + pairs[2 * i + 1] * block, head + pairs[2 * i] * block, block);
       }
   }
 
@@ -131,8 +131,8 @@ class Model {
     auto tiles = tiles_of(queries, kMaxQueries / (c.heads / c.kv_heads));
     for (int l = 0; l < c.layers; l++) {
       const Layer& layer = layers[l];
-      const Cache<T> kv{reinterpret_cast<T*>(cache_) + l * layer_elements(blocks_), c.kv_heads,
-                        c.head_dim};
+      const Cache<T> kv{reinterpret_cast<T*>(cache_) + l * layer_elements(blocks_), blocks_,
+                        c.kv_heads, c.head_dim};
       normalize(hidden_.data(), layer.input_norm, rows, normed_.data());
       const float* bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data();
       layer.qkv.apply(pool, scratch_, normed_.data(), c.hidden, rows, [&](int panel, int r, Pair y) {
@@ -240,7 +240,14 @@ class Model {
     const int half = c.head_dim / 2;
     const float* cosine = cosines.data() + size_t(position) * half;
     const float* sine = sines.data() + size_t(position) * half;
-    for (int d = 0; d < half; d++) {
+    int d = 0;
+    for (; d + kLanes <= half; d += kLanes) {
+      const Vec a = load(x + d), b = load(x + d + half);
+      const Vec c = load(cosine + d), s = load(sine + d);
+      store(x + d, a * c - b * s);
+      store(x + d + half, b * c + a * s);
+    }
+    for (; d < half; d++) {
       const float a = x[d], b = x[d + half];
       x[d] = a * cosine[d] - b * sine[d];
       x[d + half] = b * cosine[d] + a * sine[d];
