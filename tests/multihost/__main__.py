@@ -90,8 +90,7 @@ def routers(run: Run) -> None:
 
 
 def traffic_(run: Run) -> None:
-    load, mesh = run.load, run.mesh
-    load.pause()
+    load, mesh = run.load, run.mesh  # which asks nothing yet
     time.sleep(1.0)
     marks, counts = [time.monotonic()], [mesh.counts()]
     time.sleep(run.args.idle_s)
@@ -147,7 +146,7 @@ def play(args: argparse.Namespace, folder: Path) -> bool:
             recorder = Recorder(mesh)
             with (
                 Load(mesh.layout.gateways, args.clients, args.agents,
-                     on_end=lambda story: bar.advance(asked)) as load,
+                     on_end=lambda story: bar.advance(asked), paused=args.scene == "traffic") as load,
                 recorder,
             ):  # fmt: skip
                 run = Run(args, mesh, load, bar)

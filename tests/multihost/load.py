@@ -81,12 +81,16 @@ class Load:
         clients: int,
         agents: int,
         on_end: Callable[[Story], None] = lambda story: None,
+        *,
+        paused: bool = False,
     ) -> None:
         self._address, self._clients, self._agents, self._on_end = address, clients, agents, on_end
         self.questions: Sequence[Question] = datasets.load("boards", 24, BOARD_SEED)
         self._numbers = itertools.count()
         self._stop = threading.Event()
         self._paused = threading.Event()
+        if paused:
+            self._paused.set()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
         self.stories: list[Story] = []
         self.begun_at = 0.0
