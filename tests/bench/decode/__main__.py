@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from tests.bench.decode.tables import Shape
 MODEL = "smollm2-135m-instruct"
 FOLDERS = (Path.home() / ".local/share/cogitate/models", peers.ROOT / ".cache" / "models")
 WARM_PROMPT, WARM_TOKENS = 128, 8
+# Before each turn: the threads of an engine that has just answered wait for more work at full load
+# for a while (OpenMP's for a fifth of a second), which the next engine would pay for.
+SETTLE_S = 0.5
 
 
 def main() -> None:
@@ -169,6 +173,7 @@ class Measurement:
         if any(run["total_s"] > self.args.once_over_s for run in found):
             return
         tokens = self.args.tokens if number else min(self.args.tokens, WARM_TOKENS)
+        time.sleep(SETTLE_S)
         try:
             timing = worker.run(job(shape, number, tokens, self.model))
         except peers.EngineGone as error:
