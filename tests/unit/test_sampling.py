@@ -10,7 +10,7 @@ import torch
 from cogitate.agent_decoder.core.sampling import (
     Row,
     SamplingParams,
-    adjust_logits,
+    adjust_all,
     keep_mask,
     philox4x32,
     sample,
@@ -84,7 +84,7 @@ def test_penalties_and_biases() -> None:
         presence_penalty=0.25,
         logit_bias=((3, 7.0), (2, -1.0)),
     )
-    adjusted = adjust_logits(logits, Row(params, [0, 1, 0], 0.0))
+    [adjusted] = adjust_all(logits[None], [Row(params, [0, 1, 0], 0.0)])
     assert adjusted.tolist() == [1.0 - 1.0 - 0.25, -4.0 - 0.5 - 0.25, 0.0, 7.0]
     assert logits.tolist() == [2.0, -2.0, 1.0, 0.0]
 

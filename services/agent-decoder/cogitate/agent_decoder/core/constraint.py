@@ -58,8 +58,8 @@ class Grammar(Protocol):
         ...
 
 
-def restrict(logits: torch.Tensor, allowed: torch.Tensor, banned: Collection[int]) -> torch.Tensor:
-    """One row (V,) with -inf where no token may come. The grammar wins over a ban.
+def restrict(logits: torch.Tensor, allowed: torch.Tensor, banned: Collection[int]) -> None:
+    """Writes -inf into one row (V,) where no token may come. The grammar wins over a ban.
 
     A ban that leaves nothing of the grammar, such as of all ends before ``min_tokens``, is lifted.
     """
@@ -67,4 +67,4 @@ def restrict(logits: torch.Tensor, allowed: torch.Tensor, banned: Collection[int
         rest = allowed.clone()
         rest[list(banned)] = False
         allowed = rest if bool(rest.any()) else allowed
-    return logits.masked_fill(~allowed, -torch.inf)
+    logits.masked_fill_(~allowed, -torch.inf)

@@ -123,24 +123,24 @@ def uniforms(seed: int, agent_id: int, first: int, count: int) -> list[float]:
     return draws
 
 
-def adjust_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
-    """Applies penalties, biases, bans and a grammar to one row (V,); returns a new row."""
-    adjusted, params = logits.clone(), row.params
+def adjust_logits(logits: torch.Tensor, row: Row) -> None:
+    """Applies penalties, biases, bans and a grammar to one row (V,), in place."""
+    params = row.params
     if row.sampled and params.adjusts_logits:
         ids, counts = torch.unique(torch.tensor(row.sampled), return_counts=True)
-        values = adjusted[ids]
+        values = logits[ids]
         if params.repetition_penalty != 1.0:
             penalty = params.repetition_penalty
             values = torch.where(values > 0, values / penalty, values * penalty)
         values = values - params.frequency_penalty * counts - params.presence_penalty
-        adjusted[ids] = values
+        logits[ids] = values
     for token_id, bias in params.logit_bias:
-        adjusted[token_id] += bias
+        logits[token_id] += bias
     if row.allowed is not None:
-        return restrict(adjusted, row.allowed, row.banned)
-    if row.banned:
-        adjusted[list(row.banned)] = -torch.inf
-    return adjusted
+        restrict(logits, row.allowed, row.banned)
+    else:
+        for token_id in row.banned:
+            logits[token_id] = -torch.inf
 
 
 def adjust_all(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
@@ -150,7 +150,7 @@ def adjust_all(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         return logits
     adjusted = logits.clone()
     for i in asking:
-        adjusted[i] = adjust_logits(logits[i], rows[i])
+        adjust_logits(adjusted[i], rows[i])
     return adjusted
 
 
