@@ -146,7 +146,8 @@ def play(args: argparse.Namespace, folder: Path) -> bool:
             recorder = Recorder(mesh)
             with (
                 Load(mesh.layout.gateways, args.clients, args.agents,
-                     on_end=lambda story: bar.advance(asked), paused=args.scene == "traffic") as load,
+                     on_end=lambda story: bar.advance(asked), paused=args.scene == "traffic",
+                     ) as load,
                 recorder,
             ):  # fmt: skip
                 run = Run(args, mesh, load, bar)
