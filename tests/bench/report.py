@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +63,16 @@ def write(args: argparse.Namespace, **found: Any) -> None:
 def median(values: Iterable[float], digits: int = 3) -> float:
     """Rounded."""
     return round(statistics.median(values), digits)
+
+
+def summary(values: Sequence[float]) -> dict[str, float | int]:
+    """Of seconds."""
+    if not values:
+        return {"count": 0}
+    ordered = sorted(values)
+    return {
+        "count": len(ordered),
+        "median": round(statistics.median(ordered), 4),
+        "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 4),
+        "max": round(ordered[-1], 4),
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import signal
-import statistics
 import threading
 import time
 import uuid
@@ -243,16 +242,3 @@ def gaps_s(moves: Sequence[Move], strikes: Sequence[Strike]) -> list[float]:
         if not slow:
             found.append(move.resumed_at - before[-1].at)
     return found
-
-
-def summary(values: Sequence[float]) -> dict[str, float | int]:
-    """Of seconds."""
-    if not values:
-        return {"count": 0}
-    ordered = sorted(values)
-    return {
-        "count": len(ordered),
-        "p50": round(statistics.median(ordered), 3),
-        "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 3),
-        "max": round(ordered[-1], 3),
-    }

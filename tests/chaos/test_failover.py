@@ -29,6 +29,7 @@ import pytest
 from cogitate.cli.mesh.plan import Options
 from cogitate.v1 import contemplation_service_pb2 as pb
 
+from tests.bench.report import summary
 from tests.chaos.fleet import (
     Case,
     Fleet,
@@ -36,7 +37,6 @@ from tests.chaos.fleet import (
     Strike,
     gaps_s,
     running_fleet,
-    summary,
     undisturbed,
 )
 from tests.fakes.tiny_model import write_tiny_model

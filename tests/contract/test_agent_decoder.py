@@ -19,9 +19,11 @@ from cogitate.agent_decoder.config import AgentDecoderConfig
 from cogitate.agent_decoder.grammars import Grammars
 from cogitate.agent_decoder.rendering import BLIND, UNREAD
 from cogitate.agent_decoder.server import build
+from cogitate.cli.mesh.processes import free_ports
 from cogitate.kit import config as configuration
 from cogitate.kit import lifecycle, metrics
 from cogitate.kit.channels import from_rpc_error, open_channel
+from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import CogitateError
 from cogitate.peers import orca_pb2
 from cogitate.v1 import agent_decoder_service_pb2 as pb
@@ -702,18 +704,22 @@ async def test_commands_that_are_not_there(
 
 
 @asynccontextmanager
-async def seeing(models: Path) -> AsyncIterator[tuple[Decoder, Embedder]]:
+async def embedder() -> AsyncIterator[tuple[Embedder, lifecycle.Running]]:
     made: list[Embedder] = []
 
     async def build_vision(config: Any, server: Any) -> Embedder:
         made.append(Embedder(server))
         return made[0]
 
-    from cogitate.kit.config import ServiceConfig
+    async with lifecycle.serving(ServiceConfig(drain_grace_s=0.1), build_vision) as running:
+        yield made[0], running
 
-    async with lifecycle.serving(ServiceConfig(drain_grace_s=0.1), build_vision) as vision:
-        async with decoder(models, vision_encoder_address=vision.address) as running:
-            yield running, made[0]
+
+@asynccontextmanager
+async def seeing(models: Path) -> AsyncIterator[tuple[Decoder, Embedder]]:
+    async with embedder() as (vision, serving):
+        async with decoder(models, vision_encoder_address=serving.address) as running:
+            yield running, vision
 
 
 def picture(*box: int) -> common.Part:
@@ -761,6 +767,29 @@ async def test_a_vision_encoder_is_not_trusted(
         (response,) = await stream.end()
         assert response.refused.reason == "ENGINE_FAILURE"
         assert words in response.refused.message
+
+
+async def test_the_vision_encoder_of_the_site_is_asked_before_the_gangs(models: Path) -> None:
+    gone = f"127.0.0.1:{free_ports(1)[0]}"
+    async with embedder() as (own, near), embedder() as (named, far):
+        gang = {"parts": [picture()], "vision_encoder_address": far.address}
+        async with decoder(models, vision_encoder_address=near.address) as made:
+            await (await made.opened(**gang)).until("step")
+            assert (len(own.fetched), len(named.fetched)) == (1, 0)
+            own.wrong = tensor_of(4, HIDDEN + 1)
+            gang["parts"] = [picture(0, 0, 500, 500)]
+            await (await made.opened(gang_id="2", **gang)).until("step")
+            assert (len(own.fetched), len(named.fetched)) == (2, 1)
+            named.wrong = tensor_of(3, HIDDEN)
+            gang["parts"] = [picture(0, 0, 500, 400)]
+            refused = (await (await made.opened(gang_id="3", **gang)).end())[0].refused
+            assert (refused.reason, "3 rows" in refused.message) == ("ENGINE_FAILURE", True)
+            named.wrong = None
+        for knobs in ({"vision_encoder_address": gone}, {}):
+            asked = len(named.fetched)
+            async with decoder(models, **knobs) as made:
+                await (await made.opened(**gang)).until("step")
+            assert len(named.fetched) == asked + 1
 
 
 async def test_a_crop_that_cannot_be_had_becomes_a_sentence(models: Path) -> None:

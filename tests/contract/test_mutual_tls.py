@@ -49,7 +49,10 @@ MAY: dict[str, set[str]] = {
         "cogitate.v1.ToolExecutorService/ListTools",
     },
     "router": {"cogitate.v1.EndpointService/WatchEndpoint"},
-    "vision-encoder": set(),
+    "vision-encoder": {
+        "cogitate.v1.VisionEncoderService/GetBlob",
+        "cogitate.v1.VisionEncoderService/FetchEmbedding",
+    },
     "tool-executor": {"cogitate.v1.VisionEncoderService/PutBlob"},
     "agent-decoder": {
         REPORT, "cogitate.v1.VisionEncoderService/GetBlob",

@@ -7,7 +7,8 @@
     python -m tests.multihost routers  each router killed while clients stream
     python -m tests.multihost traffic  bytes between the sites, idle and for each contemplation
 
-Needs Linux, root, /dev/net/tun, iproute2 and nats-server. Exits with 1 if anything was lost.
+Needs Linux, root, /dev/net/tun, iproute2 and nats-server. Exits with 1 if anything was lost,
+or if a picture crossed to a site twice.
 """
 
 from __future__ import annotations
@@ -89,8 +90,7 @@ def routers(run: Run) -> None:
 
 
 def traffic_(run: Run) -> None:
-    load, mesh = run.load, run.mesh
-    load.pause()
+    load, mesh = run.load, run.mesh  # which asks nothing yet
     time.sleep(1.0)
     marks, counts = [time.monotonic()], [mesh.counts()]
     time.sleep(run.args.idle_s)
@@ -118,6 +118,8 @@ def traffic_(run: Run) -> None:
     run.more |= {
         "contemplations": len(stories),
         "endpoints_per_site": traffic.spread(stories),
+        "pictures": traffic.pictures(mesh, load.questions),
+        "conversation_bytes": traffic.conversation_bytes(mesh, load.questions),
         "a_plainer_mesh": traffic.plainer(stories, run.args.agents),
     }
     run.did(Mark("traffic", marks[0], marks[2]))
@@ -144,7 +146,8 @@ def play(args: argparse.Namespace, folder: Path) -> bool:
             recorder = Recorder(mesh)
             with (
                 Load(mesh.layout.gateways, args.clients, args.agents,
-                     on_end=lambda story: bar.advance(asked)) as load,
+                     on_end=lambda story: bar.advance(asked), paused=args.scene == "traffic",
+                     ) as load,
                 recorder,
             ):  # fmt: skip
                 run = Run(args, mesh, load, bar)
@@ -153,6 +156,7 @@ def play(args: argparse.Namespace, folder: Path) -> bool:
             told = traces.verify(mesh.layout.gateways, load.ended, args.agents)
     found = scenes.account(load.ended, run.marks)
     fine = not found["failed"] and not told["lost"] and found["answered"] == found["asked"]
+    fine = fine and ("pictures" not in run.more or traffic.crossed_once(run.more["pictures"]))
     console.print(report.table(args.scene, ["what", "found"], rows(found, run, told)))
     report.write(
         args, fine=fine, pid=os.getpid(), account=found, traces=told, **run.more,
@@ -182,6 +186,12 @@ def rows(found: dict[str, Any], run: Run, told: dict[str, Any]) -> list[tuple[st
     made += [("trace", f"{id_}: {fault}") for id_, fault in told["lost"].items()]
     for service, size in traffic.sums(run.more.get("bytes_per_contemplation", {})).items():
         made.append((f"bytes a contemplation between sites: {service}", size))
+    for site, done in run.more.get("pictures", {}).items():
+        if isinstance(done, dict):
+            made += [(f"{name.replace('_', ' ')}: {site}", n) for name, n in done.items()]
+    if "conversation_bytes" in run.more:
+        made.append(("bytes of a conversation with its tools", run.more["conversation_bytes"]))
+        made += [(f"contemplations: {k}", v) for k, v in run.more["endpoints_per_site"].items()]
     for name, number in run.more.get("a_plainer_mesh", {}).items():
         made.append((f"a plainer mesh, a contemplation: {name}", number))
     return made

@@ -1,9 +1,10 @@
 """What runs where, and how the sites are joined. Pure.
 
 Home is the site of the clients, of the journal, of pictures and tools; two providers have the
-decoders. Each provider may be cut off: what it runs is gone on with elsewhere. Cutting off home is
-cutting off the clients. Of each service there are two, so that one can be restarted; the second
-aggregator and the second router are at aurora, the others at home.
+decoders, and a vision-encoder each that fetches from home what it lacks. Each provider may be cut
+off: what it runs is gone on with elsewhere. Cutting off home is cutting off the clients. Of each
+service there are two, so that one can be restarted; the second aggregator and the second router are
+at aurora, the others at home.
 """
 
 from __future__ import annotations
@@ -119,13 +120,16 @@ class Layout:
         for number in (1, 2):
             yield self._python("vision-encoder", number, HOME,
                                blob_directory=self._folder / HOME / "blobs")  # fmt: skip
+        for site in (AURORA, BOREALIS):
+            yield self._python("vision-encoder", 1, site, name=f"vision-encoder-{site}",
+                               upstream_address=pictures["vision_encoder_address"])  # fmt: skip
         for number in (1, 2):
             yield self._python("tool-executor", number, HOME, **pictures)
         for number, site in ((1, HOME), (2, AURORA)):
             yield self._python("router", number, site, **pictures)
         for site in (AURORA, BOREALIS):
             for number in range(1, self.choices.decoders_per_provider + 1):
-                yield self._decoder(site, number, routers, pictures)
+                yield self._decoder(site, number, routers)
         for number, site in ((1, HOME), (2, AURORA)):
             yield self._python(
                 "aggregator", number, site, **pictures,
@@ -141,12 +145,11 @@ class Layout:
                 http_listen=f"{home}:{PORTS['gateway'] + 80 + number}",
             )  # fmt: skip
 
-    def _decoder(
-        self, site: str, number: int, routers: list[str], pictures: Mapping[str, Any]
-    ) -> Process:
+    def _decoder(self, site: str, number: int, routers: list[str]) -> Process:
         [provider] = [one for one in PROVIDERS if one.name == site]
         return self._python(
-            "agent-decoder", number, site, **pictures, name=f"{site}-{number}",
+            "agent-decoder", number, site, name=f"{site}-{number}",
+            vision_encoder_address=f"{self._at(site)}:{PORTS['vision-encoder']}",
             endpoint_id=f"{site}-{number}", provider=site, region=provider.region,
             price_per_hour_micro_usd=provider.price_per_hour_micro_usd,
             router_addresses=",".join(routers), model="mini", threads=1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -82,12 +81,16 @@ class Load:
         clients: int,
         agents: int,
         on_end: Callable[[Story], None] = lambda story: None,
+        *,
+        paused: bool = False,
     ) -> None:
         self._address, self._clients, self._agents, self._on_end = address, clients, agents, on_end
-        self._questions: Sequence[Question] = datasets.load("boards", 24, BOARD_SEED)
+        self.questions: Sequence[Question] = datasets.load("boards", 24, BOARD_SEED)
         self._numbers = itertools.count()
         self._stop = threading.Event()
         self._paused = threading.Event()
+        if paused:
+            self._paused.set()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
         self.stories: list[Story] = []
         self.begun_at = 0.0
@@ -144,7 +147,7 @@ class Load:
                 await asyncio.sleep(0.02)
                 continue
             number = next(self._numbers)
-            question = self._questions[number % len(self._questions)]
+            question = self.questions[number % len(self.questions)]
             story = Story(number, question.text, time.monotonic())
             self.stories.append(story)
             try:
@@ -172,16 +175,3 @@ class Load:
         story.degraded = answer.degraded_reasons
         story.num_tokens = answer.usage.sampled_tokens
         story.endpoints = tuple(one.endpoint_id for one in answer.certificate.placements)
-
-
-def summary(values: Sequence[float]) -> dict[str, float | int]:
-    """Of seconds."""
-    if not values:
-        return {"count": 0}
-    ordered = sorted(values)
-    return {
-        "count": len(ordered),
-        "median": round(statistics.median(ordered), 4),
-        "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 4),
-        "max": round(ordered[-1], 4),
-    }

@@ -14,14 +14,16 @@ from cogitate.client import Client, CogitateError
 from cogitate.v1 import router_service_pb2 as router_pb
 from cogitate.v1.router_service_pb2_grpc import RouterServiceStub
 
-from tests.multihost.load import Gap, Load, Story, summary
+from tests.bench.report import summary
+from tests.multihost.load import Gap, Load, Story
 from tests.multihost.mesh import Mesh
 
 Say = Callable[[str], None]
 # Who takes work comes last.
 RESTART_ORDER: Final = (
     "nats", "router-1", "router-2", "aurora-1", "aurora-2", "borealis-1", "borealis-2",
-    "vision-encoder-1", "vision-encoder-2", "tool-executor-1", "tool-executor-2",
+    "vision-encoder-1", "vision-encoder-2", "vision-encoder-aurora", "vision-encoder-borealis",
+    "tool-executor-1", "tool-executor-2",
     "aggregator-1", "aggregator-2", "gateway-1", "gateway-2",
 )  # fmt: skip
 # How long a scene waits for what it expects before it says that it did not come.

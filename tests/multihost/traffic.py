@@ -7,10 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import grpc
+from cogitate.evals.question import Question
 from cogitate.v1 import agent_decoder_service_pb2 as pb
+from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import tool_executor_service_pb2 as tools_pb
+from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
+from cogitate.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
+from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
 
-from tests.multihost.layout import DESK, TRAFFIC
+from tests.multihost.layout import DESK, HOME, TRAFFIC
 from tests.multihost.load import Story
+from tests.multihost.mesh import Mesh
 
 Counts = list[dict[str, Any]]
 Table = dict[str, dict[str, int]]  # pair of sites, then whose traffic: bytes
@@ -78,6 +86,63 @@ def plainer(stories: Sequence[Story], agents: int) -> dict[str, Any]:
         "bytes_of_tokens": round(tokens * (message + ALONE_BYTES)),
         "bytes_of_embeddings": round(rows * ROW_BYTES),
     }
+
+
+def pictures(mesh: Mesh, questions: Sequence[Question]) -> dict[str, Any]:
+    """What was asked of each site's vision-encoders, and what of it they fetched from home."""
+    files = [len(file) for question in questions for file in question.pictures()]
+    found: dict[str, Any] = {"pictures": len(files), "mean_bytes": round(statistics.mean(files))}
+    for one in mesh.layout.of("vision-encoder"):
+        with grpc.insecure_channel(one.address, [("grpc.enable_http_proxy", 0)]) as channel:
+            info: Any = VisionEncoderServiceStub(channel).GetEncoderInfo(
+                vision_pb.GetEncoderInfoRequest(), timeout=5
+            )
+        numbers = {
+            "views_asked_of": info.cached_view_count
+            + info.encoded_view_count
+            + info.fetched_embedding_count,
+            "views_encoded": info.encoded_view_count,
+            "embeddings_fetched": info.fetched_embedding_count,
+            "images_fetched": info.fetched_blob_count,
+        }
+        of_site = found.setdefault(one.site, dict.fromkeys(numbers, 0))
+        found[one.site] = {name: of_site[name] + number for name, number in numbers.items()}
+    return found
+
+
+def crossed_once(found: Mapping[str, Any]) -> bool:
+    """Whether nobody but the sites' encoders asked home, and none of them twice for the same.
+
+    Home encodes each view once, so there are as many views as it encoded.
+    """
+    home = found[HOME]
+    sites = [of for site, of in found.items() if site != HOME and isinstance(of, Mapping)]
+    once = all(
+        of["embeddings_fetched"] <= home["views_encoded"]
+        and of["images_fetched"] <= found["pictures"]
+        for of in sites
+    )
+    return once and home["views_asked_of"] == sum(of["embeddings_fetched"] for of in sites)
+
+
+def conversation_bytes(mesh: Mesh, questions: Sequence[Question]) -> int:
+    """Of an opening, the mean size of what is the same for all agents: conversation and tools."""
+    [one, *_] = mesh.layout.of("tool-executor")
+    with grpc.insecure_channel(one.address, [("grpc.enable_http_proxy", 0)]) as channel:
+        listed: Any = ToolExecutorServiceStub(channel).ListTools(
+            tools_pb.ListToolsRequest(), timeout=5
+        )
+    image = common.Part(image=common.ImagePart(digest="sha256:" + "0" * 64))
+    sizes = [
+        pb.OpenGang(
+            conversation=[common.Message(
+                role=common.ROLE_USER, parts=[image, common.Part(text=question.text)]
+            )],
+            tools=listed.tools,
+        ).ByteSize()
+        for question in questions
+    ]  # fmt: skip
+    return round(statistics.mean(sizes))
 
 
 def spread(stories: Sequence[Story]) -> dict[str, int]:

@@ -188,6 +188,23 @@ def test_nobody_is_reached_but_by_those_who_call() -> None:
 
 
 @needs_helm
+def test_a_site_asks_home_for_what_its_encoder_lacks() -> None:
+    (container,) = pods(*FULL)["mesh-vision-encoder"]["containers"]
+    given: Any = knobs("vision-encoder", container["args"])
+    assert given.upstream_address == "pictures.home.example:7103"
+    spec = kind("NetworkPolicy", *FULL)["mesh-vision-encoder"]["spec"]
+    far = {"ports": [{"port": 7103}], "to": [{"ipBlock": {"cidr": "198.51.100.0/24"}}]}
+    near = {"ports": [{"port": 7103}], "from": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}
+    assert far in spec["egress"] and near in spec["ingress"]
+    router = kind("NetworkPolicy", *FULL)["mesh-router"]["spec"]
+    assert [7102] in [[port["port"] for port in rule["ports"]] for rule in router["ingress"]]
+    assert near not in router["ingress"] and far not in router["egress"]
+    for pod in pods(*FULL).values():
+        for address in pod["containers"][0]["args"]:
+            assert not address.startswith("--upstream-address") or pod["containers"] == [container]
+
+
+@needs_helm
 def test_pools_differ_and_scale_by_the_router() -> None:
     pools = {n: p["containers"][0] for n, p in pods(*FULL).items() if n.startswith("mesh-decoder-")}
     assert set(pools) == {"mesh-decoder-mini", "mesh-decoder-llama-spot", "mesh-decoder-hosted"}
@@ -219,6 +236,7 @@ def test_pools_differ_and_scale_by_the_router() -> None:
         ("grace.drain=0", "minimum"),
         ("router.resources.limits=null", "limits"),
         ("gateway.args[0]=x", "pattern"),
+        ("visionEncoder.upstream=home", "pattern"),
     ],
 )
 def test_what_cannot_be_is_refused(set_: str, said: str) -> None:

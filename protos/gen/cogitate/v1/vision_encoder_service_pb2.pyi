@@ -355,6 +355,8 @@ class GetEncoderInfoResponse(_message.Message):
     CACHED_VIEW_COUNT_FIELD_NUMBER: _builtins.int
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     BLOB_BYTES_FIELD_NUMBER: _builtins.int
+    FETCHED_BLOB_COUNT_FIELD_NUMBER: _builtins.int
+    FETCHED_EMBEDDING_COUNT_FIELD_NUMBER: _builtins.int
     encoded_view_count: _builtins.int
     """Views encoded since start; each unique view counts once while cached."""
     cached_view_count: _builtins.int
@@ -363,6 +365,10 @@ class GetEncoderInfoResponse(_message.Message):
     """Bytes of embeddings held."""
     blob_bytes: _builtins.int
     """Bytes of blobs held."""
+    fetched_blob_count: _builtins.int
+    """Blobs fetched from the vision-encoder upstream since start."""
+    fetched_embedding_count: _builtins.int
+    """Embeddings fetched from it since start."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models with a vision tower here."""
@@ -380,10 +386,12 @@ class GetEncoderInfoResponse(_message.Message):
         cached_view_count: _builtins.int = ...,
         cache_bytes: _builtins.int = ...,
         blob_bytes: _builtins.int = ...,
+        fetched_blob_count: _builtins.int = ...,
+        fetched_embedding_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "cache_bytes", b"cache_bytes", "cached_view_count", b"cached_view_count", "encoded_view_count", b"encoded_view_count", "execution_providers", b"execution_providers", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "cache_bytes", b"cache_bytes", "cached_view_count", b"cached_view_count", "encoded_view_count", b"encoded_view_count", "execution_providers", b"execution_providers", "fetched_blob_count", b"fetched_blob_count", "fetched_embedding_count", b"fetched_embedding_count", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

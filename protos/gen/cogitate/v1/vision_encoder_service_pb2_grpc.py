@@ -75,7 +75,8 @@ class VisionEncoderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBlob(self, request, context):
-        """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant.
+        """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant, neither here nor upstream.
+        UNAVAILABLE if it is not here and upstream does not answer; so does FetchEmbedding.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class VisionEncoderServiceStub:
     INVALID_ARGUMENT with reason BAD_IMAGE if it is not a readable image within the limits.
     """
     GetBlob: _grpc.UnaryStreamMultiCallable[_vision_encoder_service_pb2.GetBlobRequest, _vision_encoder_service_pb2.GetBlobResponse]
-    """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant."""
+    """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant, neither here nor upstream.
+    UNAVAILABLE if it is not here and upstream does not answer; so does FetchEmbedding.
+    """
     Encode: _grpc.UnaryUnaryMultiCallable[_vision_encoder_service_pb2.EncodeRequest, _vision_encoder_service_pb2.EncodeResponse]
     """Encode makes sure the views are encoded and says their digests and token counts. Single-flight: each
     unique view is encoded once however many ask. Idempotent.
@@ -58,7 +60,9 @@ class VisionEncoderServiceAsyncStub(VisionEncoderServiceStub):
     INVALID_ARGUMENT with reason BAD_IMAGE if it is not a readable image within the limits.
     """
     GetBlob: _aio.UnaryStreamMultiCallable[_vision_encoder_service_pb2.GetBlobRequest, _vision_encoder_service_pb2.GetBlobResponse]  # type: ignore[assignment]
-    """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant."""
+    """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant, neither here nor upstream.
+    UNAVAILABLE if it is not here and upstream does not answer; so does FetchEmbedding.
+    """
     Encode: _aio.UnaryUnaryMultiCallable[_vision_encoder_service_pb2.EncodeRequest, _vision_encoder_service_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encode makes sure the views are encoded and says their digests and token counts. Single-flight: each
     unique view is encoded once however many ask. Idempotent.
@@ -87,7 +91,9 @@ class VisionEncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_encoder_service_pb2.GetBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_vision_encoder_service_pb2.GetBlobResponse], _abc.AsyncIterator[_vision_encoder_service_pb2.GetBlobResponse]]:
-        """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant."""
+        """GetBlob streams a blob back in chunks. NOT_FOUND if it is not stored for this tenant, neither here nor upstream.
+        UNAVAILABLE if it is not here and upstream does not answer; so does FetchEmbedding.
+        """
 
     @_abc_1.abstractmethod
     def Encode(

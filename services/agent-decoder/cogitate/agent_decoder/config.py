@@ -43,7 +43,9 @@ class AgentDecoderConfig(ServiceConfig):
         "", "host:port under which others reach this endpoint; empty means listen"
     )
     router_addresses: tuple[str, ...] = knob((), "routers to report to, host:port, comma-separated")
-    vision_encoder_address: str = knob("", "vision-encoder for gangs that name none")
+    vision_encoder_address: str = knob(
+        "", "vision-encoder asked first, that of this site; then the one a gang names"
+    )
     block_count: int = knob(4096, "KV blocks of the cache", minimum=1, maximum=10_000_000)
     block_size_count: int = knob(16, "positions in a KV block", minimum=1, maximum=1024)
     max_sequence_count: int = knob(64, "sequences in the batch", minimum=1, maximum=4096)
@@ -79,7 +81,7 @@ class AgentDecoderConfig(ServiceConfig):
     )
     grammar_cache_count: int = knob(64, "compiled grammars kept", minimum=1, maximum=100_000)
     fetch_timeout_s: float = knob(
-        10.0, "how long fetching embeddings may take", minimum=0.1, maximum=600
+        10.0, "how long fetching an image's embeddings may take", minimum=0.1, maximum=600
     )
 
     vllm_arguments: str = knob(

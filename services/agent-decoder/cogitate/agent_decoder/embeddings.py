@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import grpc
 from cogitate.agent_decoder import wire
+from cogitate.agent_decoder.encoders import first_of
 from cogitate.agent_decoder.wire import Embedding
 from cogitate.kit.auth import current_tenant
 from cogitate.kit.channels import (
@@ -17,7 +19,7 @@ from cogitate.kit.channels import (
     open_channel,
     outgoing,
 )
-from cogitate.kit.errors import EngineFailure, InvalidRequest, NoEndpoint
+from cogitate.kit.errors import EngineFailure, InvalidRequest
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
@@ -39,9 +41,12 @@ class EmbeddingFetcher:
         self._channel(address).get_state(try_to_connect=True)
 
     async def fetch(
-        self, images: Mapping[str, common.ImagePart], address: str
+        self, images: Mapping[str, common.ImagePart], addresses: Sequence[str]
     ) -> dict[str, Embedding]:
-        """Embeddings of the views by key. Raises what the vision-encoder says, or NoEndpoint."""
+        """Embeddings of the views by key, from the first address that has them.
+
+        Raises what the last vision-encoder said, or NoEndpoint.
+        """
         tenant = current_tenant()
         found: dict[str, Embedding] = {}
         fetching: dict[str, asyncio.Task[Embedding]] = {}
@@ -51,46 +56,49 @@ class EmbeddingFetcher:
                 self._cached.move_to_end((tenant, key))
                 found[key] = cached
             else:
-                fetching[key] = self._fetching((tenant, key), image, address)
+                fetching[key] = self._fetching((tenant, key), image, addresses)
         for key, task in fetching.items():
             # A caller that goes away must not take the fetch from the others.
             found[key] = await asyncio.shield(task)
         return found
 
     def _fetching(
-        self, key: tuple[str, str], image: common.ImagePart, address: str
+        self, key: tuple[str, str], image: common.ImagePart, addresses: Sequence[str]
     ) -> asyncio.Task[Embedding]:
         task = self._in_flight.get(key)
         if task is None:
             # The deadline is the fetch's own: others than the first caller may wait for it.
             with deadline_scope(None):
-                task = asyncio.create_task(self._fetch_one(key, image, address), name="fetch")
+                task = asyncio.create_task(self._fetch_one(key, image, addresses), name="fetch")
             self._in_flight[key] = task
             # All callers may be gone when it fails: then its error is nobody's.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
     async def _fetch_one(
-        self, key: tuple[str, str], image: common.ImagePart, address: str
+        self, key: tuple[str, str], image: common.ImagePart, addresses: Sequence[str]
     ) -> Embedding:
         try:
-            if not address:
-                raise NoEndpoint("the gang has images but no vision-encoder was named")
-            view = pb.View(blob_digest=image.digest)
-            if image.HasField("box"):
-                view.box.CopyFrom(image.box)
-            request = pb.FetchEmbeddingRequest(model=self._model, views=[view])
-            stub = VisionEncoderServiceStub(self._channel(address))
-            with cancelling(stub.FetchEmbedding(request, **outgoing(self._timeout_s))) as call:
-                received = [self._checked(response.embedding) async for response in call]
-            if len(received) != 1:
-                raise EngineFailure("the vision-encoder sent no embedding, or several")
-            self._keep(key, received[0])
-            return received[0]
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            embedding = await first_of(addresses, self._timeout_s, partial(self._ask, image))
+            self._keep(key, embedding)
+            return embedding
         finally:
             self._in_flight.pop(key, None)
+
+    async def _ask(self, image: common.ImagePart, address: str) -> Embedding:
+        view = pb.View(blob_digest=image.digest)
+        if image.HasField("box"):
+            view.box.CopyFrom(image.box)
+        request = pb.FetchEmbeddingRequest(model=self._model, views=[view])
+        stub = VisionEncoderServiceStub(self._channel(address))
+        try:
+            with cancelling(stub.FetchEmbedding(request, **outgoing())) as call:
+                received = [self._checked(response.embedding) async for response in call]
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        if len(received) != 1:
+            raise EngineFailure("the vision-encoder sent no embedding, or several")
+        return received[0]
 
     def _checked(self, tensor: common.Tensor) -> Embedding:
         """Never trusts a peer's tensor."""

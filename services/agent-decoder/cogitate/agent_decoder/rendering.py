@@ -21,6 +21,7 @@ from cogitate.agent_decoder.core.starts import (
     SampledTokens,
 )
 from cogitate.agent_decoder.embeddings import EmbeddingFetcher
+from cogitate.agent_decoder.encoders import encoders_of
 from cogitate.agent_decoder.model.loader import PromptModel
 from cogitate.agent_decoder.model.templates import Image, Prompt, Text
 from cogitate.agent_decoder.model.tiling import tiled
@@ -224,8 +225,7 @@ class Renderer:
             raise InvalidRequest(
                 f"model {self._model.name!r} takes no images", field="conversation"
             )
-        address = gang.vision_encoder_address or self._config.vision_encoder_address
-        return await self._embeddings.fetch(images, address)
+        return await self._embeddings.fetch(images, encoders_of(self._config, gang))
 
     def _place(self, prompt: Prompt, embeddings: dict[str, Embedding]) -> list[Position]:
         """Puts embedding rows where the prompt has images."""

@@ -43,9 +43,9 @@ AgentDecoderService.Decode                 aggregator envoy
 AgentDecoderService.GetEndpoint            admin
 EndpointService.WatchEndpoint              router
 VisionEncoderService.PutBlob               gateway tool-executor
-VisionEncoderService.GetBlob               gateway agent-decoder
+VisionEncoderService.GetBlob               gateway agent-decoder vision-encoder
 VisionEncoderService.Encode                aggregator
-VisionEncoderService.FetchEmbedding        agent-decoder
+VisionEncoderService.FetchEmbedding        agent-decoder vision-encoder
 VisionEncoderService.GetEncoderInfo        admin
 ToolExecutorService.Execute                aggregator
 ToolExecutorService.ListTools              aggregator admin

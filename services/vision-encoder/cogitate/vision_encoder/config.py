@@ -60,6 +60,19 @@ class VisionEncoderConfig(ServiceConfig):
         256 * MIB, "embeddings held", minimum=0, maximum=1024 * 1024 * MIB
     )
     blob_directory: str = knob("", "folder that keeps blobs over a restart; empty keeps none")
+    upstream_address: str = knob(
+        "", "vision-encoder that is asked for what is not here, host:port; empty asks nobody"
+    )
+    upstream_timeout_s: float = knob(
+        4.0, "how long it may take to answer", minimum=0.1, maximum=600
+    )
+    upstream_embedding_max_bytes: int = knob(
+        65_536,
+        "embeddings up to this size are fetched from it; of larger ones the image is, once, and "
+        "encoded here",
+        minimum=0,
+        maximum=1024 * MIB,
+    )
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -83,9 +83,14 @@ class Encoder:
             [kind.value for kind in kinds], {INPUT: np.stack([item.pixels for item in items])}
         )
         of_kind = dict(zip(kinds, outputs, strict=True))
-        return [self._checked(of_kind[item.kind][at], item.kind) for at, item in enumerate(items)]
+        return [self.checked(of_kind[item.kind][at], item.kind) for at, item in enumerate(items)]
 
-    def _checked(self, row: npt.NDArray[Any], kind: Kind) -> Embedding | None:
+    def num_bytes(self, kind: Kind) -> int:
+        """Size of an embedding."""
+        return self.num_tokens[kind] * self.num_hidden * 4
+
+    def checked(self, row: npt.NDArray[Any], kind: Kind) -> Embedding | None:
+        """Returns a copy of one view's rows, or None if they cannot be its embedding."""
         if row.dtype != np.float32 or row.shape != (self.num_tokens[kind], self.num_hidden):
             return None
         # A copy, or one view's row would keep the whole batch in memory.

@@ -1,19 +1,21 @@
 """Runs the vision-encoder: owns what is stored and cached, the threads, and the work in flight.
 
 PutBlob ─► upload ─► header ─► decode (thread) ─► blobs, pictures
+GetBlob ─► blobs? ─► flight ─► upstream ─► as an upload
 Encode  ─► embeddings? ─► flight ─► pictures? ─► cut and scale (thread) ─► batcher ─► embeddings
+                              └───► upstream ─► embeddings, where the blob is not here
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cogitate.kit import config as configuration
 from cogitate.kit import telemetry
@@ -41,6 +43,7 @@ from cogitate.vision_encoder.core.types import (
 from cogitate.vision_encoder.core.upload import Upload
 from cogitate.vision_encoder.encoder import Encoder, Item
 from cogitate.vision_encoder.flights import Flights, Seat
+from cogitate.vision_encoder.upstream import Upstream
 from PIL import Image
 
 T = TypeVar("T")
@@ -65,7 +68,11 @@ class VisionRuntime:
         self._embeddings: TenantLru[str, Embedding] = TenantLru(config.embedding_budget_bytes)
         self._decoding: Flights[tuple[str, str], Image.Image] = Flights(self._supervisor, "decode")
         self._encoding: Flights[tuple[str, str], Embedding] = Flights(self._supervisor, "encode")
+        self._fetching: Flights[tuple[str, str], None] = Flights(self._supervisor, "fetch")
+        self._upstream: Upstream | None = None
         self._num_uploads = 0
+        self._num_fetched_blobs = 0
+        self._num_fetched_embeddings = 0
         self._num_encoded_views = 0
         self._num_cached_views = 0
 
@@ -81,10 +88,14 @@ class VisionRuntime:
             )
             self._supervisor.spawn(self._batchers[name].run(), name=f"batcher-{name}")
         await self._blobs.load()
+        if self.config.upstream_address:
+            self._upstream = Upstream(self.config)
 
     async def stop(self) -> None:
         """Cancels what runs. A thread ends after the piece of work it is in."""
         await self._supervisor.stop()
+        if self._upstream is not None:
+            await self._upstream.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for batcher in self._batchers.values():
             batcher.close()
@@ -105,27 +116,60 @@ class VisionRuntime:
             if (known := self._blobs.find(tenant, expected_digest)) is not None:
                 await _drop(chunks, self._limits.max_bytes)
                 return known
-        if self._num_uploads >= self.config.max_uploads_count:
-            raise Rejected("too many images are being received", retry_after_s=0.5)
-        self._num_uploads += 1
-        try:
+        with self._receiving():
             upload = Upload(self._limits.max_bytes)
             async for chunk in chunks:
                 upload.add(chunk)
             digest, data = upload.finish(expected_digest)
             if (known := self._blobs.find(tenant, digest)) is not None:
                 return known
-            header, picture = await self._on_thread(partial(read_picture, data, self._limits))
-            blob = Blob(digest, data, header.media_type, *picture.size)
-            self._keep_picture(tenant, digest, picture)
-            await self._blobs.put(tenant, blob)
-            return blob
+            return await self._store(tenant, digest, data)
+
+    @contextmanager
+    def _receiving(self) -> Iterator[None]:
+        if self._num_uploads >= self.config.max_uploads_count:
+            raise Rejected("too many images are being received", retry_after_s=0.5)
+        self._num_uploads += 1
+        try:
+            yield
         finally:
             self._num_uploads -= 1
 
-    async def get(self, tenant: str, digest: str, box: Box | None) -> tuple[bytes, str]:
-        """Returns a blob and its media type, or a region of it as a PNG. Raises NotFound."""
+    async def _store(self, tenant: str, digest: str, data: bytes) -> Blob:
+        header, picture = await self._on_thread(partial(read_picture, data, self._limits))
+        blob = Blob(digest, data, header.media_type, *picture.size)
+        self._keep_picture(tenant, digest, picture)
+        await self._blobs.put(tenant, blob)
+        return blob
+
+    async def _recall(self, tenant: str, digest: str) -> None:
+        """Brings a blob here that is in the folder or upstream; one that is nowhere stays away.
+
+        Raises NoEndpoint if upstream may have it and cannot be asked, InvalidRequest if it is over
+        the limits here, Rejected.
+        """
         await self._blobs.recall(tenant, digest)
+        if self._upstream is None or self._blobs.find(tenant, digest) is not None:
+            return
+        key = (tenant, digest)
+        with self._fetching.join(key) or self._fetching.start(
+            key, partial(self._fetch_blob, self._upstream, tenant, digest)
+        ) as seat:
+            await seat.result()
+
+    async def _fetch_blob(self, upstream: Upstream, tenant: str, digest: str) -> None:
+        with self._receiving():
+            data = await upstream.blob(digest)
+            if data is not None:
+                await self._store(tenant, digest, data)
+                self._num_fetched_blobs += 1
+
+    async def get(self, tenant: str, digest: str, box: Box | None) -> tuple[bytes, str]:
+        """Returns a blob and its media type, or a region of it as a PNG.
+
+        Raises NotFound, or what fetching it from upstream came to.
+        """
+        await self._recall(tenant, digest)
         blob = self._blobs.get(tenant, digest)
         if box is None:
             return blob.data, blob.media_type
@@ -144,8 +188,8 @@ class VisionRuntime:
         """Yields the embeddings of views in their order, but not those whose digest is `held`.
 
         All are begun at once. Left early, it leaves its flights; those that others wait for go on.
-        Raises InvalidRequest for a model or a box, NotFound for a blob, Rejected if too many views
-        are in work, EngineFailure.
+        Raises InvalidRequest for a model or a box, NotFound for a blob, NoEndpoint if upstream may
+        have it and does not answer, Rejected if too many views are in work, EngineFailure.
         """
         batcher = self._batcher(model)
         build = batcher.encoder.build_digest
@@ -180,6 +224,8 @@ class VisionRuntime:
             num_cached_views=self._num_cached_views,
             cache_bytes=self._embeddings.num_bytes,
             blob_bytes=self._blobs.num_bytes,
+            num_fetched_blobs=self._num_fetched_blobs,
+            num_fetched_embeddings=self._num_fetched_embeddings,
         )
 
     def _batcher(self, model: str) -> Batcher:
@@ -200,12 +246,42 @@ class VisionRuntime:
         if (seat := self._encoding.join(key)) is not None:
             self._num_cached_views += 1
             return seat
+        work: Callable[[], Coroutine[Any, Any, Embedding]]
+        if self._upstream is None or self._blobs.find(tenant, view.blob_digest) is not None:
+            blob = self._viewed(tenant, view, field)
+            work = partial(self._encode, tenant, batcher, blob, view, digest)
+        else:
+            work = partial(self._fetch_view, self._upstream, tenant, batcher, view, digest, field)
+        if len(self._encoding) >= self.config.max_waiting_views_count:
+            raise Rejected("too many views are being encoded", retry_after_s=0.2)
+        return self._encoding.start(key, work)
+
+    def _viewed(self, tenant: str, view: View, field: str) -> Blob:
+        """The blob of a view whose box is right. Raises NotFound, InvalidRequest."""
         blob = self._blobs.get(tenant, view.blob_digest)
         if view.box is not None:
             self._check_box(blob, view.box, f"{field}.box")
-        if len(self._encoding) >= self.config.max_waiting_views_count:
-            raise Rejected("too many views are being encoded", retry_after_s=0.2)
-        return self._encoding.start(key, partial(self._encode, tenant, batcher, blob, view, digest))
+        return blob
+
+    async def _fetch_view(
+        self,
+        upstream: Upstream,
+        tenant: str,
+        batcher: Batcher,
+        view: View,
+        digest: str,
+        field: str,
+    ) -> Embedding:
+        """A view of a blob that is not here: its embedding comes from upstream, or the blob."""
+        if upstream.sends(batcher.encoder, view.kind):
+            embedding = await upstream.embedding(batcher.encoder, view, digest)
+            if embedding is not None:
+                self._num_fetched_embeddings += 1
+                self._keep(tenant, digest, embedding)
+                return embedding
+        await self._recall(tenant, view.blob_digest)
+        blob = self._viewed(tenant, view, field)
+        return await self._encode(tenant, batcher, blob, view, digest)
 
     async def _encode(
         self, tenant: str, batcher: Batcher, blob: Blob, view: View, digest: str
@@ -221,8 +297,11 @@ class VisionRuntime:
             )
             embedding = await batcher.encode(tenant, Item(pixels, view.kind))
         self._num_encoded_views += 1
-        self._embeddings.put(tenant, digest, embedding, embedding.nbytes + _ENTRY_BYTES)
+        self._keep(tenant, digest, embedding)
         return embedding
+
+    def _keep(self, tenant: str, digest: str, embedding: Embedding) -> None:
+        self._embeddings.put(tenant, digest, embedding, embedding.nbytes + _ENTRY_BYTES)
 
     async def _picture(self, tenant: str, blob: Blob) -> Image.Image:
         picture = self._pictures.get(tenant, blob.digest)

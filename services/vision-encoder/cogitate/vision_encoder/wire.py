@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import common_pb2
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.vision_encoder.core.digests import check_digest
-from cogitate.vision_encoder.core.types import Blob, Box, Encoded, Info, View
+from cogitate.vision_encoder.core.types import Blob, Box, Embedding, Encoded, Info, View
 from google.protobuf.duration_pb2 import Duration
 
 
@@ -46,14 +47,19 @@ def from_blob(blob: Blob) -> pb.PutBlobResponse:
     )
 
 
+def from_view(view: View) -> pb.View:
+    """Writes a view."""
+    written = pb.View(blob_digest=view.blob_digest)
+    if (box := view.box) is not None:
+        written.box.x0_permille, written.box.y0_permille = box.x0, box.y0
+        written.box.x1_permille, written.box.y1_permille = box.x1, box.y1
+    return written
+
+
 def from_encoded(encoded: Encoded) -> pb.EncodedView:
     """Writes where a view's embedding is."""
-    view = pb.View(blob_digest=encoded.view.blob_digest)
-    if (box := encoded.view.box) is not None:
-        view.box.x0_permille, view.box.y0_permille = box.x0, box.y0
-        view.box.x1_permille, view.box.y1_permille = box.x1, box.y1
     return pb.EncodedView(
-        view=view,
+        view=from_view(encoded.view),
         embedding_digest=encoded.digest,
         token_count=encoded.embedding.shape[0],
         cached=encoded.is_cached,
@@ -72,6 +78,15 @@ def from_embedding(encoded: Encoded) -> pb.FetchEmbeddingResponse:
     )
 
 
+def to_rows(tensor: common_pb2.Tensor) -> Embedding | None:
+    """Reads what `from_embedding` writes; None if it is something else."""
+    try:
+        rows = np.frombuffer(tensor.data, dtype="<f4").reshape(tuple(tensor.shape))
+    except ValueError:
+        return None
+    return rows if tensor.dtype == common_pb2.D_TYPE_FLOAT32 else None
+
+
 def from_info(info: Info) -> pb.GetEncoderInfoResponse:
     """Writes the encoder's description."""
     return pb.GetEncoderInfoResponse(
@@ -81,6 +96,8 @@ def from_info(info: Info) -> pb.GetEncoderInfoResponse:
         cached_view_count=info.num_cached_views,
         cache_bytes=info.cache_bytes,
         blob_bytes=info.blob_bytes,
+        fetched_blob_count=info.num_fetched_blobs,
+        fetched_embedding_count=info.num_fetched_embeddings,
     )
 
 

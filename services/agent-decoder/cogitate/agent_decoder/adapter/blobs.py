@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import grpc
+from cogitate.agent_decoder.encoders import first_of
 from cogitate.kit.channels import cancelling, from_rpc_error, open_channel, outgoing
-from cogitate.kit.errors import InvalidRequest, NoEndpoint
+from cogitate.kit.errors import InvalidRequest
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
@@ -17,12 +21,15 @@ class BlobFetcher:
         self._timeout_s, self._max_bytes = timeout_s, max_bytes
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def fetch(self, image: common.ImagePart, address: str) -> tuple[bytes, str]:
-        """The file and its media type. Raises InvalidRequest for one that is too large,
-        NoEndpoint, or what the vision-encoder says.
+    async def fetch(self, image: common.ImagePart, addresses: Sequence[str]) -> tuple[bytes, str]:
+        """The file and its media type, from the first address that has it.
+
+        Raises InvalidRequest for one that is too large, NoEndpoint, or what the last
+        vision-encoder said.
         """
-        if not address:
-            raise NoEndpoint("the gang has images but no vision-encoder was named")
+        return await first_of(addresses, self._timeout_s, partial(self._ask, image))
+
+    async def _ask(self, image: common.ImagePart, address: str) -> tuple[bytes, str]:
         request = pb.GetBlobRequest(digest=image.digest)
         if image.HasField("box"):
             request.box.CopyFrom(image.box)
@@ -31,7 +38,7 @@ class BlobFetcher:
         stub = VisionEncoderServiceStub(self._channels[address])
         data, media_type = bytearray(), ""
         try:
-            with cancelling(stub.GetBlob(request, **outgoing(self._timeout_s))) as call:
+            with cancelling(stub.GetBlob(request, **outgoing())) as call:
                 async for response in call:
                     data += response.chunk
                     media_type = media_type or response.media_type

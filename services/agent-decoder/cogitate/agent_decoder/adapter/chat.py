@@ -26,6 +26,7 @@ from cogitate.agent_decoder.core.starts import (
     InjectedPositions,
     SampledTokens,
 )
+from cogitate.agent_decoder.encoders import encoders_of
 from cogitate.agent_decoder.model.templates import Image, Text
 from cogitate.agent_decoder.rendering import BLIND, UNREAD, tool_text
 from cogitate.agent_decoder.spelling import Speller
@@ -313,13 +314,13 @@ class ChatRenderer:
             raise InvalidRequest(
                 f"model {self._config.model!r} takes no images", field="conversation"
             )
-        address = gang.vision_encoder_address or self._config.vision_encoder_address
+        addresses = encoders_of(self._config, gang)
         content: list[Message] = []
         for part in parts:
             if isinstance(part, Text):
                 content.append({"type": "text", "text": part.text})
                 continue
-            data, media_type = await self._blobs.fetch(images[part.key], address)
+            data, media_type = await self._blobs.fetch(images[part.key], addresses)
             url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
             content.append({"type": "image_url", "image_url": {"url": url}})
         return content

@@ -99,6 +99,8 @@ class Info:
     num_cached_views: int
     cache_bytes: int
     blob_bytes: int
+    num_fetched_blobs: int
+    num_fetched_embeddings: int
 
 
 def bad_image(sentence: str) -> InvalidRequest:
