@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 from cogitate.kit import lifecycle, metrics
+from cogitate.kit.calls import Sizes
 from cogitate.kit.channels import open_channel
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import CogitateError, InvalidRequest
@@ -230,7 +231,7 @@ def test_rates_follow_a_change_and_forget_it() -> None:
     def run(seconds: float, took_s: float) -> orca_pb2.OrcaLoadReport:
         ends = now[0] + seconds
         while now[0] < ends:
-            with load.rpc("/a/B", context, False):
+            with load.rpc("/a/B", context, False, Sizes()):
                 now[0] += took_s
             load.report()
         return load.report()

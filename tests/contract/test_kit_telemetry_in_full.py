@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ from cogitate.kit import calls, lifecycle, logs, metrics, telemetry
 from cogitate.kit.channels import open_channel
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.trace_store import TraceStore
+from google.protobuf.wrappers_pb2 import StringValue
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from tests.fakes import trap_service as traps
@@ -69,6 +71,27 @@ async def test_every_kind_of_call_is_counted_and_timed(
         (way, "FAILED_PRECONDITION"): 1,
     }
     assert told(reader, "grpc.server.call.started") == {(way, ""): 2}
+
+
+@pytest.mark.parametrize("way", traps.WAYS)
+async def test_both_ends_tell_what_went_over_the_wire(
+    way: str, reader: InMemoryMetricReader, traced: tuple[str, Path]
+) -> None:
+    async with open_channel(traced[0]) as channel:
+        said = await traps.call(channel, way, "echo", timeout=10.0)
+    asked = StringValue(value="echo").ByteSize()
+    answered = sum(StringValue(value=word).ByteSize() for word in said)
+    await asyncio.sleep(0.01)  # an ended call is told in the loop's next turn
+    for end, sent, received in (
+        ("grpc.client.attempt", asked, answered),
+        ("grpc.server.call", answered, asked),
+    ):
+        for direction, size in (("sent", sent), ("rcvd", received)):
+            name = f"{end}.{direction}_total_compressed_message_size"
+            sizes = told(reader, name)
+            assert {key: (point.count, point.sum) for key, point in sizes.items()} == {
+                (way, "OK"): (1, size)
+            }, name
 
 
 async def test_calls_that_are_left_that_wait_too_long_or_reach_nobody_are_told(

@@ -1,15 +1,17 @@
 """What a service's own calls take, by gRPC's names for them (A66).
 
-A channel of the mesh makes one attempt a call, so an attempt is a call. Sizes of messages are left
-out: grpc.aio tells none, and measuring a message means serialising it once more.
+A channel of the mesh makes one attempt a call, so an attempt is a call. Sizes are counted where
+messages become bytes and bytes become messages; the mesh compresses none, so they are what is sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -21,6 +23,33 @@ from cogitate.kit.telemetry import Attr
 # Counted by calls, on event loops; read by the exporter, on its thread.
 _started: Counter[tuple[str, str]] = Counter()
 _lock: Final = threading.Lock()
+
+
+@dataclass
+class Sizes:
+    """Bytes of one call's messages."""
+
+    sent: int = 0
+    received: int = 0
+
+    def sending(self, serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+        """A serializer that counts; None leaves messages as they are."""
+
+        def write(message: Any) -> bytes:
+            raw: bytes = serialize(message) if serialize else message
+            self.sent += len(raw)
+            return raw
+
+        return write
+
+    def receiving(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+        """The other way round."""
+
+        def read(raw: bytes) -> Any:
+            self.received += len(raw)
+            return deserialize(raw) if deserialize else raw
+
+        return read
 
 
 def observe() -> None:
@@ -40,7 +69,7 @@ def _attributes(method: str, target: str) -> dict[Attr, str]:
 
 
 class MeteredChannel(grpc.aio.Channel):
-    """A channel whose calls are counted and timed when they end; nothing is done a message."""
+    """A channel whose calls are counted, and measured when they end."""
 
     def __init__(self, channel: grpc.aio.Channel, target: str) -> None:
         self._channel, self._target = channel, target
@@ -71,34 +100,49 @@ class MeteredChannel(grpc.aio.Channel):
         await self._channel.channel_ready()
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._metered(self._channel.unary_unary(method, *args, **kwargs), method)
+        return self._metered(self._channel.unary_unary, method, *args, **kwargs)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._metered(self._channel.unary_stream(method, *args, **kwargs), method)
+        return self._metered(self._channel.unary_stream, method, *args, **kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._metered(self._channel.stream_unary(method, *args, **kwargs), method)
+        return self._metered(self._channel.stream_unary, method, *args, **kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._metered(self._channel.stream_stream(method, *args, **kwargs), method)
+        return self._metered(self._channel.stream_stream, method, *args, **kwargs)
 
-    def _metered(self, make: Callable[..., Any], method: str) -> Callable[..., Any]:
+    def _metered(
+        self, make: Callable[..., Any], method: str,
+        request_serializer: Any = None, response_deserializer: Any = None, **options: Any,
+    ) -> Callable[..., Any]:  # fmt: skip
         key = (method.lstrip("/"), self._target)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.monotonic()
-            made = make(*args, **kwargs)
+            began, sizes = time.monotonic(), Sizes()
+            # One callable a call, so that its serializers are this call's own.
+            write, read = sizes.sending(request_serializer), sizes.receiving(response_deserializer)
+            made = make(method, write, read, **options)(*args, **kwargs)
             with _lock:
                 _started[key] += 1
-            made.add_done_callback(lambda ended: _record(key, ended, began))
+            loop = asyncio.get_running_loop()
+            made.add_done_callback(lambda ended: _record(loop, key, ended, began, sizes))
             return made
 
         return call
 
 
-def _record(key: tuple[str, str], ended: Any, began: float) -> None:
+def _record(
+    loop: asyncio.AbstractEventLoop, key: tuple[str, str], ended: Any, began: float, sizes: Sizes
+) -> None:
     attributes = {**_attributes(*key), Attr.GRPC_STATUS: _status(ended)}
     metrics.record(Metric.ATTEMPT_DURATION, time.monotonic() - began, attributes)
+    if not loop.is_closed():
+        loop.call_soon(_record_sizes, sizes, attributes)  # a single answer is read right after this
+
+
+def _record_sizes(sizes: Sizes, attributes: dict[Attr, str]) -> None:
+    metrics.record(Metric.ATTEMPT_SENT, sizes.sent, attributes)
+    metrics.record(Metric.ATTEMPT_RECEIVED, sizes.received, attributes)
 
 
 def _status(ended: Any) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 from cogitate.kit import auth, channels, telemetry
 from cogitate.kit.access import Check
+from cogitate.kit.calls import Sizes
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import (
     CogitateError,
@@ -86,8 +87,9 @@ class _Boundary(grpc.aio.ServerInterceptor):
         sides = (handler.request_streaming, handler.response_streaming)
         kind = "_".join("stream" if streaming else "unary" for streaming in sides)
         behaviour: Handler = getattr(handler, kind)
-        decode = _decoder(handler.request_deserializer)
-        encode = handler.response_serializer or (lambda message: message)
+        sizes = Sizes()
+        decode = sizes.receiving(_decoder(handler.request_deserializer))
+        encode = sizes.sending(handler.response_serializer)
 
         async def call(request: Any, context: Any) -> Any:
             # A single message is decoded, and encoded, here and not by grpc.aio, which would send
@@ -101,12 +103,11 @@ class _Boundary(grpc.aio.ServerInterceptor):
             return b"" if response is None and context.code() else encode(response)
 
         async def wrapped(request: Any, context: Any) -> Any:
-            with self._load.rpc(method, context, hasattr(behaviour, _LONG_LIVED)) as rpc:
+            with self._load.rpc(method, context, hasattr(behaviour, _LONG_LIVED), sizes) as rpc:
                 return await self._guard(call, request, context, method, metadata, behaviour, rpc)
 
-        rewrap: Callable[..., grpc.RpcMethodHandler[Any, Any]]
-        rewrap = getattr(grpc, f"{kind}_rpc_method_handler")
-        return rewrap(
+        rewrap: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        return rewrap(  # type: ignore[no-any-return]
             wrapped,
             request_deserializer=decode if handler.request_streaming else None,
             response_serializer=encode if handler.response_streaming else None,
@@ -116,8 +117,7 @@ class _Boundary(grpc.aio.ServerInterceptor):
         if inspect.isawaitable(result):
             await result  # writes by itself
             return
-        # grpc.aio leaves a generator it was cancelled in to the garbage collector; its `finally`
-        # holds resources, so close it here.
+        # grpc.aio leaves a cancelled generator, with all it holds, to the garbage collector.
         async with aclosing(result) as messages:
             async for message in messages:
                 try:

@@ -18,6 +18,8 @@ _TOKEN_S = _bounds("0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.
 _REQUEST_S = _bounds("0.01 0.02 0.04 0.08 0.16 0.32 0.64 1.28 2.56 5.12 10.24 20.48 40.96 81.92")
 _STEP_S = _bounds("0.0005 0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1 2 5")
 _RPC_S = _bounds("0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 25 50 100")
+# As A66 has them, as far as messages go here.
+_MESSAGES_BY = _bounds("0 1024 2048 4096 16384 65536 262144 1048576 4194304 16777216 67108864")
 _SHARE = _bounds("0.01 0.02 0.05 0.1 0.2 0.3 0.5 0.75 1")
 _PLACE_S = _bounds("0.0001 0.0002 0.0005 0.001 0.002 0.005 0.01 0.02 0.05 0.1")
 _POSITIONS = _bounds("1 2 4 8 16 32 64 128 256 512 1024 2048 4096")
@@ -47,6 +49,15 @@ class Metric(Enum):
     RPCS_STARTED = (
         "grpc.server.call.started", COUNTER, "{call}", "RPCs begun, by gRPC's own name (A66).",
     )  # fmt: skip
+    RPC_SENT = (
+        "grpc.server.call.sent_total_compressed_message_size", HISTOGRAM, "By",
+        "What an RPC's answers came to (A66), as grpc.server.call.duration; nothing is compressed.",
+        _MESSAGES_BY,
+    )  # fmt: skip
+    RPC_RECEIVED = (
+        "grpc.server.call.rcvd_total_compressed_message_size", HISTOGRAM, "By",
+        "What an RPC's requests came to, likewise.", _MESSAGES_BY,
+    )  # fmt: skip
     RPCS = "cogitate.rpcs", GAUGE, "{rpc}", "RPCs running, streams that last left out."
     # Of every service that calls another.
     ATTEMPTS_STARTED = (
@@ -56,6 +67,14 @@ class Metric(Enum):
     ATTEMPT_DURATION = (
         "grpc.client.attempt.duration", HISTOGRAM, "s",
         "Of a call, from its start to its status (A66), with grpc.status besides.", _RPC_S,
+    )  # fmt: skip
+    ATTEMPT_SENT = (
+        "grpc.client.attempt.sent_total_compressed_message_size", HISTOGRAM, "By",
+        "What a call's requests came to (A66), as grpc.client.attempt.duration.", _MESSAGES_BY,
+    )  # fmt: skip
+    ATTEMPT_RECEIVED = (
+        "grpc.client.attempt.rcvd_total_compressed_message_size", HISTOGRAM, "By",
+        "What a call's answers came to, likewise.", _MESSAGES_BY,
     )  # fmt: skip
     # Of the queue.
     QUEUE_DURATION = (

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import grpc
 from cogitate.kit import metrics
+from cogitate.kit.calls import Sizes
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.interceptors import long_lived
 from cogitate.kit.metric_registry import Metric
@@ -81,7 +82,7 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
         self._stopped.set()
 
     @contextmanager
-    def rpc(self, method: str, context: Any, is_long: bool) -> Iterator[Rpc]:
+    def rpc(self, method: str, context: Any, is_long: bool, sizes: Sizes) -> Iterator[Rpc]:
         """Counts an RPC, and gives it its trailer. Streams that last are no load by themselves."""
         began, code, rpc = self._monotonic(), "CANCELLED", Rpc()
         self._started[method.lstrip("/")] += 1
@@ -101,6 +102,8 @@ class ServerLoad(orca_service_pb2_grpc.OpenRcaServiceServicer):
             attributes = {Attr.GRPC_METHOD: method.lstrip("/"), Attr.GRPC_STATUS: code}
             duration_s = self._monotonic() - began
             metrics.record(Metric.RPC_DURATION, duration_s, attributes, span=rpc.span)
+            metrics.record(Metric.RPC_SENT, sizes.sent, attributes)
+            metrics.record(Metric.RPC_RECEIVED, sizes.received, attributes)
 
     def report(self) -> orca_pb2.OrcaLoadReport:
         """The load now."""
