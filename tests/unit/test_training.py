@@ -56,9 +56,12 @@ def pictures(training_path: None) -> Any:
 def make_tasks(tokenizer: Any, pictures: Any, *, symbolic: bool) -> Any:
     from mini.scenes import Scenes
     from mini.tasks import Tasks
+    from mini.worlds import Worlds
 
     scenes = Scenes(np.zeros((4, 64, 64, 3), np.uint8), np.array([[0, 1], [1, 2], [2, 3], [0, 6]]))
-    return Tasks(pictures, scenes, tokenizer, range(600), symbolic=symbolic)
+    none = np.zeros((0, 64, 64, 3), np.uint8)
+    worlds = Worlds(none, none, ())
+    return Tasks(pictures, scenes, tokenizer, range(600), worlds, range(0), symbolic=symbolic)
 
 
 def test_every_digit_run_is_one_token(tokenizer: Any) -> None:
@@ -101,7 +104,9 @@ def test_traces_are_well_formed(tokenizer: Any, pictures: Any, bucket: str, symb
 
 
 def _tokens(pool: str) -> int:
-    return 4 if pool == "crop" else 16
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
+
+    return CROP_TOKENS if pool == "crop" else WHOLE_TOKENS
 
 
 def test_calls_in_traces_are_understood_by_the_tools(tokenizer: Any, pictures: Any) -> None:

@@ -69,12 +69,15 @@ def test_the_prompt_is_what_the_mesh_renders(name: str, tokenizer: Any, style: A
     from cogitate.aggregator.admission import conversation_of
     from cogitate.client import LookupTable
     from cogitate.client._request import contemplate
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.scripts import prompt
     from mini.tokenizer import IMAGE
     from mini.traces import Writer
     from mini.worlds import trace_of
 
-    template = MiniTemplate(tokenizer, {"image_tokens": {"whole": 16, "crop": 4}})
+    template = MiniTemplate(
+        tokenizer, {"image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS}}
+    )
     tiling, image = Tiling(6, 160), tokenizer.token_to_id(IMAGE)
     for item in items(name, style):
         tables = [LookupTable(one.name, one.columns, one.rows) for one in item.tables]
@@ -127,6 +130,7 @@ def test_calls_are_read_and_answered_by_the_mesh_as_the_trace_says(name: str, st
 @pytest.mark.parametrize("name", SETS)
 def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, style: Any) -> None:
     from mini.batches import make_batch
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.scripts import script
     from mini.tokenizer import END, IMAGE
     from mini.traces import Writer
@@ -145,8 +149,8 @@ def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, sty
         said = tokenizer.decode(own)
         assert item.truth in said and "Add first." not in said
         batch = make_batch([trace], len(trace.ids), 0)
-        assert len(batch.places["patch"]) == 4 * len(patches)
-        assert len(batch.places["page"]) == 16 * len(pages)
+        assert len(batch.places["patch"]) == CROP_TOKENS * len(patches)
+        assert len(batch.places["page"]) == WHOLE_TOKENS * len(pages)
 
 
 def test_a_draft_is_judged_rightly(training_path: None) -> None:
@@ -171,11 +175,14 @@ def test_a_draft_is_judged_rightly(training_path: None) -> None:
 def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
     from cogitate.agent_decoder.model.templates import MiniTemplate, Text, Turn
     from cogitate.aggregator.core.strategies import strategy
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.roles import checker, draw_case, refiner, summariser
     from mini.traces import Writer
     from mini.worlds import trace_of
 
-    template = MiniTemplate(tokenizer, {"image_tokens": {"whole": 16, "crop": 4}})
+    template = MiniTemplate(
+        tokenizer, {"image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS}}
+    )
     writer = Writer(tokenizer, symbolic=False)
     for seed in range(20):
         rng = np.random.default_rng(seed)

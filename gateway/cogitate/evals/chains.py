@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 
 import numpy as np
 from cogitate.evals import nouns
 from cogitate.evals.bars import draw_chart
 from cogitate.evals.cards import draw_labels, render_labels
-from cogitate.evals.charts import TOLERANCE, Plot
+from cogitate.evals.charts import TOLERANCE, Plot, bar_item, plain
 from cogitate.evals.checks import is_within, says
 from cogitate.evals.compare import difference
 from cogitate.evals.grammar import number_word
@@ -195,7 +196,8 @@ def _over(rng: np.random.Generator, style: Style) -> Item:
     plot = Plot(rng, style, draw_chart(rng, held_out=style.held_out))
     chart = plot.chart
     i = int(rng.integers(len(chart.labels)))
-    label, value = chart.labels[i], chart.values[i]
+    item = bar_item(plot, i)
+    label, value, told = chart.labels[i], chart.values[i], Decimal(item.uses[0].result)
 
     def cell(_: str) -> tuple[str, ...]:
         return (str(int(rng.integers(1, chart.top + 1))),)
@@ -203,13 +205,18 @@ def _over(rng: np.random.Generator, style: Style) -> Item:
     table = _table(rng, "targets", ("name", "target"), label, chart.labels, cell)
     found = look_up(table, label)
     target = int(found.result)
-    large, small = max(value, target), min(value, target)
-    gap = large - small
-    check = partial(is_within, truth=gap, slack=TOLERANCE * value)
-    uses = (found, Use(f"calculator({large}-{small})", str(gap)))
-    item = plot.item("value", {"label": label}, f"The difference is {gap}.", check, (i,), uses)
-    text = _ask(rng, "over", style, label=label)
-    return replace(item, kind="chain.over", text=text, tables=(table,))
+    large, small = max(told, Decimal(target)), min(told, Decimal(target))
+    gap = plain(large - small)
+    use = Use(f"calculator({plain(large)}-{plain(small)})", gap)
+    return replace(
+        item,
+        kind="chain.over",
+        text=_ask(rng, "over", style, label=label),
+        truth=f"The difference is {gap}.",
+        check=partial(is_within, truth=abs(value - target), slack=TOLERANCE * value),
+        uses=(*item.uses, found, use),
+        tables=(table,),
+    )
 
 
 _MAKERS: tuple[Callable[[np.random.Generator, Style], Item], ...] = (

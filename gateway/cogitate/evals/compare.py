@@ -126,7 +126,10 @@ def _rose(rng: np.random.Generator, style: Style) -> Item:
         f"{truth}.",
         partial(says, truth=truth, rivals=(rival,)),
         pictures=tuple(page.picture for page in pages),
-        reads=tuple(page.read(row, "Result", i) for i, page in enumerate(pages)),
+        reads=(
+            *pages[0].names(row),
+            *(page.read(row, "Result", i) for i, page in enumerate(pages)),
+        ),
         uses=(Use(f"calculator({two}-{one})", difference(two, one)),),
         seen="two lab reports",
     )

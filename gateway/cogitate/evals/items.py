@@ -42,7 +42,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Use:
-    """A tool call on the way, such as `calculator(2*3)`, and its result."""
+    """A tool call on the way, such as `calculator(2*3)`, and its result; none where it fails."""
 
     call: str
     result: str

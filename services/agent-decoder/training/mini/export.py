@@ -29,6 +29,7 @@ from mini.model import (
 from mini.tokenizer import BEGIN, END, PAD
 from mini.views import MEAN, STD, VIEW_PX
 from mini.words import AGENT_HINTS
+from mini.worlds import TILING
 
 TEMPERATURE = 0.8
 OPSET = 18
@@ -109,6 +110,7 @@ def preprocessor_config() -> dict[str, Any]:
         "std": [STD] * 3,
         "rescale_factor": 1 / 255,
         "resample": "bilinear",
+        "tiles": {"most": TILING.most, "side": TILING.side},
         "resample_note": "PIL Image.Resampling.BILINEAR after cropping; it averages on reduction",
     }
 

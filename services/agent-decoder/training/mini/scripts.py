@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from cogitate.agent_decoder.model.tiling import Tiling
 from cogitate.evals.items import Box, Item, Read, Table
+from cogitate.tool_executor.core import types
+from cogitate.tool_executor.core.lookup import look_up
 
 from mini import tokenizer as names
 
@@ -31,6 +33,9 @@ class View:
 
     picture: int
     box: tuple[float, float, float, float] | None = None
+    is_tile: bool = False
+    says: str = ""
+    """What is read in it; stands for it while the encoder is untrained."""
 
 
 def tables_line(tables: Sequence[Table]) -> str:
@@ -50,8 +55,17 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
         pieces.append(Piece(f"{blank}{item.seen[:1].upper()}{item.seen[1:]}. ", own=True))
     pieces += _reading(item.reads)
     for use in item.uses:
-        pieces += call(use.call, Piece(use.result))
+        pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
     return [*pieces, *answer(item.truth)]
+
+
+def _missed(text: str, tables: Sequence[Table]) -> str:
+    """What the tool says of a row that is not in the table."""
+    name, row = text.removeprefix("lookup(").removesuffix(")").split(", ")
+    try:
+        return look_up([types.Table(one.name, one.columns, one.rows) for one in tables], name, row)
+    except types.ToolError as error:
+        return str(error)
 
 
 def prompt(item: Item, tiling: Tiling | None) -> Iterator[Piece]:
@@ -83,7 +97,7 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
         if tiling is not None:
             views += [
                 View(i, (b.x0_permille / 10, b.y0_permille / 10, b.x1_permille / 10,
-                         b.y1_permille / 10))
+                         b.y1_permille / 10), is_tile=True)
                 for b in tiling.boxes(width, height)
             ]  # fmt: skip
             grids.append("x".join(map(str, tiling.grid(width, height))))
@@ -95,7 +109,8 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
 def _reading(reads: Sequence[Read]) -> Iterator[Piece]:
     """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `."""
     for i, read in enumerate(reads):
-        yield from call(zoom(read.box, read.picture), Piece(view=View(read.picture, read.box)))
+        view = View(read.picture, read.box, says=read.text)
+        yield from call(zoom(read.box, read.picture), Piece(view=view))
         yield Piece(f"{read.text}{'. ' if i == len(reads) - 1 else ', '}", own=True)
 
 
