@@ -17,7 +17,7 @@ for package in ("torch", "tokenizers", "fontTools", "sklearn", "font_caladea"):
 
 TRAINING = Path(__file__).parents[2] / "services" / "agent-decoder" / "training"
 SHIPPED = Path(__file__).parents[2] / "services/agent-decoder/cogitate/models/mini"
-SETS = ("labels", "tables", "charts", "compare", "followups", "chains")
+SETS = ("labels", "tables", "charts", "compare", "followups", "chains", "toolbox")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,14 +43,21 @@ def style() -> Any:
 
 
 def draws(name: str) -> Any:
-    from cogitate.evals import chains, charts, compare, followups, labels, tables
+    from cogitate.evals import chains, charts, compare, followups, labels, tables, toolbox
 
-    modules = (labels, tables, charts, compare, followups, chains)
+    modules = (labels, tables, charts, compare, followups, chains, toolbox)
     return dict(zip(SETS, modules, strict=True))[name].draw_item
 
 
 def items(name: str, style: Any, count: int = 12) -> Any:
     return [draws(name)(np.random.default_rng((11, i)), style) for i in range(count)]
+
+
+def tool_json(name: str, argument: str) -> str:
+    """A tool as the decoder gets it from the mesh."""
+    schema = {"type": "object", "properties": {argument: {"type": "string"}}}
+    function = {"name": name, "description": "", "parameters": schema}
+    return json.dumps({"type": "function", "function": function})
 
 
 def calls_of(pieces: Any) -> list[tuple[str, Any]]:
@@ -76,7 +83,11 @@ def test_the_prompt_is_what_the_mesh_renders(name: str, tokenizer: Any, style: A
     from mini.worlds import trace_of
 
     template = MiniTemplate(
-        tokenizer, {"image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS}}
+        tokenizer,
+        {
+            "image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS},
+            "trained_tools": ["zoom", "calculator", "prove", "lookup"],
+        },
     )
     tiling, image = Tiling(6, 160), tokenizer.token_to_id(IMAGE)
     for item in items(name, style):
@@ -89,8 +100,10 @@ def test_the_prompt_is_what_the_mesh_renders(name: str, tokenizer: Any, style: A
             part.image.data, part.image.digest = b"", f"sha256:{i:064d}"
             part.image.height_px, part.image.width_px = item.pictures[i].shape[:2]
         messages = [tiled(one, tiling) for one in conversation_of(request.spec)]
+        tools = [tool_json(name, "number") for name in ("zoom", "calculator")]
+        tools += [tool_json(*one.removesuffix(")").split("(")) for one in item.tools]
         ids: list[int] = []
-        for one in template.prompt(wire.to_turns(messages), instant=False):
+        for one in template.prompt(wire.to_turns(messages), instant=False, tools=tools):
             count = template.num_image_tokens(one) if isinstance(one, Image) else 1
             ids += [image] * count if isinstance(one, Image) else [one]
         trace = trace_of(Writer(tokenizer, symbolic=False), list(prompt(item, tiling)))
@@ -111,6 +124,9 @@ def test_calls_are_read_and_answered_by_the_mesh_as_the_trace_says(name: str, st
         for text, result in calls_of(script(item, None)):
             call = parse_call(text)
             arguments = json.loads(call.arguments_json)
+            if name == "toolbox" and call.name != "zoom":
+                assert f"{call.name}({next(iter(arguments))})" in item.tools
+                continue
             tool = TOOLS[call.name]
             if tool.run_on_tables is not None:
                 assert tool.run_on_tables(arguments, tables).text == result.text

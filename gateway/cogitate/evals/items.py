@@ -73,6 +73,8 @@ class Item:
     reads: tuple[Read, ...] = ()
     uses: tuple[Use, ...] = ()
     tables: tuple[Table, ...] = ()
+    tools: tuple[str, ...] = ()
+    """Signatures of tools besides the trained ones, such as `shop.price(item)`."""
     earlier: tuple[tuple[str, str], ...] = ()
     seen: str = field(default="", compare=False)
     """What the whole picture shows, in a few words: the first thought of a trace."""

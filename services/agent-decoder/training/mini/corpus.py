@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from cogitate.evals import followups, nouns, outside, phrases
+from cogitate.evals import followups, nouns, outside, phrases, toolbox
 from cogitate.evals.grammar import Grammar
 from cogitate.evals.items import Style
 from tqdm import tqdm
@@ -25,6 +25,7 @@ def spelled() -> frozenset[str]:
     """Names of things, in small letters: they are read in pictures, letter by letter."""
     lists = (nouns.WORDS, nouns.GOODS, nouns.PLACES, nouns.NAMES, nouns.DAYS, nouns.MONTHS)
     words = {word.lower() for words in lists for word in words}
+    words |= {*toolbox.SERVERS, *toolbox.TOOLS, *toolbox.ARGUMENTS}
     titles = (*nouns.SHOPS, *nouns.MEASURES, *(one.name for one in nouns.ANALYTES))
     return frozenset(words | {word.lower() for title in titles for word in title.split()})
 
@@ -32,7 +33,8 @@ def spelled() -> frozenset[str]:
 def _grammars() -> list[Grammar]:
     kinds = [phrases.grammar(kind) for kind in phrases.KINDS]
     follow = [followups.phrase(kind) for kind in ("more", "sum", "difference")]
-    return [*kinds, *follow, outside.outside_grammar(), outside.frame_grammar()]
+    others = [outside.outside_grammar(), outside.frame_grammar(), toolbox.phrase()]
+    return [*kinds, *follow, *others]
 
 
 def texts(rng: np.random.Generator) -> Iterator[str]:

@@ -32,6 +32,7 @@ from mini.words import AGENT_HINTS
 from mini.worlds import TILING
 
 TEMPERATURE = 0.8
+TRAINED_TOOLS = ("zoom", "calculator", "prove", "lookup")
 OPSET = 18
 SMALL_INITIALISER = 1024
 
@@ -96,6 +97,7 @@ def llama_config(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
             "name": "mini",
             "template": "mini",
             "image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS},
+            "trained_tools": list(TRAINED_TOOLS),
             "agent_hints": list(AGENT_HINTS),
             "temperature": TEMPERATURE,
         },

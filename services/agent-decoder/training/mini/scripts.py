@@ -44,6 +44,11 @@ def tables_line(tables: Sequence[Table]) -> str:
     return f"Tables: {told}."
 
 
+def tools_line(tools: Sequence[str]) -> str:
+    """What the decoder says of tools that the model was not trained on."""
+    return f"Tools: {', '.join(tools)}."
+
+
 def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     """The whole of an item: prompt, reasoning and answer."""
     pieces = [*prompt(item, tiling)]
@@ -77,7 +82,9 @@ def prompt(item: Item, tiling: Tiling | None) -> Iterator[Piece]:
         is_last = i == len(questions) - 1
         lines = [question, *([tables_line(item.tables)] if is_last and item.tables else [])]
         yield Piece(names.USER)
-        yield Piece("\n".join([*lines, *([layout] if layout else [])]))
+        lines += [layout] if layout else []
+        lines += [tools_line(item.tools)] if is_last and item.tools else []
+        yield Piece("\n".join(lines))
         yield from (Piece(view=view) for view in views)
         yield Piece(names.END)
         yield Piece(names.ASSISTANT)

@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 from cogitate.agent_decoder.model.tiling import Tiling
-from cogitate.evals import chains, charts, compare, followups, labels, nouns, outside, tables
+from cogitate.evals import (
+    chains,
+    charts,
+    compare,
+    followups,
+    labels,
+    nouns,
+    outside,
+    tables,
+    toolbox,
+)
 from cogitate.evals.items import Draw, Item, Read, Style, Table, Use
 from cogitate.evals.render import Pixels
 from PIL import Image
@@ -44,6 +54,7 @@ SETS: dict[str, tuple[float, Draw]] = {
     "chains": (0.13, chains.draw_item),
     "outside": (0.08, outside.draw_outside),
     "near-misses": (0.05, outside.draw_near),
+    "toolbox": (0.06, toolbox.draw_item),
 }
 
 
@@ -186,6 +197,7 @@ def _kept(row: dict[str, Any]) -> Kept:
         Table(one["name"], tuple(one["columns"]), tuple(map(tuple, one["rows"])))
         for one in row["tables"]
     )
+    row["tools"] = tuple(row["tools"])
     row["earlier"] = tuple((asked, told) for asked, told in row["earlier"])
     return Kept(Item(**row, check=bool), page, patch)
 
