@@ -112,7 +112,7 @@ def _page(rng: np.random.Generator, style: Style) -> tuple[Pixels, dict[Hashable
 def spelled(text: str) -> list[int] | None:
     """Returns a text's letters as indices; None for one that is too long or strange."""
     known = [LETTERS.find(letter) for letter in text.lower()]
-    if len(known) > LONGEST or min(known, default=-1) < 0:
+    if len(known) > LONGEST or min(known, default=0) < 0:
         return None
     return known + [0] * (LONGEST - len(known))
 
