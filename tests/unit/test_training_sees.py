@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,44 +180,52 @@ def test_a_draft_is_judged_rightly(training_path: None) -> None:
         assert not case.puzzle.is_held_out
         keys = [one.ballot.key for one in case.drafts]
         assert len(set(keys)) == len(keys) >= 2
-        for draft, reason in zip(case.drafts, case.reasons, strict=True):
-            holds = proves(draft.ballot.answer, case.puzzle.numbers, case.puzzle.target)
-            assert holds == (not reason), (draft, reason)
-        num_right += sum(not reason for reason in case.reasons)
-        assert judge(case.puzzle, case.puzzle.steps) == ""
+        for draft, (said, holds) in zip(case.drafts, case.judged, strict=True):
+            truth = proves(draft.ballot.answer, case.puzzle.numbers, case.puzzle.target)
+            assert truth == holds == said.endswith(" It holds."), (draft, said)
+        num_right += sum(holds for _, holds in case.judged)
+        assert judge(case.puzzle, case.puzzle.steps)[1]
         assert proves(chain(case.puzzle.steps), case.puzzle.numbers, case.puzzle.target)
     assert 60 < num_right < 120
 
 
 def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
-    from cogitate.agent_decoder.model.templates import MiniTemplate, Text, Turn
+    from cogitate.agent_decoder.model.templates import Image, MiniTemplate, Text, Turn
     from cogitate.aggregator.core.strategies import strategy
     from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.roles import checker, draw_case, refiner, summariser
+    from mini.tokenizer import IMAGE
     from mini.traces import Writer
     from mini.worlds import trace_of
 
     template = MiniTemplate(
         tokenizer, {"image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS}}
     )
-    writer = Writer(tokenizer, symbolic=False)
+    writer, image = Writer(tokenizer, symbolic=False), tokenizer.token_to_id(IMAGE)
+
+    def spread(one: int | Image) -> list[int]:
+        is_view = isinstance(one, Image)
+        return [image] * template.num_image_tokens(one) if is_view else [one]
+
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        case = draw_case(rng)
+        case = replace(draw_case(rng), board=3)
         made = {
             "best_of": checker(case, rng), "synthesis": summariser(case), "refine:2": refiner(case),
         }  # fmt: skip
         for name, pieces in made.items():
             plan = strategy(name).follow(1, case.drafts, 4, len(case.drafts))
             assert plan is not None
-            turns = [Turn("user", (Text(case.question),))]
+            turns = [Turn("user", (Text(case.question), Image("board", is_crop=False)))]
             turns += [Turn(turn.speaker, (Text(turn.text),)) for turn in plan.turns]
             prompts = [template.prompt(turns, instant=False)]
             if name == "best_of":
                 prompts = [prompts[0] + template.encode(agent.opening) for agent in plan.agents]
             trace = trace_of(writer, pieces)
             first_own = trace.own.index(True)
-            assert trace.ids[:first_own] in prompts
+            flat = [[t for one in prompt for t in spread(one)] for prompt in prompts]
+            assert trace.ids[:first_own] in flat
+            assert [view.pool for view in trace.views] == ["board"]
             assert all(trace.own[first_own:])
 
 

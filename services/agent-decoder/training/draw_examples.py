@@ -1,4 +1,4 @@
-"""Draws the pictures in `examples/` from the held-out generators and asks a running mesh about them.
+"""Draws the pictures in `examples/` from the held-out generators and asks a running mesh of them.
 
     cogitate up --detach
     python services/agent-decoder/training/draw_examples.py
@@ -7,9 +7,7 @@ Of each kind the first picture that is answered right is kept, so that a first t
 does not start with a miss; how often the model is right is measured elsewhere.
 """
 
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -111,13 +109,10 @@ CANDIDATES = (
 )
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Writes the pictures and prints the questions that go with them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", default="127.0.0.1:50050", help="the gateway's gRPC address")
-    options = parser.parse_args(arguments)
     EXAMPLES.mkdir(exist_ok=True)
-    with Client(options.target) as client:
+    with Client() as client:
         for candidates, agents in CANDIDATES:
             question = next(
                 one
@@ -130,4 +125,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -23,9 +23,10 @@ BUCKET_TOKENS = {
     "item-4": 288,
     "item-5": 384,
     "item-instant": 112,
-    "where": 152,
+    "where": 168,
     "spell": 26,
-    "role": 368,
+    "role": 480,
+    "again": 416,
 }
 LENGTHS = tuple(f"item-{i}" for i in range(1, 6))
 # Room for a hint and for small variations of the question.
@@ -37,8 +38,8 @@ LONGEST_SPELLED = 14
 class ItemTasks:
     """Draws traces from part of the kept items; views are looked up by the batch."""
 
-    def __init__(self, worlds: Worlds, writer: Writer, part: range) -> None:
-        self.worlds, self.writer = worlds, writer
+    def __init__(self, worlds: Worlds, writer: Writer, part: range, boards: range) -> None:
+        self.worlds, self.writer, self._boards = worlds, writer, boards
         self._by_length: dict[str, list[int]] = {bucket: [] for bucket in LENGTHS}
         # Which patch shows what: reading practice.
         self._spelled: list[tuple[int, str]] = []
@@ -71,6 +72,8 @@ class ItemTasks:
         match bucket:
             case "role":
                 return self._role(rng)
+            case "again":
+                return self._again(rng)
             case "spell":
                 return self._spell(rng)
             case "item-instant":
@@ -119,11 +122,18 @@ class ItemTasks:
 
     def _role(self, rng: np.random.Generator) -> Trace:
         """Checking, summing up or refining of drafts; checking twice as often as the others."""
-        case = roles.draw_case(rng)
+        board = self._boards[rng.integers(len(self._boards))]
+        case = replace(roles.draw_case(rng), board=int(board))
         pick = rng.integers(4)
         if pick < 2:
             return trace_of(self.writer, roles.checker(case, rng))
         return trace_of(self.writer, (roles.summariser if pick == 2 else roles.refiner)(case))
+
+    def _again(self, rng: np.random.Generator) -> Trace:
+        """A later round of `refine` on one of the shorter items."""
+        options = self._by_length[LENGTHS[rng.integers(0, 3)]]
+        kept = self.worlds.items[options[rng.integers(len(options))]]
+        return trace_of(self.writer, roles.again(rng, kept.item, TILING), (kept.page, kept.patch))
 
 
 def _varied(rng: np.random.Generator, item: Item) -> Item:

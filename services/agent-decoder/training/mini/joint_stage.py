@@ -71,6 +71,7 @@ FULL_TRACES: Mix = (
     Part("item-5", 8, share=0.7),
     Part("item-instant", 8, share=0.2),
     Part("role", 8),
+    Part("again", 6, share=0.4),
 )
 DEV_TRACES = {
     "read": 256,
@@ -90,6 +91,7 @@ DEV_TRACES = {
     "item-5": 32,
     "item-instant": 16,
     "role": 32,
+    "again": 24,
 }
 BODY_FACTOR = 0.15
 

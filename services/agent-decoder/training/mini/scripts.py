@@ -36,6 +36,8 @@ class View:
     is_tile: bool = False
     says: str = ""
     """What is read in it; stands for it while the encoder is untrained."""
+    board: int | None = None
+    """The whole of a rendered board instead, by its index."""
 
 
 def tables_line(tables: Sequence[Table]) -> str:

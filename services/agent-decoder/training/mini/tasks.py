@@ -95,7 +95,7 @@ class Tasks:
     ) -> None:
         self.pictures, self.scenes, self.worlds = pictures, scenes, worlds
         self.writer = Writer(tokenizer, symbolic=symbolic)
-        self.items = ItemTasks(worlds, self.writer, items)
+        self.items = ItemTasks(worlds, self.writer, items, boards)
         self.boards = boards
         self._by_count: dict[int, list[tuple[int, int]]] = {k: [] for k in range(13)}
         self._by_number: dict[tuple[int, int], list[int]] = {}

@@ -107,16 +107,18 @@ def trace_of(writer: Writer, pieces: Sequence[Piece], starts: tuple[int, int] = 
             if piece.text:
                 writer.put(trace, piece.text, own=piece.own and not blind)
             continue
-        is_whole = piece.view.box is None
+        is_whole, board = piece.view.box is None, piece.view.board
         index = page if is_whole else patch
         count = WHOLE_TOKENS if is_whole else CROP_TOKENS
         if writer.symbolic:
             trace.ids.extend(_stand_ins(writer, piece.view.says, count))
         else:
-            trace.views.append(View("page" if is_whole else "patch", index, len(trace.ids)))
+            seen = View("page" if is_whole else "patch", index, len(trace.ids))
+            trace.views.append(seen if board is None else View("board", board, len(trace.ids)))
             trace.ids.extend([writer.special[names.IMAGE]] * count)
         trace.own.extend([False] * count)
-        page, patch = page + is_whole, patch + (not is_whole)
+        if board is None:
+            page, patch = page + is_whole, patch + (not is_whole)
     return trace
 
 
