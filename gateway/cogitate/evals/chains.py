@@ -140,8 +140,12 @@ def _range(rng: np.random.Generator, style: Style) -> Item:
     """Whether a lab's result is low, normal or high by the ranges provided."""
     page = Page(rng, style, draw_sheet(rng, "lab", held_out=style.held_out))
     row = int(rng.integers(len(page.sheet.rows)))
+    return range_item(page, row, ranges_table(rng, page.sheet.rows[row][0]))
+
+
+def range_item(page: Page, row: int, table: Table) -> Item:
+    """Where the result of a row lies by a table of ranges."""
     name, value = page.sheet.rows[row][0], page.sheet.column("Result")[row]
-    table = ranges_table(rng, name)
     low, high = table.cell(name, "low"), table.cell(name, "high")
     found = verdict(value, low, high)
     spoken = row_name(page.sheet, row)
@@ -152,7 +156,7 @@ def _range(rng: np.random.Generator, style: Style) -> Item:
     )
     return Item(
         "chain.range",
-        _ask(rng, "range", style, row=spoken),
+        _ask(page.rng, "range", page.style, row=spoken),
         f"{spoken[:1].upper()}{spoken[1:]} is {found}.",
         partial(says, truth=found, rivals=tuple(one for one in VERDICTS if one != found)),
         pictures=(page.picture,),
