@@ -127,7 +127,6 @@ class JointStage:
         self.model, self.train, self.dev, self.mix = model, train, dev, mix
         self.pad = tokenizer.token_to_id(PAD)
         self.model.encoder.body.eval()
-        self.model.decoder.compile_layers()
 
     def _views(self, tasks: Tasks, batch: Batch, *, disturbed: bool) -> dict[Pool, Tensor]:
         """Encodes the batch's pictures: {pool: (n, tokens, D)}; pools without any are left out."""

@@ -45,7 +45,6 @@ class TextStage:
         self.train, self.dev = train, dev
         self.model = Decoder(config)
         initialise_numbers(self.model.embed_tokens.weight, tokenizer, seed)
-        self.model.compile_layers()
         self.step = 0
 
     def _draw(self, tasks: Tasks, bucket: str, count: int, rng: np.random.Generator) -> Tensor:
