@@ -59,7 +59,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the steps to its answer are `reads`, then `uses`.
+    """One question: the steps to its answer are `reads`, then `uses`, then `last`.
 
     `truth` is the sentence of a right answer, `earlier` the turns before it, each a question and
     its answer.
@@ -72,6 +72,7 @@ class Item:
     pictures: tuple[Pixels, ...] = ()
     reads: tuple[Read, ...] = ()
     uses: tuple[Use, ...] = ()
+    last: tuple[Read, ...] = ()
     tables: tuple[Table, ...] = ()
     tools: tuple[str, ...] = ()
     """Signatures of tools besides the trained ones, such as `shop.price(item)`."""

@@ -114,6 +114,7 @@ def draw_near(rng: np.random.Generator, style: Style) -> Item:
         pictures=item.pictures,
         reads=item.reads,
         uses=item.uses,
+        last=item.last,
         seen=item.seen,
     )
 

@@ -41,7 +41,7 @@ CACHE = Path(__file__).parents[3] / ".cache" / "train"
 MODEL = Path(__file__).parent.parent / "cogitate" / "models" / "mini"
 
 BOARDS, DEV_BOARDS = 32000, 500
-PAGES, ITEMS, DEV_ITEMS = 24000, 44000, 1000
+PAGES, ITEMS, DEV_ITEMS = 24000, 40000, 1000
 PICTURE_SEED, SCENE_SEED, CORPUS_SEED, PAGE_SEED, ITEM_SEED = 1000, 5, 0, 50000, 90000
 
 BODY = {"encoder.body": BODY_FACTOR}

@@ -63,7 +63,7 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     pieces += _reading(item.reads)
     for use in item.uses:
         pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
-    return [*pieces, *answer(item.truth)]
+    return [*pieces, *_reading(item.last), *answer(item.truth)]
 
 
 def _missed(text: str, tables: Sequence[Table]) -> str:

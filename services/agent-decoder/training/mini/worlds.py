@@ -193,7 +193,8 @@ def _row(kept: Kept) -> dict[str, Any]:
 def _kept(row: dict[str, Any]) -> Kept:
     page, patch = row.pop("page"), row.pop("patch")
     row["pictures"] = tuple(np.empty((*size, 0), np.uint8) for size in row["pictures"])
-    row["reads"] = tuple(Read(r["text"], tuple(r["box"]), r["picture"]) for r in row["reads"])
+    for name in ("reads", "last"):
+        row[name] = tuple(Read(r["text"], tuple(r["box"]), r["picture"]) for r in row[name])
     row["uses"] = tuple(Use(**use) for use in row["uses"])
     row["tables"] = tuple(
         Table(one["name"], tuple(one["columns"]), tuple(map(tuple, one["rows"])))
