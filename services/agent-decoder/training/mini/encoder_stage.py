@@ -24,7 +24,7 @@ from mini.scenes import Scenes
 from mini.stage import Plan, run
 
 # Views of a step: crops of boards and of pages; whole boards, pages and scenes.
-NUMBERS, TEXTS, WHOLES, PAGES, SCENES = 96, 144, 32, 40, 24
+NUMBERS, TEXTS, WHOLES, PAGES, SCENES = 64, 216, 24, 32, 16
 DEV_BOARDS, DEV_CROPS, DEV_PAGES = 500, 2000, 120
 DEV_NOISE, DEV_SEED = 0.5, 77
 NO_CARD = len(COLOUR_NAMES)

@@ -29,7 +29,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     max_positions: int = 1024
-    widths: tuple[int, int, int, int] = (32, 64, 160, 256)
+    widths: tuple[int, int, int, int] = (32, 96, 160, 256)
 
 
 class RMSNorm(nn.Module):
