@@ -25,6 +25,8 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         self.denial_delay_s = 0.0  # what its own denials tell to wait; 0 is for ever
         self.silent = False
         self.avoids = True  # it heeds which endpoints are to be left out
+        self.site = ""  # where all endpoints are, and they take conversations by reference there
+        self.takes_references = True
         self.queues = False  # whoever asks waits for ever
         self.released = asyncio.Event()
         self._gangs = 0
@@ -101,7 +103,9 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
                 gang_id=f"{asked.attempt}.{self._gangs}",
                 endpoint_id=endpoint_id,
                 address=address,
-                provider=f"provider-{endpoint_id}",
+                provider=self.site or f"provider-{endpoint_id}",
+                region="here" if self.site else "",
+                takes_conversation_references=bool(self.site) and self.takes_references,
                 agent_ids=share,
                 reason="it is there",
                 price_per_hour_micro_usd=3_600_000_000,
