@@ -22,6 +22,7 @@ from cogitate.v1 import contemplation_service_pb2 as pb_client
 from cogitate.v1 import router_service_pb2 as router_pb
 
 from tests.contract.test_aggregator import (
+    SOON,
     End,
     FakeTools,
     Hold,
@@ -118,6 +119,16 @@ async def test_a_later_round_finds_it_where_it_is() -> None:
     assert [turn.role for turn in second.conversation] == [
         common.ROLE_ASSISTANT, common.ROLE_USER,
     ]  # fmt: skip
+
+
+async def test_a_gang_that_was_refused_finds_it_where_it_was_refused() -> None:
+    async with mesh(saying("5"), saying("5")) as made:
+        made.router.site = "far"
+        made.decoders[0].refusals = [pb.GangRefused(reason="REJECTED", retry_delay=SOON)]
+        check_grammar(await made.ask(agent_count=1))
+        (refused,), (taken,) = (decoder.opened for decoder in made.decoders)
+    assert is_whole(refused)
+    assert taken.conversation_reference.address == made.decoders[0].address
 
 
 async def test_agents_that_move_within_a_site_leave_it_there() -> None:
