@@ -125,7 +125,8 @@ class GangClient:
 
     def break_off(self) -> None:
         """Cuts the stream; nothing more of it is heard."""
-        self._held_until_s = -math.inf
+        if self.task is None or not self.task.done():  # else it ended in order, or was refused
+            self._held_until_s = -math.inf
         if self.task is not None:
             self.task.cancel()
 
