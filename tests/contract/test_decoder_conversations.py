@@ -60,15 +60,16 @@ def brief(address: str, *turns: common.Message, **reference: Any) -> pb.OpenGang
     return gang
 
 
-async def said(at: Decoder, gang: pb.OpenGang) -> list[int]:
-    """What the one agent writes; there must be something."""
+async def said(at: Decoder, gang: pb.OpenGang) -> tuple[int, list[int]]:
+    """How long the prompt is, and what the one agent writes; there must be something."""
     stream = at.stream()
     await stream.send(open=gang)
     await stream.send(close=pb.CloseGang())
     await stream.end()
     written = stream.tokens(0)
     assert written, stream.seen
-    return written
+    [prompt] = [r.prefilled.prompt_token_count for r in stream.seen if r.HasField("prefilled")]
+    return prompt, written
 
 
 async def refusal(at: Decoder, gang: pb.OpenGang) -> pb.GangRefused:
@@ -205,6 +206,20 @@ async def held(kept: Conversations, gang: pb.OpenGang, tenant: str = "a") -> Asy
 def asking(text: str) -> pb.OpenGang:
     said = common.Message(role=common.ROLE_USER, parts=[common.Part(text=text)])
     return pb.OpenGang(conversation=[said], shared_message_count=1)
+
+
+@pytest.mark.parametrize("without_tools", [False, True])
+async def test_what_is_put_together_is_what_would_have_been_sent(without_tools: bool) -> None:
+    turn = common.Message(role=common.ROLE_USER, parts=[common.Part(text="Are you sure?")])
+    expected = whole(conversation=[*whole().conversation, turn])
+    expected.ClearField("shared_message_count")
+    if without_tools:
+        expected.ClearField("tools")
+    kept = Conversations(10_000, 0.01)
+    named = brief(NEVER, turn, without_tools=without_tools)
+    with kept.of(whole()), kept.of(named) as hold:
+        assert await hold.complete() == "here"
+    assert named == expected
 
 
 async def test_the_bound() -> None:

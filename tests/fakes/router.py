@@ -25,8 +25,8 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         self.denial_delay_s = 0.0  # what its own denials tell to wait; 0 is for ever
         self.silent = False
         self.avoids = True  # it heeds which endpoints are to be left out
-        self.site = ""  # where all endpoints are, and they take conversations by reference there
-        self.takes_references = True
+        self.site = ""  # where all endpoints are; empty: each at one of its own
+        self.takes_references = True  # the endpoints, conversations
         self.queues = False  # whoever asks waits for ever
         self.released = asyncio.Event()
         self._gangs = 0
@@ -105,7 +105,7 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
                 address=address,
                 provider=self.site or f"provider-{endpoint_id}",
                 region="here" if self.site else "",
-                takes_conversation_references=bool(self.site) and self.takes_references,
+                takes_conversation_references=self.takes_references,
                 agent_ids=share,
                 reason="it is there",
                 price_per_hour_micro_usd=3_600_000_000,
