@@ -207,8 +207,8 @@ def _conversations(found: dict[str, Any]) -> list[tuple[str, Any]]:
     made: list[tuple[str, Any]] = []
     for name, what in found.items():
         name = name.replace("_", " ")
-        if name == "fetch s":
-            made.append(("conversation fetched in: median, p99, longest", _three(what)))
+        if name == "answered s":
+            made.append(("conversations handed on in: median, p99, longest", _three(what)))
         elif isinstance(what, dict):
             made += [
                 (f"conversations {how.replace('_', ' ')}: {name}", n) for how, n in what.items()

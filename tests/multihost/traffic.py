@@ -167,7 +167,8 @@ def conversations(store: TraceStore, stories: Sequence[Story]) -> dict[str, Any]
 
     ``sent``: from an aggregator at another site, so it crossed; ``sent_within``: from the site's
     own; ``fetched``: from an endpoint of the site; ``kept``: it was there; ``missing``: it did not
-    come from where it was to be fetched, and was sent next.
+    come from where it was to be fetched, and was sent next. ``answered_s``: for how long the
+    endpoint that had it was busy with that, or waited for it.
     """
     found: dict[str, Any] = {
         "contemplations": len(stories), "at_two_endpoints_of_a_site": 0, "at_two_of_another": 0,
@@ -196,7 +197,7 @@ def conversations(store: TraceStore, stories: Sequence[Story]) -> dict[str, Any]
         found["at_two_of_another"] += any(site != owner for site in two)
         found["crossed_twice"] += [story.id for count in crossed.values() if count > 1]
     found |= {site: dict(sorted(counts.items())) for site, counts in sites.items()}
-    return found | {"fetch_s": summary(took_s) if took_s else {}}
+    return found | {"answered_s": summary(took_s) if took_s else {}}
 
 
 def _spans(store: TraceStore, story: Story) -> list[StoredSpan]:
