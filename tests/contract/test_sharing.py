@@ -83,14 +83,11 @@ async def test_of_one_site_the_first_is_sent_it_and_the_others_where_it_is() -> 
 async def test_else_all_are_sent_it(where: str) -> None:
     home = {"provider": "far", "region": "here"} if where == "home" else {}
     async with mesh(saying("5"), saying("5"), **home) as made:
-        made.router.site = "far" if where == "home" else ""
-        if where == "an older endpoint":
-            made.router.site = "far"
-            made.router.takes_references = False
+        made.router.site = "" if where == "two sites" else "far"
+        made.router.takes_references = where != "an older endpoint"
         check_grammar(await made.ask(agent_count=4))
         assert len(opened(made)) == 2
-        assert all(is_whole(gang) and not gang.HasField("conversation_reference")
-                   for gang in opened(made))  # fmt: skip
+        assert all(is_whole(gang) for gang in opened(made))
 
 
 async def test_where_it_does_not_come_it_is_sent_and_no_client_sees_it() -> None:

@@ -26,7 +26,8 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         self.silent = False
         self.avoids = True  # it heeds which endpoints are to be left out
         self.site = ""  # where all endpoints are; empty: each at one of its own
-        self.takes_references = True  # the endpoints, conversations
+        # Whether endpoints take conversations by reference; None: if they are at one site.
+        self.takes_references: bool | None = None
         self.queues = False  # whoever asks waits for ever
         self.released = asyncio.Event()
         self._gangs = 0
@@ -105,7 +106,9 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
                 address=address,
                 provider=self.site or f"provider-{endpoint_id}",
                 region="here" if self.site else "",
-                takes_conversation_references=self.takes_references,
+                takes_conversation_references=(
+                    bool(self.site) if self.takes_references is None else self.takes_references
+                ),
                 agent_ids=share,
                 reason="it is there",
                 price_per_hour_micro_usd=3_600_000_000,
