@@ -128,13 +128,14 @@ async def test_capabilities_are_what_the_server_showed() -> None:
     everything = {
         pb.CAPABILITY_KILL, pb.CAPABILITY_TOOLS, pb.CAPABILITY_LOGPROBS, pb.CAPABILITY_SEED,
         pb.CAPABILITY_CONTINUE, pb.CAPABILITY_FORK, pb.CAPABILITY_JSON_SCHEMA,
+        pb.CAPABILITY_CONVERSATION_REFERENCE,
     }  # fmt: skip
     poor = Provider(tops=0, continues=False, seeds=False, schemas=False, takes_tools=False)
     sighted = Provider(takes_images=True)
     for provider, wanted in (
         (Provider(), everything),
         (Provider(tops=5), everything),
-        (poor, {pb.CAPABILITY_KILL}),
+        (poor, {pb.CAPABILITY_KILL, pb.CAPABILITY_CONVERSATION_REFERENCE}),
         (sighted, everything | {pb.CAPABILITY_VISION}),
     ):
         async with provider, adapter(provider) as made:

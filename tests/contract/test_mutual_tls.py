@@ -57,6 +57,7 @@ MAY: dict[str, set[str]] = {
     "agent-decoder": {
         REPORT, "cogitate.v1.VisionEncoderService/GetBlob",
         "cogitate.v1.VisionEncoderService/FetchEmbedding",
+        "cogitate.v1.AgentDecoderService/FetchConversation",
     },
     "cli": set(),
     "admin": {

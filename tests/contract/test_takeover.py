@@ -58,6 +58,7 @@ class Twins:
     gateway: Any
     decoders: list[FakeDecoder]
     tools: FakeTools
+    router: FakeRouter
 
     def owner_of(self, id_: str) -> Running:
         [found] = [a for a in self.aggregators if runtime(a).runner_of(id_) is not None]
@@ -98,7 +99,7 @@ async def twins(journal: Path | str, *scripts: Script, **knobs: Any) -> AsyncIte
         )
         gateway = await enter(serving(config, build))
         channel = await enter(open_channel(gateway.address))
-        yield Twins(made, ContemplationServiceStub(channel), decoders, tools)
+        yield Twins(made, ContemplationServiceStub(channel), decoders, tools, router)
 
 
 async def crash(running: Running) -> None:

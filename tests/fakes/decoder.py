@@ -89,6 +89,7 @@ class FakeDecoder(pb_grpc.AgentDecoderServiceServicer, FakeServer):
         self.deadlines_s: list[float | None] = []  # of the streams, as each was opened
         self.commands: list[pb.DecodeRequest] = []
         self.refusals: list[pb.GangRefused] = []  # for the next gangs
+        self.lacks = False  # True: no conversation it is to fetch comes
         self.deaf = False  # True: commands are read and not obeyed
         self.admits = asyncio.Event()  # clear it and no gang is answered any more
         self.admits.set()
@@ -113,6 +114,9 @@ class FakeDecoder(pb_grpc.AgentDecoderServiceServicer, FakeServer):
         self.deadlines_s.append(context.time_remaining())
         if self.refusals:
             yield pb.DecodeResponse(refused=self.refusals.pop(0))
+            return
+        if self.lacks and gang.HasField("conversation_reference"):
+            yield pb.DecodeResponse(refused=pb.GangRefused(reason="CONVERSATION_UNAVAILABLE"))
             return
         if any(a.resume_state.build_digest not in ("", self.build) for a in gang.agents):
             yield pb.DecodeResponse(

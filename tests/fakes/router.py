@@ -25,6 +25,9 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
         self.denial_delay_s = 0.0  # what its own denials tell to wait; 0 is for ever
         self.silent = False
         self.avoids = True  # it heeds which endpoints are to be left out
+        self.site = ""  # where all endpoints are; empty: each at one of its own
+        # Whether endpoints take conversations by reference; None: if they are at one site.
+        self.takes_references: bool | None = None
         self.queues = False  # whoever asks waits for ever
         self.released = asyncio.Event()
         self._gangs = 0
@@ -101,7 +104,11 @@ class FakeRouter(pb_grpc.RouterServiceServicer, FakeServer):
                 gang_id=f"{asked.attempt}.{self._gangs}",
                 endpoint_id=endpoint_id,
                 address=address,
-                provider=f"provider-{endpoint_id}",
+                provider=self.site or f"provider-{endpoint_id}",
+                region="here" if self.site else "",
+                takes_conversation_references=(
+                    bool(self.site) if self.takes_references is None else self.takes_references
+                ),
                 agent_ids=share,
                 reason="it is there",
                 price_per_hour_micro_usd=3_600_000_000,

@@ -15,12 +15,17 @@ import grpc
 import pytest
 from cogitate.evals import datasets
 from cogitate.kit.channels import open_channel, outgoing
+from cogitate.kit.telemetry import Attr, Span
+from cogitate.kit.trace_store import TraceStore
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
+from cogitate.v1 import contemplation_service_pb2 as contemplation_pb
 from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
+from cogitate.v1.contemplation_service_pb2_grpc import ContemplationServiceStub
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
 
 from tests.fakes.decode_stream import Caller, Stream
+from tests.fakes.pool import reported
 
 pytestmark = pytest.mark.integration
 
@@ -141,3 +146,59 @@ async def test_a_site_without_home_refuses_with_a_sentence(tmp_path: Path) -> No
                     VisionEncoderServiceStub(channel).FetchEmbedding(request, **outgoing(20)).read()
                 )
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def verdict(address: str) -> tuple[str, contemplation_pb.Verdict]:
+    """A contemplation's id and its end, of four agents that are spread over the endpoints."""
+    said = common.Part(text="What is 17 + 25?")
+    spec = contemplation_pb.ContemplationSpec(
+        conversation=[common.Message(role=common.ROLE_USER, parts=[said])],
+        model="mini", agent_count=4, strategy="vote", quorum="all",
+        sampling_params=common.SamplingParams(max_tokens=24, seed=7),
+    )  # fmt: skip
+    async with open_channel(address) as channel:
+        request = contemplation_pb.ContemplateRequest(spec=spec)
+        call = ContemplationServiceStub(channel).Contemplate(request, **outgoing(60))
+        events = [response.event async for response in call]
+    assert events[-1].HasField("verdict"), events[-1]
+    assert not any(event.HasField("agent_lost") for event in events)
+    return events[0].accepted.contemplation_id, events[-1].verdict
+
+
+def sources(store: Path, contemplation_id: str) -> list[str]:
+    """Where the endpoints of its gangs had the conversation from."""
+    found = TraceStore(store)
+    found.wait_until_quiet(within_s=20)
+    spans = found.spans(found.find(contemplation_id) or "")
+    return sorted(s.attributes[Attr.CONVERSATION_FROM] for s in spans if s.name == Span.GANG)
+
+
+@pytest.mark.timeout(180)
+async def test_a_conversation_is_sent_to_a_site_once(tmp_path: Path) -> None:
+    store = tmp_path / "traces.sqlite"
+    with ExitStack() as stack:
+
+        def begun(service: str, name: str, **knobs: Any) -> str:
+            made = process(f"cogitate.{service}", tmp_path / name, trace_store=store, **knobs)
+            return stack.enter_context(made)[0]
+
+        router = begun("router", "router", report_interval_s=0.05)
+        for name in ("one", "two"):
+            begun(
+                "agent_decoder", name, model="mini", threads=1, endpoint_id=name,
+                provider="far", region="there", failure_domain=name, router_addresses=router,
+                measure_peaks=False, conversation_timeout_s=20,
+            )  # fmt: skip
+        await reported(router, "one", "two")
+        found = {}
+        for name, site in (("away", {}), ("at home", {"provider": "far", "region": "there"})):
+            address = begun("aggregator", name, router_address=router, **site)
+            id_, said = await verdict(address)
+            placements = {one.endpoint_id for one in said.certificate.placements}
+            assert placements == {"one", "two"}
+            found[name] = said, sources(store, id_)
+    (away, from_afar), (home, within) = found.values()
+    assert from_afar == ["endpoint", "opening"]
+    assert within == ["opening", "opening"], "nothing crosses at home"
+    keys = [{b.agent_id: b.key for b in one.certificate.ballots} for one in (away, home)]
+    assert keys[0] == keys[1] and len(keys[0]) == 4, "who fetched it drew the same"

@@ -8,7 +8,7 @@
     python -m tests.multihost traffic  bytes between the sites, idle and for each contemplation
 
 Needs Linux, root, /dev/net/tun, iproute2 and nats-server. Exits with 1 if anything was lost,
-or if a picture crossed to a site twice.
+or if a picture or a conversation crossed to a site twice.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cogitate.kit.trace_store import TraceStore
 from rich.progress import Progress
 
 from tests.bench import report
 from tests.multihost import plot, scenes, traces, traffic
-from tests.multihost.layout import AURORA, BOREALIS
+from tests.multihost.layout import AURORA, BOREALIS, HOME
 from tests.multihost.load import Load
 from tests.multihost.mesh import Mesh, Unavailable, check
 from tests.multihost.recorder import Recorder
@@ -154,9 +155,13 @@ def play(args: argparse.Namespace, folder: Path) -> bool:
                 SCENES[args.scene](run)
                 load.pause()
             told = traces.verify(mesh.layout.gateways, load.ended, args.agents)
+            if args.scene == "traffic":
+                store = TraceStore(mesh.layout.trace_store(HOME))
+                run.more["conversations"] = traffic.conversations(store, load.ended)
     found = scenes.account(load.ended, run.marks)
     fine = not found["failed"] and not told["lost"] and found["answered"] == found["asked"]
     fine = fine and ("pictures" not in run.more or traffic.crossed_once(run.more["pictures"]))
+    fine = fine and not run.more.get("conversations", {}).get("crossed_twice")
     console.print(report.table(args.scene, ["what", "found"], rows(found, run, told)))
     report.write(
         args, fine=fine, pid=os.getpid(), account=found, traces=told, **run.more,
@@ -192,8 +197,24 @@ def rows(found: dict[str, Any], run: Run, told: dict[str, Any]) -> list[tuple[st
     if "conversation_bytes" in run.more:
         made.append(("bytes of a conversation with its tools", run.more["conversation_bytes"]))
         made += [(f"contemplations: {k}", v) for k, v in run.more["endpoints_per_site"].items()]
+    made += _conversations(run.more.get("conversations", {}))
     for name, number in run.more.get("a_plainer_mesh", {}).items():
         made.append((f"a plainer mesh, a contemplation: {name}", number))
+    return made
+
+
+def _conversations(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    made: list[tuple[str, Any]] = []
+    for name, what in found.items():
+        name = name.replace("_", " ")
+        if name == "answered s":
+            made.append(("conversations handed on in: median, p99, longest", _three(what)))
+        elif isinstance(what, dict):
+            made += [
+                (f"conversations {how.replace('_', ' ')}: {name}", n) for how, n in what.items()
+            ]
+        else:
+            made.append((f"conversations, {name}", what if name != "crossed twice" else len(what)))
     return made
 
 

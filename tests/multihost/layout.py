@@ -83,6 +83,11 @@ def wan_plan(choices: Choices, namespaces: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _region(site: str) -> str:
+    """A provider's; of home, its name."""
+    return {one.name: one.region for one in PROVIDERS}.get(site, site)
+
+
 class Layout:
     """The processes of a mesh, in the order in which they are started."""
 
@@ -137,6 +142,7 @@ class Layout:
                 tool_executor_address=self._either(HOME, "tool-executor"),
                 journal=f"nats://{home}:{NATS_PORT}",
                 owner_timeout_s=self.choices.owner_timeout_s,
+                provider=site, region=_region(site),
             )  # fmt: skip
         for number in (1, 2):
             yield self._python(
@@ -146,12 +152,12 @@ class Layout:
             )  # fmt: skip
 
     def _decoder(self, site: str, number: int, routers: list[str]) -> Process:
-        [provider] = [one for one in PROVIDERS if one.name == site]
+        [price] = [one.price_per_hour_micro_usd for one in PROVIDERS if one.name == site]
         return self._python(
             "agent-decoder", number, site, name=f"{site}-{number}",
             vision_encoder_address=f"{self._at(site)}:{PORTS['vision-encoder']}",
-            endpoint_id=f"{site}-{number}", provider=site, region=provider.region,
-            price_per_hour_micro_usd=provider.price_per_hour_micro_usd,
+            endpoint_id=f"{site}-{number}", provider=site, region=_region(site),
+            price_per_hour_micro_usd=price,
             router_addresses=",".join(routers), model="mini", threads=1,
         )  # fmt: skip
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 from cogitate.evals.question import Question
+from cogitate.kit.telemetry import Attr, Span
+from cogitate.kit.trace_store import StoredSpan, TraceStore
 from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import tool_executor_service_pb2 as tools_pb
@@ -16,9 +19,11 @@ from cogitate.v1 import vision_encoder_service_pb2 as vision_pb
 from cogitate.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
 
-from tests.multihost.layout import DESK, HOME, TRAFFIC
+from tests.bench.report import summary
+from tests.multihost.layout import AURORA, BOREALIS, DESK, HOME, TRAFFIC
 from tests.multihost.load import Story
 from tests.multihost.mesh import Mesh
+from tests.multihost.traces import SETTLE_S
 
 Counts = list[dict[str, Any]]
 Table = dict[str, dict[str, int]]  # pair of sites, then whose traffic: bytes
@@ -30,6 +35,9 @@ ALONE_BYTES: Final = 20 + 32 + 9 + 5 + 52
 # Embeddings of mini's views, of 192 numbers of four bytes: of a whole picture, of a crop.
 WHOLE_ROWS: Final = 16
 CROP_ROWS: Final = 4
+# Where an endpoint had a conversation from, and the method by which it asks another for it.
+NAMES: Final = {"opening": "sent_within", "endpoint": "fetched", "here": "kept", "": "missing"}
+FETCH: Final = "AgentDecoderService/FetchConversation"
 ROW_BYTES: Final = 192 * 4
 
 
@@ -152,3 +160,52 @@ def spread(stories: Sequence[Story]) -> dict[str, int]:
         for story in stories
     )
     return {f"{count} of a site": number for count, number in sorted(most.items())}
+
+
+def conversations(store: TraceStore, stories: Sequence[Story]) -> dict[str, Any]:
+    """How endpoints had the conversations, by site, from the spans of their gangs.
+
+    ``sent``: from an aggregator at another site, so it crossed; ``sent_within``: from the site's
+    own; ``fetched``: from an endpoint of the site; ``kept``: it was there; ``missing``: it did not
+    come from where it was to be fetched, and was sent next. ``answered_s``: for how long the
+    endpoint that had it was busy with that, or waited for it.
+    """
+    found: dict[str, Any] = {
+        "contemplations": len(stories), "at_two_endpoints_of_a_site": 0, "at_two_of_another": 0,
+        "crossed_twice": [],
+    }  # fmt: skip
+    sites = {site: Counter[str]() for site in (AURORA, BOREALIS)}
+    took_s: list[float] = []
+    for story in stories:
+        spans = _spans(store, story)
+        [owner] = {s.attributes[Attr.PROVIDER] for s in spans if s.name == Span.CONTEMPLATION}
+        took_s += [(s.end_ns - s.start_ns) / 1e9 for s in spans if s.name == FETCH]
+        at: dict[str, set[str]] = {site: set() for site in sites}
+        crossed = Counter[str]()
+        for span in spans:
+            if span.name != Span.GANG:
+                continue
+            site = span.attributes[Attr.PROVIDER]
+            where = span.attributes.get(Attr.CONVERSATION_FROM, "")
+            at[site].add(span.attributes[Attr.ENDPOINT_ID])
+            is_far = where == "opening" and site != owner
+            crossed[site] += is_far
+            name = NAMES[where]
+            sites[site]["sent" if is_far else name] += 1
+        two = [site for site, endpoints in at.items() if len(endpoints) > 1]
+        found["at_two_endpoints_of_a_site"] += bool(two)
+        found["at_two_of_another"] += any(site != owner for site in two)
+        found["crossed_twice"] += [story.id for count in crossed.values() if count > 1]
+    found |= {site: dict(sorted(counts.items())) for site, counts in sites.items()}
+    return found | {"answered_s": summary(took_s) if took_s else {}}
+
+
+def _spans(store: TraceStore, story: Story) -> list[StoredSpan]:
+    """Of a contemplation, when all its gangs' have come: those of other sites are sent late."""
+    ends = time.monotonic() + SETTLE_S
+    while True:
+        spans = list(store.spans(story.trace_id))
+        there = {s.attributes.get(Attr.ENDPOINT_ID) for s in spans if s.name == Span.GANG}
+        if there >= set(story.endpoints) or time.monotonic() > ends:
+            return spans
+        time.sleep(0.2)

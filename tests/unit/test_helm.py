@@ -171,7 +171,7 @@ def test_nobody_is_reached_but_by_those_who_call() -> None:
         "router": {"decoder"},
         "vision-encoder": set(),
         "tool-executor": {"vision-encoder"},
-        "decoder": {"vision-encoder"},
+        "decoder": {"vision-encoder", "decoder"},
     }
     for name, called in expected.items():
         callers = {who for who, whom in expected.items() if name in whom}

@@ -59,6 +59,8 @@ class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability
     """
     CAPABILITY_JSON_SCHEMA: _Capability.ValueType  # 13
     """Follows JSON schemas, whatever it does with regular expressions."""
+    CAPABILITY_CONVERSATION_REFERENCE: _Capability.ValueType  # 14
+    """Takes conversations by reference, and hands on those it has."""
 
 class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
     """Capability is something an engine can do; what is not declared is not there."""
@@ -95,6 +97,8 @@ what is taken from the model, not what the model spends.
 """
 CAPABILITY_JSON_SCHEMA: Capability.ValueType  # 13
 """Follows JSON schemas, whatever it does with regular expressions."""
+CAPABILITY_CONVERSATION_REFERENCE: Capability.ValueType  # 14
+"""Takes conversations by reference, and hands on those it has."""
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 @_typing.final
@@ -179,7 +183,7 @@ Global___DecodeRequest: _TypeAlias = DecodeRequest  # noqa: Y015
 
 @_typing.final
 class OpenGang(_message.Message):
-    """OpenGang declares the gang. The conversation travels once."""
+    """OpenGang declares the gang. The conversation travels once to a site, and from one endpoint to the next within it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -198,6 +202,8 @@ class OpenGang(_message.Message):
     PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SHARED_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    CONVERSATION_REFERENCE_FIELD_NUMBER: _builtins.int
     contemplation_id: _builtins.str
     """The contemplation."""
     gang_id: _builtins.str
@@ -222,17 +228,30 @@ class OpenGang(_message.Message):
     """The lease under which the gang was placed."""
     priority: _builtins.int
     """Scheduling class, higher first; within a class by deadline."""
+    shared_message_count: _builtins.int
+    """How many messages of `conversation`, from the first on, are the contemplation's and not this gang's alone: with
+    `tools` they are the Conversation that the endpoint keeps for others while the gang lives. 0 keeps nothing.
+    """
     @_builtins.property
     def conversation(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
-        """The conversation so far. Image parts carry digests; the endpoint fetches embeddings it lacks."""
+        """The conversation so far; with `conversation_reference` what follows it. Image parts carry digests; the endpoint
+        fetches embeddings it lacks.
+        """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ToolSpec]:
-        """Tools the agents may call."""
+        """Tools the agents may call; empty with `conversation_reference`, which has them."""
 
     @_builtins.property
     def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentSpec]:
         """The agents."""
+
+    @_builtins.property
+    def conversation_reference(self) -> Global___ConversationReference:
+        """Where the Conversation is instead of here; absent: it is here. Only for endpoints that declare
+        CAPABILITY_CONVERSATION_REFERENCE. Refused with CONVERSATION_UNAVAILABLE if it does not come from there: the owner
+        then opens the gang again with all of it.
+        """
 
     def __init__(
         self,
@@ -252,14 +271,76 @@ class OpenGang(_message.Message):
         prefix_digest: _builtins.str = ...,
         lease_id: _builtins.str = ...,
         priority: _builtins.int = ...,
+        shared_message_count: _builtins.int = ...,
+        conversation_reference: Global___ConversationReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation_reference", b"conversation_reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "attempt", b"attempt", "contemplation_id", b"contemplation_id", "conversation", b"conversation", "effort", b"effort", "gang_id", b"gang_id", "lease_id", b"lease_id", "model", b"model", "owner_epoch", b"owner_epoch", "prefix_digest", b"prefix_digest", "priority", b"priority", "role", b"role", "tenant", b"tenant", "tools", b"tools", "vision_encoder_address", b"vision_encoder_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "attempt", b"attempt", "contemplation_id", b"contemplation_id", "conversation", b"conversation", "conversation_reference", b"conversation_reference", "effort", b"effort", "gang_id", b"gang_id", "lease_id", b"lease_id", "model", b"model", "owner_epoch", b"owner_epoch", "prefix_digest", b"prefix_digest", "priority", b"priority", "role", b"role", "shared_message_count", b"shared_message_count", "tenant", b"tenant", "tools", b"tools", "vision_encoder_address", b"vision_encoder_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenGang: _TypeAlias = OpenGang  # noqa: Y015
+
+@_typing.final
+class Conversation(_message.Message):
+    """Conversation is what all gangs of a contemplation begin with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
+        """The messages."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ToolSpec]:
+        """The tools."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_common_pb2.Message] | None = ...,
+        tools: _abc.Iterable[_common_pb2.ToolSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Conversation: _TypeAlias = Conversation  # noqa: Y015
+
+@_typing.final
+class ConversationReference(_message.Message):
+    """ConversationReference names a Conversation and an endpoint that has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    WITHOUT_TOOLS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """"sha256:" and, in hex, the digest of the Conversation as protobuf serializes it deterministically."""
+    address: _builtins.str
+    """The endpoint's gRPC address; the endpoint may be the one that is asked."""
+    without_tools: _builtins.bool
+    """True if this gang has no tools, though the Conversation may."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        address: _builtins.str = ...,
+        without_tools: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "digest", b"digest", "without_tools", b"without_tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConversationReference: _TypeAlias = ConversationReference  # noqa: Y015
 
 @_typing.final
 class AgentSpec(_message.Message):
@@ -1622,3 +1703,49 @@ class GetEndpointResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetEndpointResponse: _TypeAlias = GetEndpointResponse  # noqa: Y015
+
+@_typing.final
+class FetchConversationRequest(_message.Message):
+    """FetchConversationRequest asks for a conversation, for the tenant of the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """As in ConversationReference."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchConversationRequest: _TypeAlias = FetchConversationRequest  # noqa: Y015
+
+@_typing.final
+class FetchConversationResponse(_message.Message):
+    """FetchConversationResponse has it; the caller checks the digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conversation(self) -> Global___Conversation:
+        """The conversation."""
+
+    def __init__(
+        self,
+        *,
+        conversation: Global___Conversation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchConversationResponse: _TypeAlias = FetchConversationResponse  # noqa: Y015

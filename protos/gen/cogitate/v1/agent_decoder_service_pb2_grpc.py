@@ -45,6 +45,11 @@ class AgentDecoderServiceStub(object):
                 request_serializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.GetEndpointRequest.SerializeToString,
                 response_deserializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.GetEndpointResponse.FromString,
                 _registered_method=True)
+        self.FetchConversation = channel.unary_unary(
+                '/cogitate.v1.AgentDecoderService/FetchConversation',
+                request_serializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.FetchConversationRequest.SerializeToString,
+                response_deserializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.FetchConversationResponse.FromString,
+                _registered_method=True)
 
 
 class AgentDecoderServiceServicer(object):
@@ -67,6 +72,14 @@ class AgentDecoderServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchConversation(self, request, context):
+        """FetchConversation hands on a conversation that came with a gang of the same tenant here. It waits for one that may
+        still be on its way, nearly as long as the caller does. Idempotent. NOT_FOUND if it does not come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentDecoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_AgentDecoderServiceServicer_to_server(servicer, server):
                     servicer.GetEndpoint,
                     request_deserializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.GetEndpointRequest.FromString,
                     response_serializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.GetEndpointResponse.SerializeToString,
+            ),
+            'FetchConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchConversation,
+                    request_deserializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.FetchConversationRequest.FromString,
+                    response_serializer=cogitate_dot_v1_dot_agent__decoder__service__pb2.FetchConversationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +154,33 @@ class AgentDecoderService(object):
             '/cogitate.v1.AgentDecoderService/GetEndpoint',
             cogitate_dot_v1_dot_agent__decoder__service__pb2.GetEndpointRequest.SerializeToString,
             cogitate_dot_v1_dot_agent__decoder__service__pb2.GetEndpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cogitate.v1.AgentDecoderService/FetchConversation',
+            cogitate_dot_v1_dot_agent__decoder__service__pb2.FetchConversationRequest.SerializeToString,
+            cogitate_dot_v1_dot_agent__decoder__service__pb2.FetchConversationResponse.FromString,
             options,
             channel_credentials,
             insecure,

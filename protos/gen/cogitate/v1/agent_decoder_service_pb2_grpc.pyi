@@ -40,6 +40,10 @@ class AgentDecoderServiceStub:
     """
     GetEndpoint: _grpc.UnaryUnaryMultiCallable[_agent_decoder_service_pb2.GetEndpointRequest, _agent_decoder_service_pb2.GetEndpointResponse]
     """GetEndpoint says what this endpoint is, can do and is doing."""
+    FetchConversation: _grpc.UnaryUnaryMultiCallable[_agent_decoder_service_pb2.FetchConversationRequest, _agent_decoder_service_pb2.FetchConversationResponse]
+    """FetchConversation hands on a conversation that came with a gang of the same tenant here. It waits for one that may
+    still be on its way, nearly as long as the caller does. Idempotent. NOT_FOUND if it does not come.
+    """
 
 @_typing.type_check_only
 class AgentDecoderServiceAsyncStub(AgentDecoderServiceStub):
@@ -53,6 +57,10 @@ class AgentDecoderServiceAsyncStub(AgentDecoderServiceStub):
     """
     GetEndpoint: _aio.UnaryUnaryMultiCallable[_agent_decoder_service_pb2.GetEndpointRequest, _agent_decoder_service_pb2.GetEndpointResponse]  # type: ignore[assignment]
     """GetEndpoint says what this endpoint is, can do and is doing."""
+    FetchConversation: _aio.UnaryUnaryMultiCallable[_agent_decoder_service_pb2.FetchConversationRequest, _agent_decoder_service_pb2.FetchConversationResponse]  # type: ignore[assignment]
+    """FetchConversation hands on a conversation that came with a gang of the same tenant here. It waits for one that may
+    still be on its way, nearly as long as the caller does. Idempotent. NOT_FOUND if it does not come.
+    """
 
 class AgentDecoderServiceServicer(metaclass=_abc_1.ABCMeta):
     """AgentDecoderService runs gangs of agents."""
@@ -75,5 +83,15 @@ class AgentDecoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_decoder_service_pb2.GetEndpointResponse, _abc.Awaitable[_agent_decoder_service_pb2.GetEndpointResponse]]:
         """GetEndpoint says what this endpoint is, can do and is doing."""
+
+    @_abc_1.abstractmethod
+    def FetchConversation(
+        self,
+        request: _agent_decoder_service_pb2.FetchConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_decoder_service_pb2.FetchConversationResponse, _abc.Awaitable[_agent_decoder_service_pb2.FetchConversationResponse]]:
+        """FetchConversation hands on a conversation that came with a gang of the same tenant here. It waits for one that may
+        still be on its way, nearly as long as the caller does. Idempotent. NOT_FOUND if it does not come.
+        """
 
 def add_AgentDecoderServiceServicer_to_server(servicer: AgentDecoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -80,6 +80,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There are as many attempts beside the first ones as there may be; see `retry_share` of the aggregator."""
     ERROR_REASON_TENANT_LIMIT: _ErrorReason.ValueType  # 28
     """The key's limit of requests or contemplations is reached, or the tenant's budget spent; RESOURCE_EXHAUSTED."""
+    ERROR_REASON_CONVERSATION_UNAVAILABLE: _ErrorReason.ValueType  # 29
+    """A conversation did not come from the endpoint that was to have it; it is sent whole then, and no client sees this."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is why a request was refused or failed. ErrorInfo.reason holds the name without its prefix."""
@@ -142,4 +144,6 @@ ERROR_REASON_RETRY_BUDGET_SPENT: ErrorReason.ValueType  # 27
 """There are as many attempts beside the first ones as there may be; see `retry_share` of the aggregator."""
 ERROR_REASON_TENANT_LIMIT: ErrorReason.ValueType  # 28
 """The key's limit of requests or contemplations is reached, or the tenant's budget spent; RESOURCE_EXHAUSTED."""
+ERROR_REASON_CONVERSATION_UNAVAILABLE: ErrorReason.ValueType  # 29
+"""A conversation did not come from the endpoint that was to have it; it is sent whole then, and no client sees this."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -79,6 +79,19 @@ class AgentDecoderConfig(ServiceConfig):
     embedding_cache_bytes: int = knob(
         64 * 1024 * 1024, "fetched image embeddings kept", minimum=0, maximum=2**40
     )
+    conversation_timeout_s: float = knob(
+        0.5,
+        "how long a conversation may take to come from another endpoint of the site; then the "
+        "aggregator sends it",
+        minimum=0.01,
+        maximum=60,
+    )
+    conversation_capacity_bytes: int = knob(
+        16 * 1024 * 1024,
+        "conversations kept for other endpoints of the site; what is over is not handed on",
+        minimum=0,
+        maximum=2**40,
+    )
     grammar_cache_count: int = knob(64, "compiled grammars kept", minimum=1, maximum=100_000)
     fetch_timeout_s: float = knob(
         10.0, "how long fetching an image's embeddings may take", minimum=0.1, maximum=600

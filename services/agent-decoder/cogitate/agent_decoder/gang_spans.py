@@ -78,6 +78,10 @@ class GangSpans:
                 attempt, parent, self._now_s, since_ns, waits=waits
             )
 
+    def found_conversation(self, where: str) -> None:
+        """Learns where the conversation was: in the opening, at another endpoint, or here."""
+        self._gang.set_attribute(Attr.CONVERSATION_FROM, where)
+
     def observe(self, events: Iterable[ev.Event]) -> None:
         """Opens and closes spans by what was told at once."""
         self._now_s, self._now_ns = time.monotonic(), time.time_ns()

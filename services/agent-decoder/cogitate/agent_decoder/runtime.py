@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from cogitate.agent_decoder import wire
 from cogitate.agent_decoder.config import AgentDecoderConfig
+from cogitate.agent_decoder.conversations import Conversations, Hold
 from cogitate.agent_decoder.core import events as ev
 from cogitate.agent_decoder.core.starts import AgentStart
 from cogitate.agent_decoder.engines import MakeEngine
@@ -76,6 +77,10 @@ class Runtime:
         self.engine, self._renderer = serving.engine, serving.renderer
         self.meter, self.about, self._stop_engine = serving.meter, serving.about, serving.stop
         self.prepare = serving.prepare
+        self.capabilities = (*self.about.capabilities, pb.CAPABILITY_CONVERSATION_REFERENCE)
+        self.conversations = Conversations(
+            config.conversation_capacity_bytes, config.conversation_timeout_s
+        )
         self._keys = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._epochs: OrderedDict[str, int] = OrderedDict()
@@ -101,6 +106,7 @@ class Runtime:
     async def stop(self) -> None:
         """Kills what is left and ends the engine."""
         await self._stop_engine()
+        await self.conversations.close()
 
     async def decode(
         self,
@@ -118,6 +124,18 @@ class Runtime:
             raise InvalidRequest("the first message of a Decode stream must be open")
         gang = first.open
         self._check_owner(gang)
+        # Even if it is refused here: it has crossed, and a neighbour may take the gang.
+        with self.conversations.of(gang) as hold:
+            await self._decode(gang, hold, requests, write, deadline_s)
+
+    async def _decode(
+        self,
+        gang: pb.OpenGang,
+        hold: Hold,
+        requests: AsyncIterator[pb.DecodeRequest],
+        write: Write,
+        deadline_s: float,
+    ) -> None:
         if self.draining:
             await write(_refused("UNAVAILABLE", "the endpoint is draining", 1.0))
             return
@@ -128,7 +146,7 @@ class Runtime:
         self._streams[stream.key] = stream
         self._idle.clear()
         try:
-            await self._run(stream, requests, write, deadline_s)
+            await self._run(stream, hold, requests, write, deadline_s)
         finally:
             self.engine.abort(stream.key, "LOST")
             del self._streams[stream.key]
@@ -139,12 +157,14 @@ class Runtime:
     async def _run(
         self,
         stream: _Stream,
+        hold: Hold,
         requests: AsyncIterator[pb.DecodeRequest],
         write: Write,
         deadline_s: float,
     ) -> None:
         try:
             self._check(stream.gang)
+            stream.spans.found_conversation(await hold.complete())
             start = await self._renderer.gang(stream.gang)
         except CogitateError as error:
             await write(_refused(error.reason, error.message, error.retry_after_s))
@@ -211,7 +231,7 @@ class Runtime:
                 hints={agent_id: hint for agent_id, hint in hints.items() if hint},
                 endpoint_id=self.endpoint_id,
                 build_digest=self.about.build_digest,
-                capabilities=self.about.capabilities,
+                capabilities=self.capabilities,
             )
 
         return admitted

@@ -58,6 +58,16 @@ class AgentDecoderServicer(pb_grpc.AgentDecoderServiceServicer):
     ) -> pb.GetEndpointResponse:
         return pb.GetEndpointResponse(description=self._description, load=load_of(self._runtime))
 
+    async def FetchConversation(
+        self,
+        request: pb.FetchConversationRequest,
+        context: grpc.aio.ServicerContext[
+            pb.FetchConversationRequest, pb.FetchConversationResponse
+        ],
+    ) -> pb.FetchConversationResponse:
+        found = await self._runtime.conversations.get(request.digest)
+        return pb.FetchConversationResponse(conversation=found)
+
 
 def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescription:
     """What the endpoint is."""
@@ -69,7 +79,7 @@ def describe(config: AgentDecoderConfig, runtime: Runtime) -> pb.EndpointDescrip
         region=config.region,
         failure_domain=config.failure_domain or config.provider,
         models=[about.model],
-        capabilities=about.capabilities,
+        capabilities=runtime.capabilities,
         engine=about.engine,
         hardware=about.hardware,
         price_per_hour_micro_usd=config.price_per_hour_micro_usd,

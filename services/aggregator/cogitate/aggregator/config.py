@@ -17,6 +17,12 @@ class AggregatorConfig(ServiceConfig):
     )
     tool_executor_address: str = knob("127.0.0.1:7104", "tool-executor, host:port")
     vision_encoder_address: str = knob("127.0.0.1:7103", "vision-encoder, host:port")
+    provider: str = knob(
+        "local", "who runs the site this aggregator is at, as the agent-decoders there are told"
+    )
+    region: str = knob(
+        "local", "its region; decoders of this site are sent conversations, others once a site"
+    )
     advertise_address: str = knob(
         "", "host:port others reach this aggregator at; empty means `listen`"
     )

@@ -25,6 +25,7 @@ from cogitate.aggregator.guard import Guard
 from cogitate.aggregator.journal import Row
 from cogitate.aggregator.lease_client import LeaseClient
 from cogitate.aggregator.orders import Orders
+from cogitate.aggregator.sharing import Neighbourhoods, Sharing
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.aggregator.vigil import Vigil
 from cogitate.kit import telemetry
@@ -60,6 +61,7 @@ class Neighbours:
     lease: LeaseClient
     tools: ToolClient
     channels: Channels
+    neighbourhoods: Neighbourhoods
     embedder: Embedder
     guard: Guard
 
@@ -89,6 +91,7 @@ class Runner:
         self._flushed = -math.inf
         self._is_spent = False
         self._orders = Orders(neighbours.config, neighbours.tools, course, epoch)
+        self._sharing = Sharing(neighbours.neighbourhoods, len(self._orders.conversation))
         self._vigil = Vigil(neighbours.guard, neighbours.config, self.machine)
         self._task: asyncio.Task[None] | None = None
 
@@ -417,6 +420,7 @@ class Runner:
     ) -> GangClient:
         channel: grpc.aio.Channel = self._n.channels.to(placed.payload.address)
         gang = self._gangs[placed.gang_id] = GangClient(placed.gang_id, channel, opening, on_input)
+        self._sharing.join(placed.payload, gang)
         gang.task = tasks.create_task(gang.run())
         return gang
 

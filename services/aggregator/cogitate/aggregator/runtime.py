@@ -25,6 +25,7 @@ from cogitate.aggregator.journal import Journal, JournalError, Known, Ownership,
 from cogitate.aggregator.lease_client import LeaseClient
 from cogitate.aggregator.ownership import Watch
 from cogitate.aggregator.runner import CLOSE_S, Neighbours, Runner
+from cogitate.aggregator.sharing import Neighbourhoods
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.kit import telemetry
@@ -80,6 +81,7 @@ class Runtime:
             LeaseClient([a for part in config.router_address.split(",") if (a := part.strip())]),
             ToolClient(config.tool_executor_address, config.tool_timeout_s),
             Channels(),
+            Neighbourhoods(config),
             Embedder.of(config),
             Guard(config),
         )
@@ -205,6 +207,7 @@ class Runtime:
                 Attr.AGENT_COUNT: spec.num_agents,
                 Attr.STRATEGY: spec.strategy,
                 Attr.QUORUM: spec.quorum,
+                Attr.PROVIDER: self.config.provider,
             },
         )
         now_ns = time.time_ns()
@@ -302,7 +305,11 @@ class Runtime:
         acceptance = journal_pb2.JournalAcceptance.FromString(record.acceptance)
         span = telemetry.start_span(
             Span.CONTEMPLATION,
-            {Attr.CONTEMPLATION_ID: record.id, Attr.ATTEMPT: record.epoch},
+            {
+                Attr.CONTEMPLATION_ID: record.id,
+                Attr.ATTEMPT: record.epoch,
+                Attr.PROVIDER: self.config.provider,
+            },
             parent=acceptance.traceparent or None,
         )
         log = EventLog(record.id, self.journal.events, record.last_event)

@@ -16,7 +16,7 @@ from cogitate.v1 import agent_decoder_service_pb2 as decoder_pb
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 from cogitate.v1 import router_service_pb2 as router_pb
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 # Stands for a log probability that is no number: it never breaks a tie.
 WORST_LOGPROB = -1000.0
@@ -256,9 +256,9 @@ def _segment(segment: m.Segment) -> decoder_pb.Segment:
     return decoder_pb.Segment(tool_result=segment.result)
 
 
-def digest_of(prompt: decoder_pb.OpenGang) -> str:
-    """Names a prompt."""
-    return f"sha256:{hashlib.sha256(prompt.SerializeToString(deterministic=True)).hexdigest()}"
+def digest_of(message: Message) -> str:
+    """Names a prompt, or a conversation."""
+    return f"sha256:{hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()}"
 
 
 def to_messages(turns: Iterable[tuple[str, str]]) -> list[common.Message]:

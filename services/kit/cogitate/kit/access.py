@@ -41,6 +41,7 @@ RouterService.Lease                        aggregator
 RouterService.GetFleet                     gateway admin
 AgentDecoderService.Decode                 aggregator envoy
 AgentDecoderService.GetEndpoint            admin
+AgentDecoderService.FetchConversation      agent-decoder
 EndpointService.WatchEndpoint              router
 VisionEncoderService.PutBlob               gateway tool-executor
 VisionEncoderService.GetBlob               gateway agent-decoder vision-encoder

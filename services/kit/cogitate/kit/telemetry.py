@@ -77,6 +77,7 @@ class Attr(StrEnum):
     STEP_COUNT = "cogitate.step_count"
     STATE = "cogitate.state"
     FATE = "cogitate.fate"
+    CONVERSATION_FROM = "cogitate.conversation_from"
     ERROR_TYPE = "error.type"
     PROVIDER_NAME = "gen_ai.provider.name"
     GRPC_METHOD, GRPC_TARGET, GRPC_STATUS = "grpc.method", "grpc.target", "grpc.status"

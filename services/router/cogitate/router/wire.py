@@ -281,6 +281,7 @@ def _placed(gang: GrantedShare) -> router_pb2.PlacedGang:
         predicted_cost_micro_usd=gang.share.predicted_cost_micro_usd,
         price_per_hour_micro_usd=gang.description.price_per_hour_micro_usd,
         price_per_million_tokens_micro_usd=gang.description.price_per_million_tokens_micro_usd,
+        takes_conversation_references="CONVERSATION_REFERENCE" in gang.description.capabilities,
     )
 
 
