@@ -136,14 +136,15 @@ def _spread(scores: Scores, count: int, used: Ints | None) -> Spread:
         limit = max(1, len(scores.need.agent_ids) - limits.min_survivors)
         while np.minimum(rooms, limit).sum() < count:
             limit += 1
-        domains = min(domains, _domains_within(scores, limit))
+        if domains > 1:
+            domains = min(domains, _domains_within(scores, limit))
     return Spread(domains, limit)
 
 
 def _domains_within(scores: Scores, limit: int) -> int:
     """How many failure domains can be used when a provider may have only so many agents."""
-    pairs = np.unique(np.stack((scores.providers, scores.domains)), axis=1)
-    return int(np.minimum(np.bincount(pairs[0]), limit).sum())
+    _, firsts = np.unique(scores.domains, return_index=True)
+    return int(np.minimum(np.bincount(scores.providers[firsts]), limit).sum())
 
 
 def _placement(
