@@ -75,6 +75,7 @@ def endpoints(draw: st.DrawFn, endpoint_id: str, sane: bool = False) -> Endpoint
         booked_agents=draw(st.integers(0, 3)),
         booked_blocks=draw(st.integers(0, 30)),
         pending_agents=draw(st.integers(0, 2)),
+        prompts_until_s=draw(st.sampled_from([0.0, NOW - 1, NOW + 0.5, NOW + 20])),
     )
 
 
@@ -97,6 +98,7 @@ def gangs(draw: st.DrawFn, sane: bool = False) -> GangNeed:
         prefix_tokens=draw(st.sampled_from([0, 40, 400])) if not sane else 40,
         tokens_per_agent=draw(st.sampled_from([0, 20, 200])),
         prefilled_at=draw(st.sampled_from(["", *NAMES[:2]])),
+        asked_at_s=draw(st.sampled_from([NOW, float("inf")])),
         constraints=Constraints(
             providers=frozenset()
             if sane

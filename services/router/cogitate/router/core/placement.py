@@ -166,6 +166,7 @@ def _placement(
                 prefix_blocks=estimate.prefix_blocks,
                 predicted_s=duration_s,
                 predicted_cost_micro_usd=round(estimate.cost_micro_usd(k)),
+                prefill_s=estimate.prefill_s,
                 reason=_why(estimate, k, duration_s, len(split), alone),
                 fallbacks=fallbacks,
             )
@@ -196,6 +197,8 @@ def _why(estimate: Estimate, k: int, duration_s: float, used: int, alone: float 
         f"{estimate.prefill_s:.2f} s prefill, {estimate.steps} steps of "
         f"{estimate.step_s(k) * 1000:.1f} ms beside {snapshot.sequences} other sequences"
     ]
+    if estimate.wait_s:
+        parts.append(f"{estimate.wait_s:.2f} s of it behind other gangs' prompts")
     if estimate.is_prefilled:
         parts.append("most of its prompt is computed there already")
     if estimate.distance_s:
