@@ -23,7 +23,6 @@ from cogitate.cli.mesh.processes import Processes, free_ports, is_serving
 
 from tests.bench.cpu_share import cpu_share
 
-MODEL = "smollm2-135m-instruct"
 START_S = 240.0
 ROOT = Path(__file__).parents[2]
 # vLLM compiles for minutes on two cores.
@@ -35,11 +34,22 @@ PLACES = 16  # sequences of an endpoint
 class Parts:
     """What takes part; an empty path leaves that endpoint out."""
 
-    models: Path  # the folder that has MODEL
+    model: str
+    models: Path  # the folder that has it
     llama_server: str
     gguf: str
     vllm_python: str
     shares: dict[str, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the endpoints there are."""
+        has_llama = bool(self.llama_server and self.gguf)
+        return (
+            "native",
+            *(("llama",) if has_llama else ()),
+            *(("vllm",) if self.vllm_python else ()),
+        )
 
 
 @contextmanager
@@ -49,15 +59,11 @@ def endpoints(
     """Runs all of them; each reports to the router whenever there is one."""
     serves = free_ports(4)
     with ExitStack() as stack:
-        for name in ("native", "llama", "vllm"):
-            if name == "llama" and not (parts.llama_server and parts.gguf):
-                continue
-            if name == "vllm" and not parts.vllm_python:
-                continue
+        for name in parts.names:
             say(f"starting {name}")
             pids = []
             if name == "llama":
-                pids.append(_llama_server(stack, parts, serves[3], folder))
+                pids.append(_llama_server(stack, parts, serves[-1], folder))
             address = f"127.0.0.1:{serves.pop(0)}"
             pids.append(_decoder(stack, parts, name, address, router, serves[-1], folder))
             stack.enter_context(cpu_share(name, parts.shares[name], *pids))
@@ -66,7 +72,7 @@ def endpoints(
 
 def _llama_server(stack: ExitStack, parts: Parts, port: int, folder: Path) -> int:
     command = [
-        parts.llama_server, "-m", parts.gguf, "--alias", MODEL, "--host", "127.0.0.1",
+        parts.llama_server, "-m", parts.gguf, "--alias", parts.model, "--host", "127.0.0.1",
         "--port", str(port), "--threads", "1", "--threads-batch", "1", "--threads-http", "4",
         "-np", str(PLACES), "-c", str(PLACES * 1024), "--jinja",
     ]  # fmt: skip
@@ -89,13 +95,13 @@ def _decoder(
     python = parts.vllm_python if name == "vllm" else sys.executable
     command = [
         python, "-m", "cogitate.agent_decoder", "--listen", address, "--endpoint-id", name,
-        "--provider", name, "--region", "here", "--model", MODEL, "--router-addresses", router,
-        "--max-sequence-count", str(PLACES), "--drain-grace-s", "1",
+        "--provider", name, "--region", "here", "--model", parts.model,
+        "--router-addresses", router, "--max-sequence-count", str(PLACES), "--drain-grace-s", "1",
     ]  # fmt: skip
     if name == "llama":
         command += [
             "--engine", "openai", "--openai-base-url", f"http://127.0.0.1:{port}/v1",
-            "--openai-model", MODEL, "--openai-max-call-count", str(PLACES),
+            "--openai-model", parts.model, "--openai-max-call-count", str(PLACES),
         ]  # fmt: skip
     else:
         command += ["--models-path", str(parts.models), "--threads", "1"]
@@ -148,8 +154,8 @@ def _wait(process: subprocess.Popen[bytes], serves: Callable[[], bool], name: st
 class Deciders:
     """Router and aggregator, a pair of processes for each policy."""
 
-    def __init__(self, folder: Path, share: float) -> None:
-        options = Options(decoders=0, model=MODEL)
+    def __init__(self, folder: Path, model: str, share: float) -> None:
+        options = Options(decoders=0, model=model)
         self._folder, self._share = folder, share
         planned = members(options, free_ports(port_count(options)), folder, folder / "traces")
         by_name = {member.name: member for member in planned}

@@ -62,18 +62,19 @@ class Orders:
         text = sum(len(part.text) for msg in self.conversation for part in msg.parts)
         plan = self._machine.rounds.plan
         text += sum(len(turn.text) for turn in plan.turns)
+        prompt = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self.images)
         return router_pb.GangSpec(
             model=self._spec.model,
             role=effect.role,
             agent_ids=effect.agent_ids,
             required_capabilities=wire.capabilities(bool(self.images), has_tools, self.sampling),
-            prefix_token_count=text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self.images),
-            tokens_per_agent=self._expected(effect),
+            prefix_token_count=prompt,
+            tokens_per_agent=self._expected(effect, prompt),
             prefilled_endpoint_id=effect.prefilled_at,
             prefix_digest=wire.digest_of(self._prompt(effect.role, plan.shown, plan.has_tools)),
         )
 
-    def _expected(self, effect: m.Declare) -> int:
+    def _expected(self, effect: m.Declare, prompt: int) -> int:
         """Tokens that the longest of these agents will still write."""
         agents = [self._machine.agents[i] for i in effect.agent_ids]
         asked = self.sampling.max_tokens
@@ -83,6 +84,7 @@ class Orders:
             len(agents),
             self.sampling.min_tokens,
             max((agent.plan.max_tokens or asked for agent in agents), default=asked),
+            prompt,
         )
         written = min((agent.num_sampled for agent in agents), default=0)
         if not written:

@@ -1,8 +1,9 @@
 """How much agents write, learned from those that ended: nobody knows it beforehand.
 
 What a router wants to know is when a gang is done, hence how much the longest of its agents writes.
-That depends on the model, on what the agents are for, on the most they may write and on how many
-they are; each kind is known by itself, and first by the kinds that differ in the number alone.
+That depends on the model, on what the agents are for, on how long the question is, on the most
+they may write and on how many they are. Until one just like it has ended, a kind is taken to be as
+those are that differ in the least of these.
 
 Invariants (tests/property/test_lengths.py):
 1. What is expected is at least 1, and within what the agents may and must write.
@@ -33,12 +34,19 @@ class Kind:
     count: int
     least: int = 0
     most: int = 0
+    prompt: int = 0  # its tokens, about
 
     @property
     def keys(self) -> tuple[tuple[object, ...], ...]:
-        """Under which it is remembered, the closest first. Numbers count by their size alone."""
-        alike = (self.model, self.role, self.most.bit_length())
-        return ((*alike, self.count.bit_length()), alike)
+        """Under which it is remembered, the closest first. Most numbers count by their size."""
+        alike, count = (self.model, self.role), self.count.bit_length()
+        most, prompt = self.most.bit_length(), self.prompt.bit_length()
+        return (
+            (*alike, self.most, prompt, count),
+            (*alike, most, prompt, count),
+            (*alike, most, -1, count),
+            (*alike, most, -1, -1),
+        )
 
 
 class Lengths:
