@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from random import Random
+from statistics import NormalDist
 from typing import Final
 
 WIDTHS: Final = (1, 4, 8, 8, 16, 16)  # agents of a gang, drawn evenly
@@ -111,7 +112,9 @@ def _request(i: int, at_s: float, number: int, call: Call, dice: Random) -> Requ
         max(8, min(2 * _MOST_TOKENS, int(mean * math.exp(dice.gauss(0, _AGENTS_DIFFER)))))
         for _ in range(dice.choice(WIDTHS))
     )
-    declared = max(8, int(mean * math.exp(dice.gauss(0, _DECLARED_WRONGLY))))
+    # As an aggregator has learned it: the middle of what the longest of so many agents writes.
+    longest = math.exp(_AGENTS_DIFFER * NormalDist().inv_cdf(0.5 ** (1 / len(tokens))))
+    declared = max(8, int(mean * longest * math.exp(dice.gauss(0, _DECLARED_WRONGLY))))
     prompt = min(_MOST_PROMPT, call.prompt)
     blocks = call.blocks[: -(-prompt // PREFIX_BLOCK)]
     return Request(
