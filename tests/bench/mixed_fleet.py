@@ -22,6 +22,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,15 +205,21 @@ def figures(runs: list[Run]) -> dict[str, Any]:
         "whole_p50_s": report.median(totals),
         "whole_p99_s": round(totals[min(len(totals) - 1, int(0.99 * len(totals)))], 3),
         "off_median": report.median(run.off for run in done),
-        "off_median_after": report.median([run.off for run in late] or [float("nan")]),
-        "off_median_after_lengths_known": report.median(
-            [run.off_known for run in late] or [float("nan")]
-        ),
-        "bias_median_after": report.median(
-            [run.predicted_s / run.finish_s - 1 for run in late] or [float("nan")]
-        ),
+        "off_median_after": _median(run.off for run in late),
+        "off_median_after_lengths_known": _median(run.off_known for run in late),
+        "bias_median_after": _median(run.predicted_s / run.finish_s - 1 for run in late),
         "uneven_median": report.median(uneven or [0.0]),
     }
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """None of nothing."""
+    known = list(values)
+    return report.median(known) if known else None
+
+
+def _percent(value: float | None, form: str = ".0%") -> str:
+    return "" if value is None else format(value, form)
 
 
 def arguments() -> argparse.Namespace:
@@ -260,8 +267,8 @@ def main() -> None:
     rows = [
         (
             name, f"{f['answered']}/{f['of']}", f["finish_p50_s"], f["finish_p99_s"],
-            f["finish_mean_s"], f"{f['off_median']:.0%}", f"{f['off_median_after']:.0%}",
-            f"{f['off_median_after_lengths_known']:.0%}", f"{f['bias_median_after']:+.0%}",
+            f["finish_mean_s"], f"{f['off_median']:.0%}", _percent(f["off_median_after"]),
+            _percent(f["off_median_after_lengths_known"]), _percent(f["bias_median_after"], "+.0%"),
             f"{f['uneven_median']:.0%}",
         )
         for name, f in found.items()
