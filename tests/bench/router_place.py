@@ -40,6 +40,7 @@ CONSTRAINTS = {
     "none": Constraints(),
     "2 domains": Constraints(min_failure_domains=2),
     "8 survive": Constraints(min_survivors=8),
+    "8 survive, 4 domains": Constraints(min_survivors=8, min_failure_domains=4),
 }
 
 

@@ -103,6 +103,19 @@ async def test_a_gang_of_calls_and_its_account() -> None:
         assert provider.most_running == 3
 
 
+async def test_a_step_is_of_all_gangs_that_run() -> None:
+    # Slow enough that the two are beside each other for nearly all of their words.
+    async with Provider(words=40, gap_s=0.02) as provider, adapter(provider) as made:
+        both = await asyncio.gather(
+            made.run(spec(0), spec(1), gang_id="1"), made.run(spec(0), gang_id="2")
+        )
+        assert provider.most_running == 3 and len(both) == 2
+        load = (await made.endpoint()).load
+        # Each gang tells the time of its own steps; each is of up to three sequences.
+        assert 2 * load.decode_step_count < load.decode_sequence_count
+        assert load.decode_sequence_count <= 3 * load.decode_step_count
+
+
 async def test_what_was_asked_is_what_is_sent() -> None:
     async with Provider(owner="llamacpp") as provider, adapter(provider) as made:
         sampling = {

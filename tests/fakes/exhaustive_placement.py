@@ -1,7 +1,7 @@
 """The exhaustive way to place a gang, endpoint by endpoint: the reference of the fast one.
 
 Filters one by one, and the policy `gang` by bisection over the values of all curves of the fleet.
-It knows failure domains, and no limit a provider.
+It knows failure domains; of a limit a provider it knows what the best split is worth.
 """
 
 from __future__ import annotations
@@ -167,3 +167,34 @@ def reject(
         if failed:
             return Rejection(snapshot.endpoint_id, reason, temporary)
     return None
+
+
+def least_within(
+    need: GangNeed, fleet: Sequence[EndpointSnapshot], limit: int, model: CostModel
+) -> float:
+    """The least objective where no provider has more than `limit` agents; every value is tried.
+
+    All of the fleet may be used and its loads are known. Infinite if it cannot hold the gang so.
+    """
+    count = len(need.agent_ids)
+    curves: dict[str, list[list[float]]] = {}
+    for snapshot in fleet:
+        one = Estimate(snapshot, need, model)
+        curve = [one.effective_s(k) for k in range(1, min(count, one.room()) + 1)]
+        curves.setdefault(snapshot.description.provider, []).append(curve)
+    best = float("inf")
+    values = {value for rows in curves.values() for row in rows for value in row}
+    for bound in sorted(values):
+        gains = []
+        for rows in curves.values():
+            held = 0
+            for cap in sorted((bisect_right(row, bound) for row in rows), reverse=True):
+                gains.append(min(limit, held + cap) - held)
+                held += gains[-1]
+        held, used = 0, 0
+        for gain in sorted(gains, reverse=True):
+            if gain and held < count:
+                held, used = held + gain, used + 1
+        if held >= count:
+            best = min(best, bound * (1 + model.spread_penalty * (used - 1)))
+    return best

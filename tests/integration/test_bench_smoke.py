@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,21 @@ def run(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a process a share of the CPU")
+def test_mixed_fleet(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "models")
+    out = tmp_path / "rows.json"
+    printed = run(
+        "tests.bench.mixed_fleet", "--models", str(tmp_path / "models"), "--model", "tiny",
+        "--gangs", "4", "--rate", "4", "--json", str(out),
+    )  # fmt: skip
+    assert "4/4" in printed
+    (found,) = json.loads(out.read_text())["policies"].values()
+    for one in found["runs"]:
+        assert sum(share["agents"] for share in one["shares"]) == one["agents"]
+        assert min(share["steps"] for share in one["shares"]) > 0
 
 
 def test_security_cost(tmp_path: Path) -> None:
@@ -373,7 +389,7 @@ def test_router_place(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     run("tests.bench.router_place", "--endpoints", "60", "--count", "3", "--json", str(out))
     rows = json.loads(out.read_text())["rows"]
-    assert len(rows) == 9 and all(row["wall_p99_ms"] > 0 for row in rows)
+    assert len(rows) == 12 and all(row["wall_p99_ms"] > 0 for row in rows)
 
 
 def test_picker_tax(tmp_path: Path) -> None:

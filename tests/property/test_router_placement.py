@@ -27,7 +27,7 @@ from cogitate.router.core.types import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.exhaustive_placement import exhaustive_gang, reject
+from tests.fakes.exhaustive_placement import exhaustive_gang, least_within, reject
 
 pytestmark = pytest.mark.property
 
@@ -75,6 +75,7 @@ def endpoints(draw: st.DrawFn, endpoint_id: str, sane: bool = False) -> Endpoint
         booked_agents=draw(st.integers(0, 3)),
         booked_blocks=draw(st.integers(0, 30)),
         pending_agents=draw(st.integers(0, 2)),
+        prompts_until_s=draw(st.sampled_from([0.0, NOW - 1, NOW + 0.5, NOW + 20])),
     )
 
 
@@ -97,6 +98,7 @@ def gangs(draw: st.DrawFn, sane: bool = False) -> GangNeed:
         prefix_tokens=draw(st.sampled_from([0, 40, 400])) if not sane else 40,
         tokens_per_agent=draw(st.sampled_from([0, 20, 200])),
         prefilled_at=draw(st.sampled_from(["", *NAMES[:2]])),
+        asked_at_s=draw(st.sampled_from([NOW, float("inf")])),
         constraints=Constraints(
             providers=frozenset()
             if sane
@@ -319,6 +321,43 @@ def test_gang_agrees_with_the_exhaustive_one(
         used = [(Estimate(s, need, model), split.get(s.endpoint_id, 0)) for s in fleet]
         values.append(objective([(e, k) for e, k in used if k], model))
     assert values[0] == pytest.approx(values[1])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(20, 60), st.integers(2, 16), st.integers(1, 15),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5]),
+)  # fmt: skip
+def test_gang_with_survivors_agrees_with_all_values_tried(
+    seed: int, count: int, agents: int, survivors: int, penalty: float
+) -> None:
+    fleet, model = many(seed, count), CostModel(spread_penalty=penalty)
+    limit = max(1, agents - survivors)
+    need = GangNeed(
+        "c1", "mini", tuple(range(agents)), prefix_tokens=300, tokens_per_agent=200, region="r",
+        constraints=Constraints(min_survivors=survivors),
+    )  # fmt: skip
+    split = spread(place(need, fleet, NOW, PlacementPolicy("gang", model)))
+    used = [(Estimate(s, need, model), split.get(s.endpoint_id, 0)) for s in fleet]
+    value = objective([(e, k) for e, k in used if k], model)
+    while (best := least_within(need, fleet, limit, model)) == float("inf"):
+        limit += 1  # there are fewer providers than it would take
+    assert value == pytest.approx(best)
+
+
+def test_a_provider_may_have_more_agents_than_a_byte_counts() -> None:
+    fleet = [
+        replace(s, description=replace(s.description, max_sequences=400, total_blocks=0))
+        for s in many(3, 40)
+    ]
+    need = GangNeed(
+        "c1", "mini", tuple(range(300)), prefix_tokens=300, tokens_per_agent=200, region="r",
+        constraints=Constraints(min_survivors=100),
+    )  # fmt: skip
+    split = spread(place(need, fleet, NOW, PlacementPolicy()))
+    used = [(Estimate(s, need, CostModel()), split.get(s.endpoint_id, 0)) for s in fleet]
+    value = objective([(e, k) for e, k in used if k], CostModel())
+    assert value == pytest.approx(least_within(need, fleet, 200, CostModel()))
 
 
 @given(gangs(), fleets(), st.integers(1, 8))

@@ -8,14 +8,14 @@ from cogitate.router import wire
 from cogitate.router.core.desk import Desk
 from cogitate.router.core.fleet import Fleet
 from cogitate.router.core.leases import Leases
-from cogitate.router.core.types import Description, Granted, Load
+from cogitate.router.core.types import Confirm, Description, Granted, Load
 from cogitate.v1 import router_service_pb2 as router_pb2
 
 pytestmark = pytest.mark.unit
 
 
 def desk(*names: str, **fields: object) -> Desk:
-    made = Desk(Fleet(3.0), Leases(2.0), **fields)  # type: ignore[arg-type]
+    made = Desk(Fleet(30.0), Leases(2.0), **fields)  # type: ignore[arg-type]
     for number, name in enumerate(names):
         join(made, name, number)
     return made
@@ -43,8 +43,8 @@ def message(name: str, digest: str = "", survivors: int = 0, agents: int = 1):
     )  # fmt: skip
 
 
-def granted(at: Desk, asked: router_pb2.DeclareGangs) -> Granted:
-    answer = at.declare(wire.declare(asked), 1, 0.5)
+def granted(at: Desk, asked: router_pb2.DeclareGangs, now: float = 0.5) -> Granted:
+    answer = at.declare(wire.declare(asked), 1, now)
     assert isinstance(answer, Granted)
     return answer
 
@@ -57,10 +57,26 @@ def test_a_prefix_goes_where_it_was_given_before() -> None:
     at = desk(*"abcdef")
     (first,) = where(granted(at, message("c0", "digest")))
     for number in range(1, 6):
-        answer = granted(at, message(f"c{number}", "digest"))
+        answer = granted(at, message(f"c{number}", "digest"), 2.5 + number)
         assert set(where(answer)) == {first}
         assert "most of its prompt is computed there already" in answer.gangs[0].share.reason
     assert len({next(iter(where(granted(at, message(f"d{n}"))))) for n in range(5)}) > 1
+
+
+def test_a_prompt_waits_for_those_that_were_placed_before_it() -> None:
+    at = desk("a")
+    reasons = [
+        granted(at, message(f"c{number}"), now).gangs[0].share.reason
+        for number, now in enumerate((0.5, 0.5, 3.5))
+    ]
+    assert "behind" not in reasons[0]
+    assert "2.00 s of it behind other gangs' prompts" in reasons[1]
+    assert "1.00 s of it behind other gangs' prompts" in reasons[2]
+    for number in range(3):
+        at.confirm(Confirm(f"c{number}", 1, ((f"1.{number + 1}", "a", 1),)), 1, 3.5)
+    # It says that nobody waits there, whatever was expected.
+    at.fleet.report(0, "a", Load(running=3, prefill_tokens_per_s=1000.0), 6.0)
+    assert "behind" not in granted(at, message("c3"), 6.0).gangs[0].share.reason
 
 
 def test_a_process_that_came_back_has_nothing_computed() -> None:

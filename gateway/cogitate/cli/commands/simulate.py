@@ -54,6 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=("60",),
         help="of policy gang; several are compared",
     )
+    add(
+        "--length-spread",
+        type=float,
+        default=0.3,
+        metavar="SIGMA",
+        help="of what a gang's agents write, of its logarithm; 0: all as much (%(default)s)",
+    )
     add("--outage", type=float, metavar="S", help="when a whole provider goes away")
     add("--preemptions", type=float, default=0.0, metavar="N", help="an hour, of a spot machine")
     add("--seeds", type=flags.positive, default=1, help="how many (%(default)s)")
@@ -76,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"unknown policy {unknown[0]}; there is: {', '.join(sorted(POLICIES))}")
     if not 0 <= args.survivors < 1 or args.rate <= 0 or args.preemptions < 0:
         raise UsageError("--survivors is from 0 to less than 1, --rate is above 0")
+    if not 0 <= args.length_spread <= 2:
+        raise UsageError("--length-spread is from 0 to 2")
     try:
         money = [float(text) for text in args.seconds_per_usd]
         offers = machines.offers(args.offers)
@@ -95,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     for seed in range(args.seeds):
         dice = Random(f"simulate-{seed}")
         fleet = machines.fleet(offers, args.endpoints, args.providers, dice)
-        asked = demand.requests(recordings, args.requests, args.rate, dice)
+        asked = demand.requests(recordings, args.requests, args.rate, dice, args.length_spread)
         outcomes += _compared(fleet, asked, [replace(s, seed=seed) for s in settings])
         screen.console().print(f"seed {seed}", report.table(outcomes[-len(settings) :]))
     _write(args, outcomes)
@@ -121,7 +130,7 @@ def _write(args: argparse.Namespace, outcomes: list[Outcome]) -> None:
 
     placing = {o.setting.name: 1e6 * o.place_s / max(1, o.placements) for o in outcomes}
     shown = ("endpoints", "providers", "requests", "rate", "domains", "survivors", "outage",
-             "preemptions", "seeds", "calls")  # fmt: skip
+             "preemptions", "length_spread", "seeds", "calls")  # fmt: skip
     settings = {name: getattr(args, name) for name in shown}
     settings["calls"] = [Path(name).name for name in args.calls]
     found = report.write(outcomes, settings, placing)

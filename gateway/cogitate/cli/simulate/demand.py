@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from random import Random
+from statistics import NormalDist
 from typing import Final
 
 WIDTHS: Final = (1, 4, 8, 8, 16, 16)  # agents of a gang, drawn evenly
 THINKING: Final = 8  # tokens an agent reasons for each token the recorded answer had
 _MOST_PROMPT, _LEAST_TOKENS, _MOST_TOKENS = 32_000, 32, 2_048
-_AGENTS_DIFFER, _DECLARED_WRONGLY = 0.3, 0.3  # sigmas of logarithms
+AGENTS_DIFFER: Final = 0.3  # sigma of the logarithm of what agents of a gang write
+_DECLARED_WRONGLY: Final = 0.3  # likewise of what is declared
 PREFIX_BLOCK: Final = 512  # positions of a block that the recording names
 
 
@@ -79,7 +81,11 @@ def calls(path: Path) -> list[Call]:
 
 
 def requests(
-    recordings: Sequence[Sequence[Call]], count: int, per_s: float, dice: Random
+    recordings: Sequence[Sequence[Call]],
+    count: int,
+    per_s: float,
+    dice: Random,
+    differ: float = AGENTS_DIFFER,
 ) -> list[Request]:
     """Takes equal parts of the recordings, in their order and with their bursts.
 
@@ -101,17 +107,20 @@ def requests(
         drawn += [((at - begin) * scale, number, call) for at, call in taken]
     drawn.sort(key=lambda one: (one[0], one[1]))
     return [
-        _request(i, at, number, call, dice) for i, (at, number, call) in enumerate(drawn[:count])
+        _request(i, at, number, call, dice, differ)
+        for i, (at, number, call) in enumerate(drawn[:count])
     ]
 
 
-def _request(i: int, at_s: float, number: int, call: Call, dice: Random) -> Request:
+def _request(i: int, at_s: float, number: int, call: Call, dice: Random, differ: float) -> Request:
     mean = min(_MOST_TOKENS, max(_LEAST_TOKENS, THINKING * call.output))
     tokens = tuple(
-        max(8, min(2 * _MOST_TOKENS, int(mean * math.exp(dice.gauss(0, _AGENTS_DIFFER)))))
+        max(8, min(2 * _MOST_TOKENS, int(mean * math.exp(dice.gauss(0, differ)))))
         for _ in range(dice.choice(WIDTHS))
     )
-    declared = max(8, int(mean * math.exp(dice.gauss(0, _DECLARED_WRONGLY))))
+    # As an aggregator has learned it: the middle of what the longest of so many agents writes.
+    longest = math.exp(differ * NormalDist().inv_cdf(0.5 ** (1 / len(tokens))))
+    declared = max(8, int(mean * longest * math.exp(dice.gauss(0, _DECLARED_WRONGLY))))
     prompt = min(_MOST_PROMPT, call.prompt)
     blocks = call.blocks[: -(-prompt // PREFIX_BLOCK)]
     return Request(

@@ -49,7 +49,7 @@ class Setting:
     seconds_per_usd: float = 60.0
     spread_penalty: float = 0.1
     seed: int = 0
-    report_s: float = 3.0
+    report_s: float = 0.5  # as routers ask for it by default
     domains: int = 2
     survivors: float = 0.0  # share of a gang's agents
     outage_at_s: float | None = None  # when a whole provider goes

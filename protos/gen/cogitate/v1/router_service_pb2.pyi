@@ -178,7 +178,7 @@ class GangSpec(_message.Message):
     prefix_token_count: _builtins.int
     """Estimated positions of the common prefix."""
     tokens_per_agent: _builtins.int
-    """Estimated positions each agent will add."""
+    """Estimated tokens that the longest of the agents will write."""
     prefilled_endpoint_id: _builtins.str
     """An endpoint that has most of the common prefix in its prefix cache: preferred where that saves time. Empty
     means none.

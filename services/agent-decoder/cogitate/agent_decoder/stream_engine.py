@@ -384,7 +384,8 @@ class StreamEngine:
             # The calls go in step, more or less: one of them tells the time for all.
             each_s = (now - since_s) / len(chunk.tokens)
             for _ in chunk.tokens:
-                self.stats.book_step(len(live.calls), 0, 0, each_s)
+                # The source draws for all gangs at once: its step is of all their calls.
+                self.stats.book_step(self.num_calls, 0, 0, each_s)
             gang.num_steps += len(chunk.tokens)
             gang.decode_s += now - since_s
             self.counters.step_s += now - since_s

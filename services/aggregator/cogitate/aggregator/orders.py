@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from cogitate.aggregator import admission, wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
-from cogitate.aggregator.core.budget import TOKENS_PER_AGENT
+from cogitate.aggregator.core.lengths import Kind, Lengths
 from cogitate.aggregator.course import Course
 from cogitate.aggregator.guard import Detour
 from cogitate.aggregator.tool_client import ToolClient
@@ -27,9 +27,16 @@ class Orders:
     """Owned by one runner."""
 
     def __init__(
-        self, config: AggregatorConfig, tools: ToolClient, course: Course, epoch: int
+        self,
+        config: AggregatorConfig,
+        tools: ToolClient,
+        lengths: Lengths,
+        course: Course,
+        epoch: int,
     ) -> None:
         self._config, self._tools, self._epoch = config, tools, epoch
+        self._lengths = lengths
+        self._kinds: dict[Kind, set[int]] = {}  # asked for, and which agents
         self._request, self._spec, self._machine = course.request, course.spec, course.machine
         self.allowed = admission.allowed_tools(course.request)
         self.sampling = admission.sampling_of(course.request)
@@ -55,16 +62,41 @@ class Orders:
         text = sum(len(part.text) for msg in self.conversation for part in msg.parts)
         plan = self._machine.rounds.plan
         text += sum(len(turn.text) for turn in plan.turns)
+        prompt = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self.images)
         return router_pb.GangSpec(
             model=self._spec.model,
             role=effect.role,
             agent_ids=effect.agent_ids,
             required_capabilities=wire.capabilities(bool(self.images), has_tools, self.sampling),
-            prefix_token_count=text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self.images),
-            tokens_per_agent=TOKENS_PER_AGENT,
+            prefix_token_count=prompt,
+            tokens_per_agent=self._expected(effect, prompt),
             prefilled_endpoint_id=effect.prefilled_at,
             prefix_digest=wire.digest_of(self._prompt(effect.role, plan.shown, plan.has_tools)),
         )
+
+    def _expected(self, effect: m.Declare, prompt: int) -> int:
+        """Tokens that the longest of these agents will still write."""
+        agents = [self._machine.agents[i] for i in effect.agent_ids]
+        asked = self.sampling.max_tokens
+        kind = Kind(
+            self._spec.model,
+            effect.role,
+            len(agents),
+            self.sampling.min_tokens,
+            max((agent.plan.max_tokens or asked for agent in agents), default=asked),
+            prompt,
+        )
+        written = min((agent.num_sampled for agent in agents), default=0)
+        if not written:
+            self._kinds.setdefault(kind, set()).update(effect.agent_ids)
+        return max(1, self._lengths.expected(kind) - written)
+
+    def learn(self) -> None:
+        """The contemplation came to its outcome: what its agents wrote is what others will."""
+        for kind, agent_ids in self._kinds.items():
+            agents = [self._machine.agents[i] for i in agent_ids if i in self._machine.agents]
+            if any(agent.voted for agent in agents):
+                self._lengths.learn(kind, max(agent.num_sampled for agent in agents))
 
     def _replace(self, effect: m.Declare) -> router_pb.LeaseRequest:
         failures = [

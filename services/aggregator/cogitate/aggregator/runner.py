@@ -16,6 +16,7 @@ from cogitate.aggregator import endings, recording, wire
 from cogitate.aggregator.agent_spans import AgentSpans
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.lengths import Lengths
 from cogitate.aggregator.core.races import HEDGED
 from cogitate.aggregator.course import Course, Turn
 from cogitate.aggregator.embedder import Embedder
@@ -64,6 +65,7 @@ class Neighbours:
     neighbourhoods: Neighbourhoods
     embedder: Embedder
     guard: Guard
+    lengths: Lengths
 
 
 class Runner:
@@ -90,7 +92,9 @@ class Runner:
         self._num_listeners = 0
         self._flushed = -math.inf
         self._is_spent = False
-        self._orders = Orders(neighbours.config, neighbours.tools, course, epoch)
+        self._orders = Orders(
+            neighbours.config, neighbours.tools, neighbours.lengths, course, epoch
+        )
         self._sharing = Sharing(neighbours.neighbourhoods, len(self._orders.conversation))
         self._vigil = Vigil(neighbours.guard, neighbours.config, self.machine)
         self._task: asyncio.Task[None] | None = None
@@ -150,6 +154,8 @@ class Runner:
                     # So that an accepted contemplation always ends, whatever broke.
                     self._write(self._course.break_off(endings.broken(), time.time_ns()))
                 self._n.lease.release(self.spec.contemplation_id)
+                if self.machine.decision is not None:
+                    self._orders.learn()
                 self._vigil.ended()
                 self._spans.end()
                 self.span.end()

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from cogitate.aggregator import admission, course, endings, recording, wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.lengths import Lengths
 from cogitate.aggregator.embedder import Embedder
 from cogitate.aggregator.event_log import EventLog, JournalWriter
 from cogitate.aggregator.gang_client import Channels
@@ -84,6 +85,7 @@ class Runtime:
             Neighbourhoods(config),
             Embedder.of(config),
             Guard(config),
+            Lengths(),
         )
         self._runners: dict[str, Runner] = {}
         self._logs: OrderedDict[str, tuple[str, EventLog]] = OrderedDict()

@@ -60,6 +60,9 @@ class Desk:
     _board: Board = field(init=False)
     # When bookings stop to be pending by themselves, and where.
     _settles: list[tuple[float, str]] = field(default_factory=list)
+    # When the prompts that were placed on an endpoint are expected to be computed, and when the
+    # last of them was placed.
+    _prompts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._board = Board(self.policy.model)
@@ -77,6 +80,7 @@ class Desk:
             entry = self.fleet.entries.get(endpoint_id)
             if entry is None:
                 self._board.remove(endpoint_id)
+                self._prompts.pop(endpoint_id, None)
             else:
                 self._board.put(self._snapshot(endpoint_id, entry, now))
         self.fleet.touched.clear()
@@ -92,6 +96,10 @@ class Desk:
 
     def _snapshot(self, endpoint_id: str, entry: Entry, now: float) -> EndpointSnapshot:
         booked = self.leases.booked(endpoint_id, entry.load_at_s, now)
+        until, placed_s = self._prompts.get(endpoint_id, (0.0, 0.0))
+        has_heard = entry.load_at_s is not None and entry.load_at_s > placed_s
+        if has_heard and entry.load and not (entry.load.waiting or booked.pending_agents):
+            until = 0.0  # it says that nobody waits there
         return EndpointSnapshot(
             description=entry.description,
             state=self.fleet.state(entry, now),
@@ -107,6 +115,7 @@ class Desk:
             speed=entry.learner.speed if entry.learner else None,
             prior=entry.prior,
             speed_error=entry.learner.error if entry.learner else None,
+            prompts_until_s=until,
         )
 
     def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied:
@@ -224,6 +233,7 @@ class Desk:
         board = self.board(now)
         failed = self._still_failed(lease) | avoid
         placements: list[tuple[GangNeed, Placement]] = []
+        until: dict[str, float] = {}
         for gang in command.gangs:
             need = dataclasses.replace(
                 gang,
@@ -235,15 +245,21 @@ class Desk:
                 cached_at=self._cached_at(gang.prefix_digest),
                 region=gang.region or self.region,
                 turn=self.agents_placed,
+                asked_at_s=now,
             )
             placement = place_on(need, board, now, policy)
             if not placement.shares:
                 return self._denial(command, need, placement)
             placements.append((need, placement))
-            for share in placement.shares if len(command.gangs) > 1 else ():
-                # The next gang sees it; what is on the board is taken back at the next look.
-                board.put(_with_share(board.snapshots[board.rows[share.endpoint_id]], share))
-                self.leases.touched.add(share.endpoint_id)
+            for share in placement.shares:
+                there = board.snapshots[board.rows[share.endpoint_id]]
+                # The gang's prompt is behind those that the endpoint has to compute already.
+                until[share.endpoint_id] = max(now, there.prompts_until_s) + share.prefill_s
+                if len(command.gangs) > 1:
+                    # The next gang sees it; what is on the board is taken back at the next look.
+                    board.put(_with_share(there, share, until[share.endpoint_id]))
+                    self.leases.touched.add(share.endpoint_id)
+        self._prompts.update((where, (until_s, now)) for where, until_s in until.items())
         return self._reserve(lease, placements, policy, now)
 
     def _reserve(
@@ -325,7 +341,7 @@ def _guessed(terms: Terms, command: Confirm) -> Terms:
     return dataclasses.replace(terms, constraints=constraints)
 
 
-def _with_share(snapshot: EndpointSnapshot, share: Share) -> EndpointSnapshot:
+def _with_share(snapshot: EndpointSnapshot, share: Share, until_s: float) -> EndpointSnapshot:
     """Returns the snapshot as it will be once the share is booked."""
     agents = len(share.agent_ids)
     blocks = share.prefix_blocks + agents * share.blocks_per_agent
@@ -335,6 +351,7 @@ def _with_share(snapshot: EndpointSnapshot, share: Share) -> EndpointSnapshot:
         booked_blocks=snapshot.booked_blocks + blocks,
         pending_agents=snapshot.pending_agents + agents,
         pending_blocks=snapshot.pending_blocks + blocks,
+        prompts_until_s=until_s,
     )
 
 

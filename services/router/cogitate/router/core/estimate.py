@@ -1,9 +1,10 @@
 """How long a share of a gang takes and what it costs: one simple, declared model.
 
-    duration(k) = prefix / prefill rate + steps * step(sequences there + k)
+    duration(k) = wait + prefix / prefill rate + steps * step(sequences there + k)
     step(b)     = base + per_sequence * b + per_position * (positions there + prefix + new ones)
 
-as learned from the endpoint's steps (``learning``). Of an endpoint that does not tell them it is
+as learned from the endpoint's steps (``learning``); the wait is for prompts that were placed there
+before, since an engine computes one after the other. Of an endpoint that does not tell them it is
 c * (1 + batch_slope * b), where `c` comes from its own last report (a step duration at a batch
 size) and from a prior while it has none. Agents of an endpoint decode in one batch, so they end
 together; the share of an hourly price that a gang pays is its share of that batch. `effective` adds
@@ -39,13 +40,14 @@ class Estimate:
     """An endpoint seen by one gang. Every method is non-decreasing in `k`, the number of agents.
 
     `steps`: tokens each agent is expected to sample, no more than the window leaves. `prefill_s`:
-    time of the one prefill all agents there share, none where most of it is computed.
+    time of the one prefill all agents there share, none where most of it is computed. `wait_s`:
+    time until it begins.
     `distance_s`: time to its region and back; regions that are not told are near.
     """
 
     __slots__ = (
         "_fixed_s", "_per_agent_s", "distance_s", "is_prefilled", "model", "need", "prefill_s",
-        "snapshot", "steps",
+        "snapshot", "steps", "wait_s",
     )  # fmt: skip
 
     def __init__(self, snapshot: EndpointSnapshot, need: GangNeed, model: CostModel) -> None:
@@ -59,6 +61,7 @@ class Estimate:
         self.prefill_s = (
             0.0 if self.is_prefilled else need.prefix_tokens * prompt_position_s(snapshot, model)
         )
+        self.wait_s = max(0.0, snapshot.prompts_until_s - need.asked_at_s)
         far = need.region and what.region and need.region != what.region
         self.distance_s = model.far_s if far else 0.0
         speed = speed_of(snapshot, model)
@@ -72,7 +75,7 @@ class Estimate:
 
     def duration_s(self, k: int) -> float:
         """Time until `k` agents there are done."""
-        return self.distance_s + self.prefill_s + self.steps * self.step_s(k)
+        return self.distance_s + self.wait_s + self.prefill_s + self.steps * self.step_s(k)
 
     def cost_micro_usd(self, k: int) -> float:
         """What `k` agents there cost."""

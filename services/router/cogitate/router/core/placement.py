@@ -136,14 +136,15 @@ def _spread(scores: Scores, count: int, used: Ints | None) -> Spread:
         limit = max(1, len(scores.need.agent_ids) - limits.min_survivors)
         while np.minimum(rooms, limit).sum() < count:
             limit += 1
-        domains = min(domains, _domains_within(scores, limit))
+        if domains > 1:
+            domains = min(domains, _domains_within(scores, limit))
     return Spread(domains, limit)
 
 
 def _domains_within(scores: Scores, limit: int) -> int:
     """How many failure domains can be used when a provider may have only so many agents."""
-    pairs = np.unique(np.stack((scores.providers, scores.domains)), axis=1)
-    return int(np.minimum(np.bincount(pairs[0]), limit).sum())
+    _, firsts = np.unique(scores.domains, return_index=True)
+    return int(np.minimum(np.bincount(scores.providers[firsts]), limit).sum())
 
 
 def _placement(
@@ -165,6 +166,7 @@ def _placement(
                 prefix_blocks=estimate.prefix_blocks,
                 predicted_s=duration_s,
                 predicted_cost_micro_usd=round(estimate.cost_micro_usd(k)),
+                prefill_s=estimate.prefill_s,
                 reason=_why(estimate, k, duration_s, len(split), alone),
                 fallbacks=fallbacks,
             )
@@ -195,6 +197,8 @@ def _why(estimate: Estimate, k: int, duration_s: float, used: int, alone: float 
         f"{estimate.prefill_s:.2f} s prefill, {estimate.steps} steps of "
         f"{estimate.step_s(k) * 1000:.1f} ms beside {snapshot.sequences} other sequences"
     ]
+    if estimate.wait_s:
+        parts.append(f"{estimate.wait_s:.2f} s of it behind other gangs' prompts")
     if estimate.is_prefilled:
         parts.append("most of its prompt is computed there already")
     if estimate.distance_s:

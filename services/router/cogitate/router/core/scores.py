@@ -33,6 +33,9 @@ class Scores:
         self._prefill = prefix * board.number(b.PROMPT)[at]
         if cached := cached_rows(board, need):
             self._prefill[np.isin(rows, cached)] = 0.0
+        if need.asked_at_s < np.inf:
+            waits = board.number(b.PROMPTS_UNTIL)[at] - need.asked_at_s
+            self._prefill += np.maximum(0.0, waits)
         if need.region and model.far_s:
             there = board.index(b.REGION)[at]
             near = (there == board.named(b.REGION, need.region)) | (

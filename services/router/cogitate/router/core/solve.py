@@ -19,8 +19,9 @@ What makes it fast is that few endpoints and few r come into question:
   of those only the first R of each column, since one that is not among them can be exchanged for an
   unused one that is (with domains: or is the best of one of the first R domains).
 
-With both constraints at once, domains are served first and the result may not be the least. With a
-limit a provider, the places in question are found by a few columns, exact while they are all.
+A limit a provider is ``providers``' matter. With both constraints at once its split is the least if
+it has domains enough; else domains are served first, the places in question are found by a few
+columns, exact while they are all, and the result may not be the least.
 Property test: test_gang_policy_agrees_with_brute_force, test_gang_agrees_with_the_exhaustive_one.
 """
 
@@ -29,10 +30,10 @@ from __future__ import annotations
 import numpy as np
 from cogitate.router.core.board import Ints
 from cogitate.router.core.deal import Split, Spread, Tally, promising
+from cogitate.router.core.providers import CLOSE as _CLOSE
+from cogitate.router.core.providers import beginning, least_within
 from cogitate.router.core.scores import Scores
 
-# What is better by less is no better: equal endpoints are told apart by less.
-_CLOSE = 1 - 1e-7
 # A fleet so small is looked at as a whole.
 _SMALL = 24
 
@@ -40,40 +41,54 @@ _SMALL = 24
 def gang(scores: Scores, count: int, spread: Spread) -> Split:
     """Returns the split with the least objective. O(E) array operations, then a few endpoints."""
     penalty = scores.board.model.spread_penalty
-    limited = spread.provider_limit < count
-    best, places = np.inf, np.arange(0)
-    tried: list[tuple[float, int]] = []
-    firsts: dict[int, tuple[Ints, list[float]]] = {}
-    most = min(count, len(scores))
-    if not limited:
-        least_of_one = float(scores.effective(1).min())
-        for r in range(spread.domains, most + 1):
-            factor = 1 + penalty * (r - 1)
-            if least_of_one * factor >= best * _CLOSE:
-                break
-            k = -(-count // r)
-            if k not in firsts:
-                firsts[k] = _first(scores, k, most, spread)
-            found, values = firsts[k]
-            if not len(found) or values[0] * factor >= best * _CLOSE:
-                continue
-            tried.append((values[0] * factor, r))
-            taken = _in_domains(found, scores, r, spread.domains)
-            if taken is not None and (value := values[taken[-1]]) * factor < best:
-                best, places = value * factor, found[taken]
-        tried = [(least, r) for least, r in tried if least < best * _CLOSE]
+    if spread.provider_limit < count:
+        places = least_within(scores, count, spread.provider_limit, penalty)
+        if len(np.unique(scores.domains[places])) >= spread.domains:
+            return _level(scores, places, count, spread)
+        fewest = max(spread.domains, -(-count // spread.provider_limit))
+        lows, best, places = beginning(scores, count, fewest, penalty)
+        tried = [(low * (1 + penalty * (r - 1)), r) for r, low in lows.items()]
     else:
-        tried = [(0.0, r) for r in range(spread.domains, most + 1)]
+        tried, best, places = _beginning(scores, count, spread, penalty)
+    tried = [(least, r) for least, r in tried if least < best * _CLOSE]
     if tried:
         pool = _pool(scores, count, spread, tried, best, penalty)
         exact = _Exact(scores, pool, count, spread)
-        for _, r in sorted(tried):
+        for least, r in sorted(tried):
+            if least >= best * _CLOSE:
+                break
             factor = 1 + penalty * (r - 1)
             found_bound = exact.least_bound(r, best / factor)
             if found_bound is not None:
                 best = found_bound * factor
                 places = exact.widest(r, found_bound)
     return _level(scores, places, count, spread) if len(places) else {}
+
+
+def _beginning(
+    scores: Scores, count: int, spread: Spread, penalty: float
+) -> tuple[list[tuple[float, int]], float, Ints]:
+    """What each r that may win cannot be better than; a solution to begin with, if there is one."""
+    best, places = np.inf, np.arange(0)
+    tried: list[tuple[float, int]] = []
+    firsts: dict[int, tuple[Ints, list[float]]] = {}
+    most = min(count, len(scores))
+    least_of_one = float(scores.effective(1).min())
+    for r in range(spread.domains, most + 1):
+        factor = 1 + penalty * (r - 1)
+        if least_of_one * factor >= best * _CLOSE:
+            break
+        k = -(-count // r)
+        if k not in firsts:
+            firsts[k] = _first(scores, k, most, spread)
+        found, values = firsts[k]
+        if not len(found) or values[0] * factor >= best * _CLOSE:
+            continue
+        tried.append((values[0] * factor, r))
+        taken = _in_domains(found, scores, r, spread.domains)
+        if taken is not None and (value := values[taken[-1]]) * factor < best:
+            best, places = value * factor, found[taken]
+    return tried, best, places
 
 
 def _first(scores: Scores, k: int, most: int, spread: Spread) -> tuple[Ints, list[float]]:

@@ -113,6 +113,7 @@ class EndpointSnapshot:
     speed: Speed | None = None  # None until its steps were seen
     prior: Speed | None = None  # a guess by its hardware, for when it has reported no speed
     speed_error: float | None = None  # running relative error of what was predicted by it
+    prompts_until_s: float = 0.0  # when the prompts that were placed there are expected to be done
 
     @property
     def endpoint_id(self) -> str:
@@ -172,6 +173,7 @@ class GangNeed:
     cached_at: frozenset[str] = frozenset()  # endpoints that lately were given that prefix
     region: str = ""  # where it is asked for from; empty: unknown
     turn: int = 0  # agents placed before it: where round robin goes on
+    asked_at_s: float = float("inf")  # when; infinite: other gangs' prompts are not waited for
     max_fallbacks: int | None = None  # all on one endpoint, and so many named that would do as well
     constraints: Constraints = field(default_factory=Constraints)
 
@@ -187,6 +189,7 @@ class Share:
     predicted_s: float
     predicted_cost_micro_usd: int
     reason: str
+    prefill_s: float = 0.0  # of its duration
     fallbacks: tuple[str, ...] = ()  # of a gang that is not to be split: the next best, in order
 
 
