@@ -54,7 +54,7 @@ class Plot:
         """Turns the shares of bars into their value, or the sum of their values."""
         shares = [self._share(i) for i in bars]
         inner = f"({'+'.join(shares)})" if len(bars) > 1 else shares[0]
-        value = sum(map(Decimal, shares)) * self.chart.top
+        value = sum(map(Decimal, shares), Decimal(0)) * self.chart.top
         return Use(f"calculator({self.chart.top}*{inner})", plain(value))
 
     def item(
