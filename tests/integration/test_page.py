@@ -29,6 +29,20 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         yield mesh
 
 
+async def test_an_example_fills_the_form_and_is_answered(mesh: Mesh) -> None:
+    async with opened(mesh.http) as page:
+        await page.fill("#question", "something else")
+        await page.click("#examples button:has-text('a board')")
+        await page.wait_for_selector("#pictures img")
+        assert await page.input_value("#question") == QUESTION
+        await page.click("#examples button:has-text('a shape')")
+        await until(page, "document.querySelector('#question').value === 'Is there a circle?'")
+        await until(page, "document.querySelectorAll('#pictures img').length === 1")
+        await page.click("#form button.main")
+        await page.wait_for_selector("#ending.verdict")
+        assert await page.inner_text("#ending .answer") == "Yes."
+
+
 async def test_a_picture_is_asked_about_and_everything_is_told(mesh: Mesh) -> None:
     async with opened(mesh.http) as page:
         await page.set_input_files("#files", BOARD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ for package in ("torch", "tokenizers", "fontTools", "sklearn", "font_caladea"):
 
 TRAINING = Path(__file__).parents[2] / "services" / "agent-decoder" / "training"
 SHIPPED = Path(__file__).parents[2] / "services/agent-decoder/cogitate/models/mini"
-SETS = ("labels", "tables", "charts", "compare", "followups", "chains")
+SETS = ("labels", "tables", "charts", "compare", "followups", "chains", "toolbox")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,14 +44,21 @@ def style() -> Any:
 
 
 def draws(name: str) -> Any:
-    from cogitate.evals import chains, charts, compare, followups, labels, tables
+    from cogitate.evals import chains, charts, compare, followups, labels, tables, toolbox
 
-    modules = (labels, tables, charts, compare, followups, chains)
+    modules = (labels, tables, charts, compare, followups, chains, toolbox)
     return dict(zip(SETS, modules, strict=True))[name].draw_item
 
 
 def items(name: str, style: Any, count: int = 12) -> Any:
     return [draws(name)(np.random.default_rng((11, i)), style) for i in range(count)]
+
+
+def tool_json(name: str, argument: str) -> str:
+    """A tool as the decoder gets it from the mesh."""
+    schema = {"type": "object", "properties": {argument: {"type": "string"}}}
+    function = {"name": name, "description": "", "parameters": schema}
+    return json.dumps({"type": "function", "function": function})
 
 
 def calls_of(pieces: Any) -> list[tuple[str, Any]]:
@@ -69,12 +77,19 @@ def test_the_prompt_is_what_the_mesh_renders(name: str, tokenizer: Any, style: A
     from cogitate.aggregator.admission import conversation_of
     from cogitate.client import LookupTable
     from cogitate.client._request import contemplate
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.scripts import prompt
     from mini.tokenizer import IMAGE
     from mini.traces import Writer
     from mini.worlds import trace_of
 
-    template = MiniTemplate(tokenizer, {"image_tokens": {"whole": 16, "crop": 4}})
+    template = MiniTemplate(
+        tokenizer,
+        {
+            "image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS},
+            "trained_tools": ["zoom", "calculator", "prove", "lookup"],
+        },
+    )
     tiling, image = Tiling(6, 160), tokenizer.token_to_id(IMAGE)
     for item in items(name, style):
         tables = [LookupTable(one.name, one.columns, one.rows) for one in item.tables]
@@ -86,8 +101,10 @@ def test_the_prompt_is_what_the_mesh_renders(name: str, tokenizer: Any, style: A
             part.image.data, part.image.digest = b"", f"sha256:{i:064d}"
             part.image.height_px, part.image.width_px = item.pictures[i].shape[:2]
         messages = [tiled(one, tiling) for one in conversation_of(request.spec)]
+        tools = [tool_json(name, "number") for name in ("zoom", "calculator")]
+        tools += [tool_json(*one.removesuffix(")").split("(")) for one in item.tools]
         ids: list[int] = []
-        for one in template.prompt(wire.to_turns(messages), instant=False):
+        for one in template.prompt(wire.to_turns(messages), instant=False, tools=tools):
             count = template.num_image_tokens(one) if isinstance(one, Image) else 1
             ids += [image] * count if isinstance(one, Image) else [one]
         trace = trace_of(Writer(tokenizer, symbolic=False), list(prompt(item, tiling)))
@@ -108,6 +125,9 @@ def test_calls_are_read_and_answered_by_the_mesh_as_the_trace_says(name: str, st
         for text, result in calls_of(script(item, None)):
             call = parse_call(text)
             arguments = json.loads(call.arguments_json)
+            if name == "toolbox" and call.name != "zoom":
+                assert f"{call.name}({next(iter(arguments))})" in item.tools
+                continue
             tool = TOOLS[call.name]
             if tool.run_on_tables is not None:
                 assert tool.run_on_tables(arguments, tables).text == result.text
@@ -127,6 +147,7 @@ def test_calls_are_read_and_answered_by_the_mesh_as_the_trace_says(name: str, st
 @pytest.mark.parametrize("name", SETS)
 def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, style: Any) -> None:
     from mini.batches import make_batch
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.scripts import script
     from mini.tokenizer import END, IMAGE
     from mini.traces import Writer
@@ -145,8 +166,8 @@ def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, sty
         said = tokenizer.decode(own)
         assert item.truth in said and "Add first." not in said
         batch = make_batch([trace], len(trace.ids), 0)
-        assert len(batch.places["patch"]) == 4 * len(patches)
-        assert len(batch.places["page"]) == 16 * len(pages)
+        assert len(batch.places["patch"]) == CROP_TOKENS * len(patches)
+        assert len(batch.places["page"]) == WHOLE_TOKENS * len(pages)
 
 
 def test_a_draft_is_judged_rightly(training_path: None) -> None:
@@ -159,41 +180,52 @@ def test_a_draft_is_judged_rightly(training_path: None) -> None:
         assert not case.puzzle.is_held_out
         keys = [one.ballot.key for one in case.drafts]
         assert len(set(keys)) == len(keys) >= 2
-        for draft, reason in zip(case.drafts, case.reasons, strict=True):
-            holds = proves(draft.ballot.answer, case.puzzle.numbers, case.puzzle.target)
-            assert holds == (not reason), (draft, reason)
-        num_right += sum(not reason for reason in case.reasons)
-        assert judge(case.puzzle, case.puzzle.steps) == ""
+        for draft, (said, holds) in zip(case.drafts, case.judged, strict=True):
+            truth = proves(draft.ballot.answer, case.puzzle.numbers, case.puzzle.target)
+            assert truth == holds == said.endswith(" It holds."), (draft, said)
+        num_right += sum(holds for _, holds in case.judged)
+        assert judge(case.puzzle, case.puzzle.steps)[1]
         assert proves(chain(case.puzzle.steps), case.puzzle.numbers, case.puzzle.target)
     assert 60 < num_right < 120
 
 
 def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
-    from cogitate.agent_decoder.model.templates import MiniTemplate, Text, Turn
+    from cogitate.agent_decoder.model.templates import Image, MiniTemplate, Text, Turn
     from cogitate.aggregator.core.strategies import strategy
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
     from mini.roles import checker, draw_case, refiner, summariser
+    from mini.tokenizer import IMAGE
     from mini.traces import Writer
     from mini.worlds import trace_of
 
-    template = MiniTemplate(tokenizer, {"image_tokens": {"whole": 16, "crop": 4}})
-    writer = Writer(tokenizer, symbolic=False)
+    template = MiniTemplate(
+        tokenizer, {"image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS}}
+    )
+    writer, image = Writer(tokenizer, symbolic=False), tokenizer.token_to_id(IMAGE)
+
+    def spread(one: int | Image) -> list[int]:
+        is_view = isinstance(one, Image)
+        return [image] * template.num_image_tokens(one) if is_view else [one]
+
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        case = draw_case(rng)
+        case = replace(draw_case(rng), board=3)
         made = {
             "best_of": checker(case, rng), "synthesis": summariser(case), "refine:2": refiner(case),
         }  # fmt: skip
         for name, pieces in made.items():
             plan = strategy(name).follow(1, case.drafts, 4, len(case.drafts))
             assert plan is not None
-            turns = [Turn("user", (Text(case.question),))]
+            turns = [Turn("user", (Text(case.question), Image("board", is_crop=False)))]
             turns += [Turn(turn.speaker, (Text(turn.text),)) for turn in plan.turns]
             prompts = [template.prompt(turns, instant=False)]
             if name == "best_of":
                 prompts = [prompts[0] + template.encode(agent.opening) for agent in plan.agents]
             trace = trace_of(writer, pieces)
             first_own = trace.own.index(True)
-            assert trace.ids[:first_own] in prompts
+            flat = [[t for one in prompt for t in spread(one)] for prompt in prompts]
+            assert trace.ids[:first_own] in flat
+            assert [view.pool for view in trace.views] == ["board"]
             assert all(trace.own[first_own:])
 
 

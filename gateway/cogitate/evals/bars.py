@@ -1,7 +1,8 @@
 """Bar charts with an axis of ticks: what they show, and how they are drawn.
 
 3 to 7 bars, upright or lying; values are whole numbers from a tenth of the axis to its end. Marks
-on the canvas are ("bar", i) with the bar's label and ("axis",), the ticks with their numbers.
+on the canvas are ("bar", i), from the axis to its end, ("label", i), and ("top",), the number where
+the axis ends.
 """
 
 from __future__ import annotations
@@ -134,10 +135,12 @@ def _upright(
         y = floor - along * value / chart.top
         canvas.draw.rectangle((middle - half, y, middle + half, floor), look.fills[i])
         canvas.text(middle, floor + 8, label, look.font, look.ink, "ma")
-        low = floor + look.size * 1.8
-        canvas.marks["bar", i] = (left + slot * i, top - 4, left + slot * (i + 1), low)
+        slots = left + slot * i, left + slot * (i + 1)
+        canvas.marks["bar", i] = (slots[0], top, slots[1], floor)
+        canvas.marks["label", i] = (slots[0], floor + 4, slots[1], floor + 8 + look.size * 1.3)
     canvas.draw.line((left, top - 4, left, floor, right, floor), look.ink, 2)
-    canvas.marks["axis",] = (0, top - look.size, left + 2, floor + look.size)
+    middle = look.size * 0.8
+    canvas.marks["top",] = (0, top - middle, left - 6, top + middle)
 
 
 def _lying(
@@ -156,6 +159,10 @@ def _lying(
         x = left + along * value / chart.top
         canvas.draw.rectangle((left, middle - half, x, middle + half), look.fills[i])
         canvas.text(left - 8, middle, label, look.font, look.ink, "rm")
-        canvas.marks["bar", i] = (0, top + slot * i, right + 4, top + slot * (i + 1))
-    canvas.draw.line((left, top, left, floor, right, floor), look.ink, 2)
-    canvas.marks["axis",] = (left - look.size, floor - 2, canvas.width, canvas.height)
+        canvas.marks["bar", i] = (left, top + slot * i, right, top + slot * (i + 1))
+        half = max(half, look.size * 0.7)
+        canvas.marks["label", i] = (0, middle - half, left - 4, middle + half)
+    canvas.draw.line((left, top - 4, left, floor), look.ink, 2)
+    canvas.draw.line((left, floor, right, floor), look.ink, 2)
+    half = look.font.getlength(str(chart.top)) / 2 + look.size * 0.4
+    canvas.marks["top",] = (right - half, floor + 6, right + half, floor + 10 + look.size * 1.3)

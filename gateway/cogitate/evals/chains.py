@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 
 import numpy as np
 from cogitate.evals import nouns
 from cogitate.evals.bars import draw_chart
 from cogitate.evals.cards import draw_labels, render_labels
-from cogitate.evals.charts import TOLERANCE, Plot
+from cogitate.evals.charts import TOLERANCE, Plot, bar_item, plain
 from cogitate.evals.checks import is_within, says
 from cogitate.evals.compare import difference
 from cogitate.evals.grammar import number_word
@@ -139,8 +140,12 @@ def _range(rng: np.random.Generator, style: Style) -> Item:
     """Whether a lab's result is low, normal or high by the ranges provided."""
     page = Page(rng, style, draw_sheet(rng, "lab", held_out=style.held_out))
     row = int(rng.integers(len(page.sheet.rows)))
+    return range_item(page, row, ranges_table(rng, page.sheet.rows[row][0]))
+
+
+def range_item(page: Page, row: int, table: Table) -> Item:
+    """Where the result of a row lies by a table of ranges."""
     name, value = page.sheet.rows[row][0], page.sheet.column("Result")[row]
-    table = ranges_table(rng, name)
     low, high = table.cell(name, "low"), table.cell(name, "high")
     found = verdict(value, low, high)
     spoken = row_name(page.sheet, row)
@@ -151,7 +156,7 @@ def _range(rng: np.random.Generator, style: Style) -> Item:
     )
     return Item(
         "chain.range",
-        _ask(rng, "range", style, row=spoken),
+        _ask(page.rng, "range", page.style, row=spoken),
         f"{spoken[:1].upper()}{spoken[1:]} is {found}.",
         partial(says, truth=found, rivals=tuple(one for one in VERDICTS if one != found)),
         pictures=(page.picture,),
@@ -195,7 +200,8 @@ def _over(rng: np.random.Generator, style: Style) -> Item:
     plot = Plot(rng, style, draw_chart(rng, held_out=style.held_out))
     chart = plot.chart
     i = int(rng.integers(len(chart.labels)))
-    label, value = chart.labels[i], chart.values[i]
+    item = bar_item(plot, i)
+    label, value, told = chart.labels[i], chart.values[i], Decimal(item.uses[0].result)
 
     def cell(_: str) -> tuple[str, ...]:
         return (str(int(rng.integers(1, chart.top + 1))),)
@@ -203,13 +209,18 @@ def _over(rng: np.random.Generator, style: Style) -> Item:
     table = _table(rng, "targets", ("name", "target"), label, chart.labels, cell)
     found = look_up(table, label)
     target = int(found.result)
-    large, small = max(value, target), min(value, target)
-    gap = large - small
-    check = partial(is_within, truth=gap, slack=TOLERANCE * value)
-    uses = (found, Use(f"calculator({large}-{small})", str(gap)))
-    item = plot.item("value", {"label": label}, f"The difference is {gap}.", check, (i,), uses)
-    text = _ask(rng, "over", style, label=label)
-    return replace(item, kind="chain.over", text=text, tables=(table,))
+    large, small = max(told, Decimal(target)), min(told, Decimal(target))
+    gap = plain(large - small)
+    use = Use(f"calculator({plain(large)}-{plain(small)})", gap)
+    return replace(
+        item,
+        kind="chain.over",
+        text=_ask(rng, "over", style, label=label),
+        truth=f"The difference is {gap}.",
+        check=partial(is_within, truth=abs(value - target), slack=TOLERANCE * value),
+        uses=(*item.uses, found, use),
+        tables=(table,),
+    )
 
 
 _MAKERS: tuple[Callable[[np.random.Generator, Style], Item], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from cogitate.evals.phrases import grammar
 TOLERANCE = 0.05
 # A limit that is asked for keeps this share of the axis away from every bar.
 LIMIT_GAP = 0.03
+LONGEST_SHARE = len("0.000")
 
 
 class Plot:
@@ -25,31 +27,51 @@ class Plot:
         self.picture, self._boxes = render_chart(rng, chart, style).photo(rng, style.noise)
 
     @property
-    def axis(self) -> Read:
-        """The axis: how far it goes in how many steps."""
-        return Read(f"0 to {self.chart.top} by {self.chart.step}", self._boxes["axis",])
+    def seen(self) -> str:
+        """What the picture shows."""
+        way = "upright" if self.chart.upright else "lying"
+        return f"a chart of {len(self.chart.labels)} {way} bars"
+
+    def names(self, until: int | None = None) -> tuple[Read, ...]:
+        """The labels, up to and including a bar's; all of them by default."""
+        labels = self.chart.labels if until is None else self.chart.labels[: until + 1]
+        return tuple(Read(text, self._boxes["label", i]) for i, text in enumerate(labels))
+
+    @property
+    def top(self) -> Read:
+        """The number at the end of the axis."""
+        return Read(str(self.chart.top), self._boxes["top",])
 
     def bar(self, index: int) -> Read:
-        """A bar, with its label."""
-        text = f"{self.chart.labels[index]} {self.chart.values[index]}"
-        return Read(text, self._boxes["bar", index])
+        """How far a bar goes: its share of the axis."""
+        return Read(self._share(index), self._boxes["bar", index])
+
+    def _share(self, index: int) -> str:
+        permille = round(1000 * self.chart.values[index] / self.chart.top)
+        return f"0.{permille:03d}" if permille < 1000 else "1.000"
+
+    def call(self, *bars: int) -> Use:
+        """Turns the shares of bars into their value, or the sum of their values."""
+        shares = [self._share(i) for i in bars]
+        inner = f"({'+'.join(shares)})" if len(bars) > 1 else shares[0]
+        value = sum(map(Decimal, shares), Decimal(0)) * self.chart.top
+        return Use(f"calculator({self.chart.top}*{inner})", plain(value))
 
     def item(
         self, kind: str, slots: dict[str, str], truth: str, check: Callable[[str], bool],
-        bars: tuple[int, ...], uses: tuple[Use, ...] = (),
+        reads: tuple[Read, ...], uses: tuple[Use, ...] = (),
     ) -> Item:  # fmt: skip
-        """A question about the chart that needs some of its bars read."""
+        """A question about the chart."""
         form = grammar(f"chart.{kind}").draw(self.rng, held_out=self.style.held_out)
-        way = "upright" if self.chart.upright else "lying"
         return Item(
             f"chart.{kind}",
             form.format(**slots),
             truth,
             check,
             pictures=(self.picture,),
-            reads=(self.axis, *map(self.bar, bars)),
+            reads=reads,
             uses=uses,
-            seen=f"a chart of {len(self.chart.labels)} {way} bars",
+            seen=self.seen,
         )
 
 
@@ -62,13 +84,23 @@ def draw_item(rng: np.random.Generator, style: Style) -> Item:
     return _MAKERS[kind](plot)
 
 
+def plain(value: Decimal) -> str:
+    """Writes a number as the calculator does."""
+    return f"{value.normalize():f}"
+
+
 def value_item(plot: Plot) -> Item:
     """The value of one bar."""
-    chart = plot.chart
-    i = int(plot.rng.integers(len(chart.labels)))
-    label, value = chart.labels[i], chart.values[i]
-    check = partial(is_near, truth=value, share=TOLERANCE)
-    return plot.item("value", {"label": label}, f"{label} is at {value}.", check, (i,))
+    return bar_item(plot, int(plot.rng.integers(len(plot.chart.labels))))
+
+
+def bar_item(plot: Plot, i: int) -> Item:
+    """The value of a given bar: its share of the axis times the axis."""
+    label, use = plot.chart.labels[i], plot.call(i)
+    check = partial(is_near, truth=plot.chart.values[i], share=TOLERANCE)
+    reads = (*plot.names(i), plot.top, plot.bar(i))
+    truth = f"{label} is at {use.result}."
+    return plot.item("value", {"label": label}, truth, check, reads, (use,))
 
 
 def _extreme(plot: Plot, *, most: bool) -> Item:
@@ -78,17 +110,18 @@ def _extreme(plot: Plot, *, most: bool) -> Item:
     others = tuple(one for one in plot.chart.labels if one != label)
     word, kind = ("highest", "most") if most else ("lowest", "least")
     check = partial(says, truth=label, rivals=others)
-    return plot.item(kind, {}, f"{label} is the {word}.", check, (i,))
+    return plot.item(kind, {}, f"{label} is the {word}.", check, (plot.names(i)[i],))
 
 
 def _sum(plot: Plot) -> Item:
     chart = plot.chart
     one, two = plot.rng.permutation(len(chart.labels))[:2].tolist()
-    value = chart.values[one] + chart.values[two]
     slots = {"label": chart.labels[one], "other": chart.labels[two]}
-    use = Use(f"calculator({chart.values[one]}+{chart.values[two]})", str(value))
+    use = plot.call(one, two)
+    value = chart.values[one] + chart.values[two]
     check = partial(is_near, truth=value, share=TOLERANCE)
-    return plot.item("sum", slots, f"The sum is {value}.", check, (one, two), (use,))
+    reads = (*plot.names(max(one, two)), plot.top, plot.bar(one), plot.bar(two))
+    return plot.item("sum", slots, f"The sum is {use.result}.", check, reads, (use,))
 
 
 def _above(plot: Plot) -> Item:
@@ -103,8 +136,12 @@ def _above(plot: Plot) -> Item:
     verb, noun = ("is", "bar") if count == 1 else ("are", "bars")
     truth = f"There {verb} {count} {noun}."
     slots = {"limit": number_word(plot.rng, limit)}
-    bars = tuple(range(len(chart.values)))
-    return plot.item("above", slots, truth, partial(says, truth=str(count)), bars)
+    share = Decimal(limit) / Decimal(chart.top)
+    if len(written := plain(share)) > LONGEST_SHARE:  # a third has no end
+        return value_item(plot)
+    use = Use(f"calculator({limit}/{chart.top})", written)
+    reads = (plot.top, *(plot.bar(i) for i in range(len(chart.values))))
+    return plot.item("above", slots, truth, partial(says, truth=str(count)), reads, (use,))
 
 
 _MAKERS: dict[str, Callable[[Plot], Item]] = {

@@ -62,7 +62,8 @@ def _total(rng: np.random.Generator, style: Style) -> Item:
     """Which of two receipts has the larger total."""
     pages = [Page(rng, style, draw_sheet(rng, "receipt", held_out=style.held_out))
              for _ in range(2)]  # fmt: skip
-    truth, check = _placed(*(cents(page.sheet.total) for page in pages))
+    one, two = (page.sheet.total for page in pages)
+    truth, check = _placed(cents(one), cents(two))
     return Item(
         "compare.total",
         _ask(rng, "compare.total", style),
@@ -70,6 +71,7 @@ def _total(rng: np.random.Generator, style: Style) -> Item:
         check,
         pictures=tuple(page.picture for page in pages),
         reads=tuple(page.total(i) for i, page in enumerate(pages)),
+        uses=(Use(f"calculator({two}-{one})", difference(two, one)),),
         seen="two receipts",
     )
 
@@ -126,7 +128,10 @@ def _rose(rng: np.random.Generator, style: Style) -> Item:
         f"{truth}.",
         partial(says, truth=truth, rivals=(rival,)),
         pictures=tuple(page.picture for page in pages),
-        reads=tuple(page.read(row, "Result", i) for i, page in enumerate(pages)),
+        reads=(
+            *pages[0].names(row),
+            *(page.read(row, "Result", i) for i, page in enumerate(pages)),
+        ),
         uses=(Use(f"calculator({two}-{one})", difference(two, one)),),
         seen="two lab reports",
     )

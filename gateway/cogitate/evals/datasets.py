@@ -89,11 +89,22 @@ _DRAWN: dict[str, tuple[Draw, float]] = {
     "outside": (draw_outside, EASY_NOISE),
     "near-misses": (draw_near, EASY_NOISE),
 }
+# What one agent often gets wrong: hard pictures and puzzles, taken in turn.
+_MIXED = ("labels-hard", "tables-hard", "charts-hard", "boards-hard", "countdown")
+
+
+def _mixed(limit: int, seed: int) -> list[Question]:
+    each = -(-limit // len(_MIXED))
+    turns = zip(*(DATASETS[name](each, seed) for name in _MIXED), strict=True)
+    return [question for turn in turns for question in turn][:limit]
+
+
 DATASETS: dict[str, Callable[[int, int], list[Question]]] = {
     "boards": partial(_boards, "boards", EASY_NOISE),
     "boards-hard": partial(_boards, "boards-hard", HARD_NOISE),
     "easy-vqa": _easy_vqa,
     "countdown": _countdown,
+    "mixed-hard": _mixed,
     **{name: partial(_drawn, name, draw, noise) for name, (draw, noise) in _DRAWN.items()},
 }
 

@@ -6,12 +6,13 @@ turn of a conversation is a question like any other, so only the later ones are 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import cache, partial
 
 import numpy as np
 from cogitate.evals.bars import draw_chart
-from cogitate.evals.charts import TOLERANCE, Plot
-from cogitate.evals.checks import is_near, says
+from cogitate.evals.charts import Plot, bar_item, plain
+from cogitate.evals.checks import says
 from cogitate.evals.grammar import Grammar
 from cogitate.evals.items import Item, Style, Use
 from cogitate.evals.sheets import Kind, draw_sheet
@@ -96,13 +97,8 @@ def _about_chart(rng: np.random.Generator, style: Style) -> Item:
     """Two bars, then their sum or difference."""
     plot = Plot(rng, style, draw_chart(rng, held_out=style.held_out))
     one, two = rng.permutation(len(plot.chart.labels))[:2].tolist()
-    values = [plot.chart.values[i] for i in (one, two)]
-    items = []
-    for i, value in zip((one, two), values, strict=True):
-        label = plot.chart.labels[i]
-        check = partial(is_near, truth=value, share=TOLERANCE)
-        item = plot.item("value", {"label": label}, f"{label} is at {value}.", check, (i,))
-        items.append(item)
+    items = [bar_item(plot, i) for i in (one, two)]
+    values = [Decimal(item.uses[0].result) for item in items]
     texts = [items[0].text, _say(rng, "more", style, row=plot.chart.labels[two])]
     if rng.random() < 0.4:
         return _last("chart.more", items, texts)
@@ -110,16 +106,16 @@ def _about_chart(rng: np.random.Generator, style: Style) -> Item:
     large, small = max(values), min(values)
     value = large + small if is_sum else large - small
     texts.append(_say(rng, "sum" if is_sum else "difference", style))
-    call = f"calculator({large}{'+' if is_sum else '-'}{small})"
+    call = f"calculator({plain(large)}{'+' if is_sum else '-'}{plain(small)})"
     name = "sum" if is_sum else "difference"
     last = Item(
         f"chart.{name}",
         texts[-1],
-        f"The {name} is {value}.",
+        f"The {name} is {plain(value)}.",
         # The numbers are in the conversation: here no eye is needed, so none is forgiven.
-        partial(says, truth=str(value)),
+        partial(says, truth=plain(value)),
         pictures=(plot.picture,),
-        uses=(Use(call, str(value)),),
+        uses=(Use(call, plain(value)),),
     )
     return _last(last.kind, [*items, last], texts, is_told=True)
 

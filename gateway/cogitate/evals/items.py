@@ -42,7 +42,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Use:
-    """A tool call on the way, such as `calculator(2*3)`, and its result."""
+    """A tool call on the way, such as `calculator(2*3)`, and its result; none where it fails."""
 
     call: str
     result: str
@@ -59,7 +59,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the steps to its answer are `reads`, then `uses`.
+    """One question: the steps to its answer are `reads`, then `uses`, then `last`.
 
     `truth` is the sentence of a right answer, `earlier` the turns before it, each a question and
     its answer.
@@ -72,7 +72,10 @@ class Item:
     pictures: tuple[Pixels, ...] = ()
     reads: tuple[Read, ...] = ()
     uses: tuple[Use, ...] = ()
+    last: tuple[Read, ...] = ()
     tables: tuple[Table, ...] = ()
+    tools: tuple[str, ...] = ()
+    """Signatures of tools besides the trained ones, such as `shop.price(item)`."""
     earlier: tuple[tuple[str, str], ...] = ()
     seen: str = field(default="", compare=False)
     """What the whole picture shows, in a few words: the first thought of a trace."""

@@ -6,11 +6,15 @@ Each list is split by a hash of the word: about one in six is held out and never
 from __future__ import annotations
 
 import hashlib
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
 
 HELD_OUT_ONE_IN = 6
+INVENTED: ContextVar[float] = ContextVar("share of draws with invented words", default=0.0)
+"""Training sets it: who meets words that nobody knows reads letters and does not guess words."""
+LONGEST_INVENTED = 11
 
 WORDS = tuple(
     "apple anchor arrow bacon badge banjo basil beach berry bottle bridge broom butter button "
@@ -124,14 +128,37 @@ def analytes(*, held_out: bool) -> tuple[Analyte, ...]:
 
 
 def draw(
-    rng: np.random.Generator, words: tuple[str, ...], count: int, *, held_out: bool
-) -> list[str]:
+    rng: np.random.Generator, words: tuple[str, ...], count: int, *, held_out: bool,
+    known: bool = False,
+) -> list[str]:  # fmt: skip
     """Draws different words of a split; for evaluation, what is missing comes from the other.
 
-    In training nothing held out is drawn, so a short list may give fewer words than asked for.
+    In training nothing held out is drawn, so a short list may give fewer words than asked for, and
+    some of the words are invented unless they have to be `known`.
     """
+    if not (held_out or known) and (share := INVENTED.get()) and rng.random() < share:
+        return invent(rng, count, capital=words[0][0].isupper())
     own = part(words, held_out=held_out)
     other = part(words, held_out=not held_out) if held_out else ()
     chosen = [own[i] for i in rng.permutation(len(own))[:count]]
     chosen += [other[i] for i in rng.permutation(len(other))[: count - len(chosen)]]
     return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def invent(rng: np.random.Generator, count: int, *, capital: bool) -> list[str]:
+    """Makes different words up: halves of known ones put together, or syllables."""
+    known = [word.lower() for word in part((*WORDS, *GOODS, *PLACES), held_out=False)]
+    made: list[str] = []
+    while len(made) < count:
+        if rng.random() < 0.5:
+            one, two = (known[i] for i in rng.integers(len(known), size=2))
+            word = one[: int(rng.integers(1, len(one)))] + two[int(rng.integers(1, len(two))) :]
+        else:
+            size = int(rng.integers(2, 5))
+            pairs = zip(rng.choice(list("bcdfghjklmnpqrstvwxz"), size),
+                        rng.choice(list("aeiouy"), size), strict=True)  # fmt: skip
+            word = "".join(a + b for a, b in pairs)[int(rng.integers(2)) :]
+        word = word.capitalize() if capital else word
+        if 3 <= len(word) <= LONGEST_INVENTED and word not in made and not is_held_out(word):
+            made.append(word)
+    return made

@@ -16,7 +16,7 @@ from cogitate.evals.bars import draw_chart
 from cogitate.evals.cards import draw_labels, render_labels
 from cogitate.evals.checks import declines
 from cogitate.evals.grammar import Grammar
-from cogitate.evals.items import Draw, Item, Style, Table
+from cogitate.evals.items import Draw, Item, Style, Table, Use
 from cogitate.evals.phrases import grammar
 from cogitate.evals.render import COLOUR_NAMES
 from cogitate.evals.sheets import KINDS, draw_sheet
@@ -114,6 +114,7 @@ def draw_near(rng: np.random.Generator, style: Style) -> Item:
         pictures=item.pictures,
         reads=item.reads,
         uses=item.uses,
+        last=item.last,
         seen=item.seen,
     )
 
@@ -167,8 +168,9 @@ def _no_bar(rng: np.random.Generator, style: Style) -> Item:
     """A bar that the chart does not have."""
     plot = charts.Plot(rng, style, draw_chart(rng, held_out=style.held_out))
     label = _other(rng, nouns.NAMES, plot.chart.labels)
-    item = charts.value_item(plot)
-    return _declined("bar", _ask(rng, "chart.value", style, label=label), item)
+    text = _ask(rng, "chart.value", style, label=label)
+    return Item("outside.bar", text, REFUSAL, declines, pictures=(plot.picture,),
+                reads=plot.names(), seen=plot.seen)  # fmt: skip
 
 
 def _no_colour(rng: np.random.Generator, style: Style) -> Item:
@@ -194,14 +196,16 @@ def _unlisted(rng: np.random.Generator, style: Style) -> Item:
     """A row that the caller's table does not have."""
     while True:
         item = chains.draw_item(rng, style)
-        key = item.uses[0].call.removesuffix(")").partition(", ")[2]
+        look = next(use.call for use in item.uses if use.call.startswith("lookup("))
+        key = look.removesuffix(")").partition(", ")[2]
         table = item.tables[0]
         rows = tuple(row for row in table.rows if row[0] != key)
         if rows:
             break
     tables_left = (Table(table.name, table.columns, rows),)
     return Item("outside.unlisted", item.text, REFUSAL, declines, pictures=item.pictures,
-                reads=item.reads, tables=tables_left, seen=item.seen)  # fmt: skip
+                reads=item.reads, uses=(Use(look, ""),), tables=tables_left,
+                seen=item.seen)  # fmt: skip
 
 
 _ABSENT: tuple[Callable[[np.random.Generator, Style], Item], ...] = (

@@ -147,9 +147,9 @@ def _extreme(page: Page, *, most: bool) -> Item:
     listed = ", ".join(page.sheet.column("Price"))
     kind, name = ("most", "max") if most else ("least", "min")
     reads = tuple(page.read(i, "Price") for i in range(len(prices)))
-    item = _named(page, kind, row, "The {row}.", (*reads, page.read(row, "Item")))
+    item = _named(page, kind, row, "The {row}.", reads)
     use = Use(f"calculator({name}({listed}))", decimal(best))
-    return replace(item, uses=(use,))
+    return replace(item, uses=(use,), last=(page.read(row, "Item"),))
 
 
 def _who(page: Page) -> Item:

@@ -1,9 +1,10 @@
-"""Draws the pictures in `examples/` from the held-out generator and asks the model about them.
+"""Draws the pictures in `examples/` from the held-out generators and asks a running mesh of them.
 
+    cogitate up --detach
     python services/agent-decoder/training/draw_examples.py
 
-The first board, puzzle and scene that the shipped model answers right are kept, so that a first
-try with the examples does not start with a miss; how often it is right is measured elsewhere.
+Of each kind the first picture that is answered right is kept, so that a first try with the examples
+does not start with a miss; how often the model is right is measured elsewhere.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from cogitate.evals import boards, countdown, easy_vqa
+from cogitate.client import Client
+from cogitate.evals import boards, charts, countdown, easy_vqa, tables
+from cogitate.evals.bars import draw_chart
 from cogitate.evals.checks import has_label, has_number, proves
 from cogitate.evals.datasets import Question
+from cogitate.evals.items import Item, Style
 from cogitate.evals.render import COLOUR_NAMES, add_pixel_noise, to_png
+from cogitate.evals.sheets import draw_sheet
 from cogitate.evals.sources import held_out_source
-from evaluate import MODEL
-from mini.agents import Agents, Task
-from mini.words import AGENT_HINTS
+from cogitate.evals.tables import Page
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 CELL_PX = 128
@@ -74,35 +77,51 @@ def shape_candidates() -> Iterator[Question]:
         yield Question("shape", "easy-vqa", "Is there a circle?", png, "Yes.", check)
 
 
-def first_right(agents: Agents, candidates: Iterator[Question], temperature: float) -> Question:
-    """Returns the first question that at least one agent answers right."""
-    for question in candidates:
-        hints = AGENT_HINTS if temperature else AGENT_HINTS[:1]
-        tasks = [
-            Task(question.text, question.image_png, hints[i % len(hints)])
-            for i in range(AGENT_COUNT if temperature else 1)
-        ]
-        sessions = agents.run(tasks, temperature=temperature, seed=0)
-        answers = [agents.answer(session) for session in sessions]
-        if any(question.check(answer) for answer in answers):
-            print(answers)
-            return question
-    raise LookupError("no candidate is answered right")
+def _asked(name: str, item: Item) -> Question:
+    return Question(name, name, item.text, to_png(item.pictures[0]), item.truth, item.check)
+
+
+def receipt_candidates() -> Iterator[Question]:
+    """Yields receipts whose total is wrong."""
+    for seed in range(200):
+        rng = np.random.default_rng((24, seed))
+        style = Style(NOISE, held_out_source(), held_out=True)
+        item = tables.check_item(Page(rng, style, draw_sheet(rng, "receipt", held_out=True)))
+        if item.truth.startswith("No"):
+            yield _asked("receipt", item)
+
+
+def chart_candidates() -> Iterator[Question]:
+    """Yields charts, and what one bar shows."""
+    for seed in range(200):
+        rng = np.random.default_rng((25, seed))
+        style = Style(NOISE, held_out_source(), held_out=True)
+        plot = charts.Plot(rng, style, draw_chart(rng, held_out=True))
+        yield _asked("chart", charts.value_item(plot))
+
+
+CANDIDATES = (
+    (board_candidates, 1),
+    (countdown_candidates, AGENT_COUNT),
+    (shape_candidates, 1),
+    (receipt_candidates, 1),
+    (chart_candidates, 1),
+)
 
 
 def main() -> None:
     """Writes the pictures and prints the questions that go with them."""
-    agents = Agents(MODEL)
     EXAMPLES.mkdir(exist_ok=True)
-    for candidates, temperature in (
-        (board_candidates(), 0.0),
-        (countdown_candidates(), 0.8),
-        (shape_candidates(), 0.0),
-    ):
-        question = first_right(agents, candidates, temperature)
-        assert question.image_png is not None
-        (EXAMPLES / f"{question.id}.png").write_bytes(question.image_png)
-        print(f"{question.id}.png: {question.text} -> {question.truth}")
+    with Client() as client:
+        for candidates, agents in CANDIDATES:
+            question = next(
+                one
+                for one in candidates()
+                if one.check(client.ask(one.text, images=[one.image_png], agents=agents).answer)
+            )
+            assert question.image_png is not None
+            (EXAMPLES / f"{question.id}.png").write_bytes(question.image_png)
+            print(f"{question.id}.png: {question.text} -> {question.truth}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes `mini` from nothing: renders, trains the four stages, exports. Stages done are skipped.
+"""Makes `mini` from nothing: renders, trains stage by stage, exports. Stages done are skipped.
 
     python services/agent-decoder/training/train.py            # everything
     python services/agent-decoder/training/train.py --stage encoder --threads 1
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mini import glimpses, worlds
+from mini.corpus import spelled, texts
 from mini.encoder_stage import train_encoder
 from mini.export import Model, export
 from mini.joint_stage import (
-    ALL_TASKS,
     BODY_FACTOR,
     FULL_TRACES,
-    READING,
     Mix,
     VisionLanguageModel,
     load_model,
@@ -32,7 +32,7 @@ from mini.model import ModelConfig
 from mini.pictures import Pictures, open_pictures, render
 from mini.scenes import Scenes, load_scenes
 from mini.stage import Plan
-from mini.tasks import Tasks, corpus
+from mini.tasks import Tasks
 from mini.text_stage import train_text
 from mini.tokenizer import build_tokenizer, load_tokenizer
 from tokenizers import Tokenizer
@@ -41,17 +41,16 @@ CACHE = Path(__file__).parents[3] / ".cache" / "train"
 MODEL = Path(__file__).parent.parent / "cogitate" / "models" / "mini"
 
 BOARDS, DEV_BOARDS = 32000, 500
-PICTURE_SEED, SCENE_SEED, CORPUS_SEED = 1000, 5, 0
-CORPUS_ROUNDS = 300
+PAGES, ITEMS, DEV_ITEMS = 24000, 40000, 1000
+PICTURE_SEED, SCENE_SEED, CORPUS_SEED, PAGE_SEED, ITEM_SEED = 1000, 5, 0, 50000, 90000
 
 BODY = {"encoder.body": BODY_FACTOR}
-ENCODER = Plan("encoder", 2600, 2e-3, seed=1, warmup=80, measure_every_s=90, stop_after=2137)
-TEXT = Plan("text", 1100, 2e-3, seed=2, warmup=100, stop_after=484)
-ALIGN = Plan("align", 100, 1.5e-3, seed=3, warmup=40, floor=0.8, stop_after=54)
-BLEND = Plan("blend", 1150, 1.5e-3, seed=4, warmup=40, slow=BODY, stop_after=537)
-LOCATE = Plan("locate", 600, 1.3e-3, seed=5, warmup=10, stop_after=72)
-JOINT = Plan("joint", 640, 1.3e-3, seed=6, warmup=10, measure_every_s=240, slow=BODY)
-READ = Plan("read", 240, 1e-3, seed=7, warmup=10, measure_every_s=150, slow=BODY)
+ENCODER = Plan("encoder", 7000, 2e-3, seed=1, warmup=80, measure_every_s=240, floor=0.1)
+TEXT = Plan("text", 1600, 2e-3, seed=2, warmup=100, stop_after=1200)
+ALIGN = Plan("align", 200, 1.5e-3, seed=3, warmup=40, floor=0.8)
+LOCATE = Plan("locate", 2400, 1.5e-3, seed=4, warmup=20, measure_every_s=300, slow=BODY,
+              stop_after=1200)  # fmt: skip
+JOINT = Plan("joint", 4000, 1.3e-3, seed=5, warmup=20, measure_every_s=480, slow=BODY)
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,16 @@ class Workshop:
         return open_pictures(self.cache / "pictures")
 
     @cached_property
+    def glimpses(self) -> glimpses.Glimpses:
+        """Crops of pages and what they say."""
+        return glimpses.open_glimpses(self.cache / "glimpses")
+
+    @cached_property
+    def worlds(self) -> worlds.Worlds:
+        """The drawn items."""
+        return worlds.open_worlds(self.cache / "worlds")
+
+    @cached_property
     def scenes(self) -> Scenes:
         """The shape scenes."""
         return load_scenes(SCENE_SEED)
@@ -83,14 +92,19 @@ class Workshop:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng(CORPUS_SEED)
-            build_tokenizer(corpus(rng, CORPUS_ROUNDS)).save(str(path))
+            build_tokenizer(texts(rng), spelled()).save(str(path))
         return load_tokenizer(path)
 
     def tasks(self, *, dev: bool, symbolic: bool) -> Tasks:
-        """Returns the tasks of the training boards or of the development boards."""
+        """Returns the tasks of the training boards and items, or of those kept to measure."""
         first_dev = len(self.pictures.boards) - DEV_BOARDS
         boards = range(first_dev, first_dev + DEV_BOARDS) if dev else range(first_dev)
-        return Tasks(self.pictures, self.scenes, self.tokenizer, boards, symbolic=symbolic)
+        first_item = len(self.worlds.items) - DEV_ITEMS
+        items = range(first_item, first_item + DEV_ITEMS) if dev else range(first_item)
+        return Tasks(
+            self.pictures, self.scenes, self.tokenizer, boards, self.worlds, items,
+            symbolic=symbolic,
+        )  # fmt: skip
 
     def is_done(self, plan: Plan) -> bool:
         """Tells whether a stage has run all its steps."""
@@ -101,15 +115,17 @@ class Workshop:
 
 
 def run_render(shop: Workshop) -> None:
-    """Renders the boards."""
+    """Renders boards, pages and items."""
+    glimpses.draw(shop.cache / "glimpses", pages=PAGES, seed=PAGE_SEED)
     render(shop.cache / "pictures", boards=BOARDS, seed=PICTURE_SEED)
+    worlds.draw(shop.cache / "worlds", items=ITEMS, seed=ITEM_SEED)
 
 
 def run_encoder(shop: Workshop) -> None:
     """Stage 1."""
     if not shop.is_done(ENCODER):
         path = shop.checkpoint(ENCODER.name)
-        train_encoder(ENCODER, shop.config, shop.pictures, shop.scenes, path)
+        train_encoder(ENCODER, shop.config, shop.pictures, shop.scenes, shop.glimpses, path)
 
 
 def run_text(shop: Workshop) -> None:
@@ -135,32 +151,22 @@ def _run_joint(shop: Workshop, plan: Plan, mix: Mix, start: str) -> None:
 
 def run_align(shop: Workshop) -> None:
     """Stage 3."""
-    _run_joint(shop, ALIGN, ALL_TASKS, TEXT.name)
-
-
-def run_blend(shop: Workshop) -> None:
-    """Stage 4."""
-    _run_joint(shop, BLEND, ALL_TASKS, ALIGN.name)
+    _run_joint(shop, ALIGN, LOCATE_MIX, TEXT.name)
 
 
 def run_locate(shop: Workshop) -> None:
-    """Stage 5."""
-    _run_joint(shop, LOCATE, LOCATE_MIX, BLEND.name)
+    """Stage 4."""
+    _run_joint(shop, LOCATE, LOCATE_MIX, ALIGN.name)
 
 
 def run_joint(shop: Workshop) -> None:
-    """Stage 6."""
+    """Stage 5."""
     _run_joint(shop, JOINT, FULL_TRACES, LOCATE.name)
-
-
-def run_read(shop: Workshop) -> None:
-    """Stage 7."""
-    _run_joint(shop, READ, READING, JOINT.name)
 
 
 def run_export(shop: Workshop) -> None:
     """Writes the shipped files from the latest stage there is."""
-    stages = (READ.name, JOINT.name, LOCATE.name, BLEND.name, ALIGN.name)
+    stages = (JOINT.name, LOCATE.name, ALIGN.name)
     path = next(p for p in map(shop.checkpoint, stages) if p.exists())
     model = load_model(shop.config, path)
     export(Model(shop.config, model.encoder, model.decoder), shop.tokenizer, shop.model)
@@ -171,10 +177,8 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "encoder": run_encoder,
     "text": run_text,
     "align": run_align,
-    "blend": run_blend,
     "locate": run_locate,
     "joint": run_joint,
-    "read": run_read,
     "export": run_export,
 }
 

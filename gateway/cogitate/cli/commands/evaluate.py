@@ -29,8 +29,8 @@ from rich.console import Console
 NAME = "eval"
 HELP = "measure accuracy, latency and tokens"
 DATASETS: Final = (
-    "boards", "boards-hard", "easy-vqa", "countdown", "labels", "labels-hard", "tables",
-    "tables-hard", "charts", "charts-hard", "compare", "followups", "chains", "outside",
+    "boards", "boards-hard", "easy-vqa", "countdown", "mixed-hard", "labels", "labels-hard",
+    "tables", "tables-hard", "charts", "charts-hard", "compare", "followups", "chains", "outside",
     "near-misses",
 )  # fmt: skip
 COMPARE: Final = "compare"
@@ -44,9 +44,9 @@ Asks questions through the mesh that runs here, or a private one, in every combi
 latency as a client sees it. Questions are one of our sets; a file of JSON lines, or - for standard
 input; or reasoning-gym:TASK, for which `pip install 'cogitate[reasoning]'`. Our sets are boards,
 countdown, labels (words on cards), tables (receipts, timetables, lab reports) and charts, all but
-countdown also as NAME-hard, with more noise; easy-vqa; compare (two pictures);
-followups (the last question of a conversation); chains (read, look up, calculate); outside (to be
-declined) and near-misses (not to be declined: any answer counts).
+countdown also as NAME-hard, with more noise; mixed-hard, all of these in turn; easy-vqa; compare
+(two pictures); followups (the last question of a conversation); chains (read, look up, calculate);
+outside (to be declined) and near-misses (not to be declined: any answer counts).
 
   cogitate eval countdown --agents 1,2,4,8,16 --limit 200 --baseline retry --out countdown
   cogitate eval mine.jsonl --agents 1,8 --quorum all,unbeatable --baseline judge --out mine

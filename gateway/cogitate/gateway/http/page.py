@@ -18,6 +18,7 @@ _KINDS: Final = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "webp": "image/webp",
 }
 # Nothing from elsewhere, nothing inline; pictures are blobs that the page's own scripts fetched.
 _POLICY: Final = (

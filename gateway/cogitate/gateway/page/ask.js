@@ -7,6 +7,7 @@ import { count } from "./words.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const pictures = new Map(); // the list's element → {data, url}
+const tables = new Map(); // the list's element → a LookupTable
 let limits = {};
 
 /** Sets the form up; `onAsk` is given a ContemplationSpec. */
@@ -59,12 +60,30 @@ export function refill(spec, question, images) {
   form.strategy.value = spec.strategy ?? "";
   form.quorum.value = spec.quorum ?? "";
   form.seed.value = spec.samplingParams?.seed ?? "";
-  for (const { url } of pictures.values()) URL.revokeObjectURL(url);
-  pictures.clear();
-  $("pictures").replaceChildren();
+  clear();
   for (const image of images) listed(h("span", { class: "muted" }, "a picture of the last question"), { image: { digest: image.digest } }, "picture");
   show($("gang"), form.effort.value === "EFFORT_CONTEMPLATING");
   form.question.focus();
+}
+
+/** Fills the form with a question, its pictures and its tables, instead of what was there. */
+export async function fill(question, files, given) {
+  const form = $("form").elements;
+  clear();
+  form.question.value = question;
+  await add(files);
+  for (const table of given) {
+    const words = `the table ${table.name} (${table.columns.join(", ")})`;
+    tabled(h("span", { class: "muted" }, words), table, words);
+  }
+  form.question.focus();
+}
+
+function clear() {
+  for (const { url } of pictures.values()) URL.revokeObjectURL(url);
+  pictures.clear();
+  tables.clear();
+  $("pictures").replaceChildren();
 }
 
 function choices(select, pairs) {
@@ -92,15 +111,23 @@ async function add(files) {
 }
 
 function listed(shown, picture, words) {
+  pictures.set(item(shown, words, (root) => URL.revokeObjectURL(picture.url) ?? pictures.delete(root)), picture);
+}
+
+function tabled(shown, table, words) {
+  tables.set(item(shown, words, (root) => tables.delete(root)), table);
+}
+
+/** An entry of the list that can be left out again. */
+function item(shown, words, leave) {
   const remove = () => {
-    URL.revokeObjectURL(picture.url);
-    pictures.delete(root);
+    leave(root);
     root.remove();
     $("files").focus();
   };
   const root = h("li", {}, shown, h("button", { type: "button", class: "remove", "aria-label": `leave out ${words}`, onclick: remove }, "×"));
-  pictures.set(root, picture);
   $("pictures").append(root);
+  return root;
 }
 
 const base64 = (file) =>
@@ -111,7 +138,7 @@ const base64 = (file) =>
     reader.readAsDataURL(file);
   });
 
-function complain(text) {
+export function complain(text) {
   write($("form-problem"), text);
   show($("form-problem"), text);
   $("question").toggleAttribute("aria-invalid", Boolean(text) && !$("question").value.trim());
@@ -146,6 +173,7 @@ function spec() {
     onDisconnect: "ON_DISCONNECT_CONTINUE",
     ...(isGang && { agentCount: number("agents"), strategy: form.strategy.value, quorum: form.quorum.value }),
     ...(Object.values(budget).some((value) => value !== undefined) && { budget }),
+    ...(tables.size && { tables: [...tables.values()] }),
     ...(tools.length && { allowedTools: tools }),
     ...(form.seed.value !== "" && { samplingParams: { seed: form.seed.value } }),
   };

@@ -6,6 +6,7 @@
 import * as asking from "./ask.js";
 import { call, key } from "./connect.js";
 import { $, h, say, show, write } from "./dom.js";
+import { offerExamples } from "./examples.js";
 import { drawFleet, fetchFleet } from "./fleet.js";
 import { drawHistory, imagesOf, questionOf } from "./history.js";
 import { Lanes } from "./lanes.js";
@@ -241,6 +242,7 @@ const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 function start() {
   asking.prepare(ask);
+  offerExamples();
   window.addEventListener("hashchange", route);
   $("skip").addEventListener("click", (event) => (event.preventDefault(), $("main").focus()));
   $("past").addEventListener("click", (event) => (event.preventDefault(), $("rest").focus()));

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mini.views import MEAN, STD
 
-CROP_SIGMA, WHOLE_SIGMA, SCENE_SIGMA = 27.0, 8.0, 6.0
+CROP_SIGMA, TEXT_SIGMA, WHOLE_SIGMA, SCENE_SIGMA = 27.0, 12.0, 8.0, 6.0
 WARP_SHARE = 0.5
 
 

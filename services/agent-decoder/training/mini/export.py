@@ -29,8 +29,10 @@ from mini.model import (
 from mini.tokenizer import BEGIN, END, PAD
 from mini.views import MEAN, STD, VIEW_PX
 from mini.words import AGENT_HINTS
+from mini.worlds import TILING
 
 TEMPERATURE = 0.8
+TRAINED_TOOLS = ("zoom", "calculator", "prove", "lookup")
 OPSET = 18
 SMALL_INITIALISER = 1024
 
@@ -95,6 +97,7 @@ def llama_config(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
             "name": "mini",
             "template": "mini",
             "image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS},
+            "trained_tools": list(TRAINED_TOOLS),
             "agent_hints": list(AGENT_HINTS),
             "temperature": TEMPERATURE,
         },
@@ -109,6 +112,7 @@ def preprocessor_config() -> dict[str, Any]:
         "std": [STD] * 3,
         "rescale_factor": 1 / 255,
         "resample": "bilinear",
+        "tiles": {"most": TILING.most, "side": TILING.side},
         "resample_note": "PIL Image.Resampling.BILINEAR after cropping; it averages on reduction",
     }
 

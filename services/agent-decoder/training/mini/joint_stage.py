@@ -1,7 +1,7 @@
-"""Stages 3 and 4: encoder and decoder meet, and learn whole traces of every task together.
+"""Stages 3 to 5: encoder and decoder meet, and learn whole traces of every task together.
 
-In `align` the encoder's body is frozen and only its projections learn; in `joint` the body follows
-slowly. Batch-norm statistics stay as stage 1 left them in both.
+In `align` the encoder's body is frozen and only its projections learn; later it follows slowly.
+Batch-norm statistics stay as stage 1 left them.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from mini.augment import WHOLE_SIGMA, crop_input, disturb, normalise, scene_input
+from mini.augment import TEXT_SIGMA, WHOLE_SIGMA, crop_input, disturb, normalise, scene_input
 from mini.batches import Batch, exact_rows, make_batch, own_logits
 from mini.model import Decoder, Encoder, ModelConfig
 from mini.stage import Plan, run
 from mini.tasks import BUCKET_TOKENS, Tasks
 from mini.tokenizer import PAD
-from mini.traces import Pool
+from mini.traces import CROPS, Pool
 
 
 @dataclass(frozen=True)
@@ -36,55 +36,62 @@ class Part:
 
 Mix = tuple[Part, ...]
 
-# Every task at once.
-ALL_TASKS: Mix = (
-    Part("plan", 56, 1.5),
-    Part("long", 8),
-    Part("medium", 8),
-    Part("short", 8),
-    Part("glance", 24),
-    Part("search", 80),
-)
-# The same with less planning, once that is learned, and more of the search, which takes longest.
-FULL_TRACES: Mix = (
-    Part("plan", 24, share=0.2),
-    Part("long", 10),
-    Part("medium", 10, share=0.7),
-    Part("short", 12, share=0.6),
-    Part("glance", 24, share=0.5),
-    Part("scene", 64, 1.5),
-    Part("search", 64),
-    Part("search", 64, share=0.5),
-)
-# At last, mostly reading: the digits are seen long before each three-digit token is known.
-READING: Mix = (
-    Part("read", 256, 1.5),
-    Part("plan", 24, share=0.2),
-    Part("long", 10, share=0.8),
-    Part("medium", 10, share=0.8),
-    Part("short", 12, share=0.6),
-    Part("glance", 24, share=0.5),
-    Part("scene", 64, share=0.3),
-    Part("search", 64, share=0.6),
-)
-# Mostly finding the cells of a colour, the last thing to be learned; little of the rest.
+# First of all where things are: nothing can be read before that is known.
 LOCATE: Mix = (
-    Part("plan", 56, batches=4),
-    Part("long", 8, share=0.1),
-    Part("medium", 8, share=0.1),
-    Part("short", 8, share=0.1),
-    Part("glance", 24, share=0.3),
-    Part("search", 80, share=0.3),
+    Part("plan", 56, batches=2),
+    Part("where", 32, 1.5, batches=2),
+    Part("spell", 128),
+    Part("read", 128),
+    Part("glance", 24, share=0.4),
+    Part("scene", 48, share=0.3),
+    Part("short", 10, share=0.5),
+    Part("item-1", 14),
+    Part("item-2", 12),
+    Part("item-3", 8),
+    Part("item-instant", 8, share=0.3),
+    Part("search", 64, share=0.5),
+    Part("role", 6, share=0.4),
+)
+# Every task at once, whole traces.
+FULL_TRACES: Mix = (
+    Part("plan", 32, share=0.4),
+    Part("long", 10),
+    Part("medium", 8, share=0.6),
+    Part("short", 10, share=0.6),
+    Part("glance", 24, share=0.5),
+    Part("scene", 48, share=0.3),
+    Part("read", 128, share=0.5),
+    Part("search", 80),
+    Part("where", 24, share=0.5),
+    Part("spell", 128),
+    Part("item-1", 14, share=0.7),
+    Part("item-2", 12),
+    Part("item-3", 12),
+    Part("item-4", 10),
+    Part("item-5", 8, share=0.7),
+    Part("item-instant", 8, share=0.2),
+    Part("role", 8),
+    Part("again", 6, share=0.4),
 )
 DEV_TRACES = {
-    "read": 512,
+    "read": 256,
     "plan": 56,
-    "long": 24,
-    "medium": 48,
-    "short": 48,
+    "long": 20,
+    "medium": 32,
+    "short": 40,
     "glance": 48,
     "scene": 48,
     "search": 80,
+    "where": 48,
+    "spell": 256,
+    "item-1": 28,
+    "item-2": 48,
+    "item-3": 48,
+    "item-4": 40,
+    "item-5": 32,
+    "item-instant": 16,
+    "role": 32,
+    "again": 24,
 }
 BODY_FACTOR = 0.15
 
@@ -120,7 +127,6 @@ class JointStage:
         self.model, self.train, self.dev, self.mix = model, train, dev, mix
         self.pad = tokenizer.token_to_id(PAD)
         self.model.encoder.body.eval()
-        self.model.decoder.compile_layers()
 
     def _views(self, tasks: Tasks, batch: Batch, *, disturbed: bool) -> dict[Pool, Tensor]:
         """Encodes the batch's pictures: {pool: (n, tokens, D)}; pools without any are left out."""
@@ -128,6 +134,8 @@ class JointStage:
             "board": tasks.pictures.wholes,
             "crop": tasks.pictures.crops,
             "scene": tasks.scenes.views,
+            "page": tasks.worlds.pages,
+            "patch": tasks.worlds.patches,
         }
         pools = [pool for pool, indices in batch.pictures.items() if indices]
         if not pools:
@@ -137,8 +145,8 @@ class JointStage:
             pixels = sources[pool][np.array(batch.pictures[pool])]
             if not disturbed:
                 inputs.append(normalise(pixels))
-            elif pool == "board":
-                inputs.append(disturb(pixels, WHOLE_SIGMA))
+            elif pool in ("board", "page", "patch"):
+                inputs.append(disturb(pixels, TEXT_SIGMA if pool == "patch" else WHOLE_SIGMA))
             else:
                 inputs.append(crop_input(pixels) if pool == "crop" else scene_input(pixels))
         x = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
@@ -146,7 +154,7 @@ class JointStage:
         with torch.autocast("cpu", torch.bfloat16):
             features = encoder.body(x).split([len(part) for part in inputs])
             return {
-                pool: encoder.project_crop(f) if pool == "crop" else encoder.project_whole(f)
+                pool: encoder.project_crop(f) if pool in CROPS else encoder.project_whole(f)
                 for pool, f in zip(pools, features, strict=True)
             }
 

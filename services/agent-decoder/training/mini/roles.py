@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from cogitate.agent_decoder.model.tiling import Tiling
 from cogitate.aggregator.core.answers import key_of
 from cogitate.aggregator.core.ballots import Ballot
 from cogitate.aggregator.core.strategies import best_of, refine, synthesis
 from cogitate.aggregator.core.strategies.base import Draft
 from cogitate.aggregator.core.strategies.workspace import LETTERS, candidates, growing, workspace
 from cogitate.evals.countdown import QUESTION_FORMS, Puzzle, Step, apply, draw_puzzle
+from cogitate.evals.items import Item
+from cogitate.evals.outside import REFUSAL
 from cogitate.evals.render import COLOUR_NAMES
 
 from mini import tokenizer as names
-from mini.scripts import Piece, answer
+from mini.scripts import Piece, View, answer, script
+from mini.traces import COLUMN_NAMES
 
 RIGHT, WRONG = "10", "0"
 DRAFTS = (2, 4)
@@ -31,12 +35,16 @@ NONE_RIGHT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Case:
-    """A puzzle, its question, and drafts of it; `reasons` says of each draft what is wrong."""
+    """A puzzle, its question, and drafts of it, each with what is to be said of it.
+
+    Drafts say the numbers, so any board will do for the picture.
+    """
 
     puzzle: Puzzle
     question: str
     drafts: tuple[Draft, ...]
-    reasons: tuple[str, ...]
+    judged: tuple[tuple[str, bool], ...]
+    board: int | None = None
 
 
 def chain(steps: Sequence[Step]) -> str:
@@ -44,21 +52,27 @@ def chain(steps: Sequence[Step]) -> str:
     return ", ".join(map(str, steps)) + "."
 
 
-def judge(puzzle: Puzzle, steps: Sequence[Step]) -> str:
-    """Says what the first thing is that is wrong with a derivation; empty if it holds."""
+def judge(puzzle: Puzzle, steps: Sequence[Step]) -> tuple[str, bool]:
+    """Goes through a derivation and says what is left after each step, up to the first fault.
+
+    Returns what is said, "18*1 is 18, left 1 10 18. 18+9: there is no 9.", and whether it holds.
+    """
     pool = list(puzzle.numbers)
+    said = []
     for step in steps:
+        asked = f"{step.left}{step.operator}{step.right}"
         for number in (step.left, step.right):
             if number not in pool:
-                return f"there is no {number} left"
+                return " ".join([*said, f"{asked}: there is no {number}."]), False
             pool.remove(number)
         right = apply(step.left, step.operator, step.right)
         if step.result != right:
-            return f"{step.left}{step.operator}{step.right} is {right}"
+            return " ".join([*said, f"{asked} is {right}, not {step.result}."]), False
         pool.append(step.result)
-    if pool == [puzzle.target]:
-        return ""
-    return f"{pool[0]} is not {puzzle.target}" if len(pool) == 1 else "a number is not used"
+        said.append(f"{asked} is {right}, left {' '.join(map(str, pool))}.")
+    holds = pool == [puzzle.target]
+    said.append("It holds." if holds else f"That is not {puzzle.target} alone.")
+    return " ".join(said), holds
 
 
 def spoil(rng: np.random.Generator, puzzle: Puzzle) -> tuple[Step, ...]:
@@ -80,7 +94,7 @@ def spoil(rng: np.random.Generator, puzzle: Puzzle) -> tuple[Step, ...]:
             steps[i] = Step(left, step.operator, step.right, apply(left, step.operator, step.right))
         else:  # a number left out
             steps = steps[:-1]
-        if min(one.result for one in steps) >= 0 and judge(puzzle, steps):
+        if min(one.result for one in steps) >= 0 and not judge(puzzle, steps)[1]:
             return tuple(steps)
 
 
@@ -98,29 +112,43 @@ def draw_case(rng: np.random.Generator, *, held_out: bool = False) -> Case:
     count = int(rng.integers(DRAFTS[0], DRAFTS[1] + 1))
     lucky = -1 if rng.random() < NONE_RIGHT_SHARE else int(rng.integers(count))
     drafts: list[Draft] = []
-    reasons: list[str] = []
-    listed = " ".join(map(str, puzzle.numbers))
+    judged: list[tuple[str, bool]] = []
+    reasoning = _reasoning(rng, colour, puzzle)
     while len(drafts) < count:
         i = len(drafts)
         steps = puzzle.steps if i == lucky else spoil(rng, puzzle)
-        made = draft(i, chain(steps), f"Numbers {listed}, target {puzzle.target}. ")
+        made = draft(i, chain(steps), reasoning)
         if made.ballot.key in {one.ballot.key for one in drafts}:
             continue
         if lucky >= 0 and i != lucky and made.ballot.key == key_of(chain(puzzle.steps), "auto"):
             continue
         drafts.append(made)
-        reasons.append(judge(puzzle, steps))
+        judged.append(judge(puzzle, steps))
     question = form.format(colour=colour, target=puzzle.target)
-    return Case(puzzle, question, tuple(drafts), tuple(reasons))
+    return Case(puzzle, question, tuple(drafts), tuple(judged))
+
+
+def _reasoning(rng: np.random.Generator, colour: str, puzzle: Puzzle) -> str:
+    """What an agent says on the way to a derivation: where the cards lie, and their numbers."""
+    places = [f"{column}{row}" for row in (1, 2, 3) for column in COLUMN_NAMES]
+    cells = sorted(rng.permutation(len(places))[: len(puzzle.numbers)].tolist())
+    listed = " ".join(map(str, puzzle.numbers))
+    return (
+        f"{colour.capitalize()} at {' '.join(places[i] for i in cells)}."
+        f"{', '.join(map(str, puzzle.numbers))}. Numbers {listed}, target {puzzle.target}."
+    )
 
 
 def _prompt(case: Case, shown: str, request: str) -> list[Piece]:
-    """The second round's prompt. Drafts say the numbers, so the picture is not needed here."""
+    """The second round's prompt."""
     turns = ((names.USER, case.question), (names.ASSISTANT, shown), (names.USER, request))
     pieces = [Piece(names.BEGIN)]
     for role, text in turns:
         mark = [Piece(names.ANSWER)] if role == names.ASSISTANT else []
-        pieces += [Piece(role), *mark, Piece(text), Piece(names.END)]
+        pieces += [Piece(role), *mark, Piece(text)]
+        if text is case.question and case.board is not None:
+            pieces.append(Piece(view=View(0, board=case.board)))
+        pieces.append(Piece(names.END))
     return [*pieces, Piece(names.ASSISTANT)]
 
 
@@ -129,12 +157,11 @@ def checker(case: Case, rng: np.random.Generator) -> list[Piece]:
     tallies = candidates(case.drafts)
     i = int(rng.integers(len(tallies)))
     about = next(d for d in case.drafts if d.ballot.key == tallies[i].key)
-    reason = case.reasons[about.ballot.agent_id]
-    said = f" {reason[:1].upper()}{reason[1:]}." if reason else " Every step holds."
+    said, holds = case.judged[about.ballot.agent_id]
     pieces = _prompt(case, workspace(case.drafts, with_counts=False), best_of.REQUEST)
     pieces.append(Piece(f"Score of answer {LETTERS[i]}:"))
-    pieces.append(Piece(said, own=True))
-    return [*pieces, *answer(WRONG if reason else RIGHT)]
+    pieces.append(Piece(f" {said}", own=True))
+    return [*pieces, *answer(RIGHT if holds else WRONG)]
 
 
 def summariser(case: Case) -> list[Piece]:
@@ -151,10 +178,43 @@ def refiner(case: Case) -> list[Piece]:
 
 
 def _concluded(case: Case, shown: Sequence[Draft]) -> list[Piece]:
-    """Names what is wrong with each draft by its letter; gives the one that holds, or admits."""
-    said, sentence = [], f"I could not make {case.puzzle.target}."
+    """Goes through the drafts by their letters up to the first that holds; gives it, or admits."""
+    told, sentence = [], f"I could not make {case.puzzle.target}."
     for letter, one in zip(LETTERS, shown, strict=False):
-        reason = case.reasons[one.ballot.agent_id]
-        said.append(f"{letter}: {reason or 'every step holds'}. ")
-        sentence = sentence if reason else one.ballot.answer
-    return [Piece("".join(said), own=True), *answer(sentence)]
+        said, holds = case.judged[one.ballot.agent_id]
+        told.append(f"{letter}: {said}")
+        if holds:
+            sentence = one.ballot.answer
+            break
+    return [Piece(" ".join(told), own=True), *answer(sentence)]
+
+
+def again(rng: np.random.Generator, item: Item, tiling: Tiling | None) -> list[Piece]:
+    """`refine`'s later round on an item with a picture: it reads again, whatever the drafts say."""
+    told = f"{item.seen[:1].upper()}{item.seen[1:]}. " if item.seen else ""
+    reads = ", ".join(read.text for read in item.reads)
+    answers = [item.truth] * int(rng.integers(0, 4))
+    answers += [_off(rng, item.truth) for _ in range(rng.integers(1, 4))]
+    drafts = [
+        draft(i, answers[j], f"{told}{reads}. ")
+        for i, j in enumerate(rng.permutation(len(answers)).tolist())
+    ]
+    whole = script(item, tiling)
+    begun = next(i for i, piece in enumerate(whole) if piece.own)
+    turns = (
+        Piece(names.ANSWER), Piece(workspace(drafts)), Piece(names.END), Piece(names.USER),
+        Piece(refine.REQUEST), Piece(names.END), Piece(names.ASSISTANT),
+    )  # fmt: skip
+    return [*whole[:begun], *turns, *whole[begun:]]
+
+
+def _off(rng: np.random.Generator, answer: str) -> str:
+    """Another answer of the same form: other digits, or other letters where there are none."""
+    digits = [i for i, letter in enumerate(answer) if letter.isdigit()]
+    if not digits:
+        opposite = {"Yes.": "No.", "No.": "Yes.", "The first.": "The second."}
+        return opposite.get(answer, REFUSAL if answer != REFUSAL else "The first.")
+    changed = list(answer)
+    for i in rng.permutation(digits)[: rng.integers(1, 3)]:
+        changed[i] = str(rng.integers(10))
+    return "".join(changed)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from cogitate.agent_decoder.model.tiling import Tiling
 from cogitate.evals.items import Box, Item, Read, Table
+from cogitate.tool_executor.core import types
+from cogitate.tool_executor.core.lookup import look_up
 
 from mini import tokenizer as names
 
@@ -31,12 +33,22 @@ class View:
 
     picture: int
     box: tuple[float, float, float, float] | None = None
+    is_tile: bool = False
+    says: str = ""
+    """What is read in it; stands for it while the encoder is untrained."""
+    board: int | None = None
+    """The whole of a rendered board instead, by its index."""
 
 
 def tables_line(tables: Sequence[Table]) -> str:
     """What the aggregator says of a request's tables."""
     told = "; ".join(f"{one.name} ({', '.join(one.columns)})" for one in tables)
     return f"Tables: {told}."
+
+
+def tools_line(tools: Sequence[str]) -> str:
+    """What the decoder says of tools that the model was not trained on."""
+    return f"Tools: {', '.join(tools)}."
 
 
 def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
@@ -50,8 +62,17 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
         pieces.append(Piece(f"{blank}{item.seen[:1].upper()}{item.seen[1:]}. ", own=True))
     pieces += _reading(item.reads)
     for use in item.uses:
-        pieces += call(use.call, Piece(use.result))
-    return [*pieces, *answer(item.truth)]
+        pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
+    return [*pieces, *_reading(item.last), *answer(item.truth)]
+
+
+def _missed(text: str, tables: Sequence[Table]) -> str:
+    """What the tool says of a row that is not in the table."""
+    name, row = text.removeprefix("lookup(").removesuffix(")").split(", ")
+    try:
+        return look_up([types.Table(one.name, one.columns, one.rows) for one in tables], name, row)
+    except types.ToolError as error:
+        return str(error)
 
 
 def prompt(item: Item, tiling: Tiling | None) -> Iterator[Piece]:
@@ -63,7 +84,9 @@ def prompt(item: Item, tiling: Tiling | None) -> Iterator[Piece]:
         is_last = i == len(questions) - 1
         lines = [question, *([tables_line(item.tables)] if is_last and item.tables else [])]
         yield Piece(names.USER)
-        yield Piece("\n".join([*lines, *([layout] if layout else [])]))
+        lines += [layout] if layout else []
+        lines += [tools_line(item.tools)] if is_last and item.tools else []
+        yield Piece("\n".join(lines))
         yield from (Piece(view=view) for view in views)
         yield Piece(names.END)
         yield Piece(names.ASSISTANT)
@@ -83,7 +106,7 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
         if tiling is not None:
             views += [
                 View(i, (b.x0_permille / 10, b.y0_permille / 10, b.x1_permille / 10,
-                         b.y1_permille / 10))
+                         b.y1_permille / 10), is_tile=True)
                 for b in tiling.boxes(width, height)
             ]  # fmt: skip
             grids.append("x".join(map(str, tiling.grid(width, height))))
@@ -95,7 +118,8 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
 def _reading(reads: Sequence[Read]) -> Iterator[Piece]:
     """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `."""
     for i, read in enumerate(reads):
-        yield from call(zoom(read.box, read.picture), Piece(view=View(read.picture, read.box)))
+        view = View(read.picture, read.box, says=read.text)
+        yield from call(zoom(read.box, read.picture), Piece(view=view))
         yield Piece(f"{read.text}{'. ' if i == len(reads) - 1 else ', '}", own=True)
 
 

@@ -9,7 +9,9 @@ from cogitate.evals.countdown import Step, draw_puzzle
 from cogitate.evals.render import COLOUR_NAMES
 from tokenizers import Tokenizer
 
-from mini import traces
+from mini import item_tasks, traces
+from mini.item_tasks import ItemTasks
+from mini.model import CROP_TOKENS
 from mini.pictures import Pictures
 from mini.scenes import Scenes
 from mini.traces import Asked, Look, Trace, Writer
@@ -23,16 +25,18 @@ from mini.words import (
     outside_question,
     vary,
 )
+from mini.worlds import Worlds
 
 BUCKET_TOKENS = {
-    "read": 8,
+    "read": 12,
     "search": 46,
     "plan": 48,
     "glance": 56,
     "scene": 46,
-    "short": 112,
-    "medium": 160,
-    "long": 240,
+    "short": 120,
+    "medium": 176,
+    "long": 260,
+    **item_tasks.BUCKET_TOKENS,
 }
 MORE_FORMS = {
     "sum": ("Sum of the {colour} cards?", "How much are the {colour} cards together?"),
@@ -84,11 +88,14 @@ class Tasks:
         scenes: Scenes,
         tokenizer: Tokenizer,
         boards: range,
+        worlds: Worlds,
+        items: range,
         *,
         symbolic: bool,
     ) -> None:
-        self.pictures, self.scenes = pictures, scenes
+        self.pictures, self.scenes, self.worlds = pictures, scenes, worlds
         self.writer = Writer(tokenizer, symbolic=symbolic)
+        self.items = ItemTasks(worlds, self.writer, items, boards)
         self.boards = boards
         self._by_count: dict[int, list[tuple[int, int]]] = {k: [] for k in range(13)}
         self._by_number: dict[tuple[int, int], list[int]] = {}
@@ -129,6 +136,8 @@ class Tasks:
 
     def draw(self, bucket: str, rng: np.random.Generator) -> Trace:
         """Draws one trace of a bucket; never longer than the bucket's tokens."""
+        if bucket in item_tasks.BUCKET_TOKENS:
+            return self.items.draw(bucket, rng)
         kinds = self.buckets[bucket]
         shares = np.array([share for share, _ in kinds])
         make = kinds[rng.choice(len(kinds), p=shares / shares.sum())][1]
@@ -151,7 +160,7 @@ class Tasks:
         return Look("board", board, tuple(symbols))
 
     def _crop(self, card: int, number: int) -> Look:
-        return Look("crop", card, self.writer.encode(str(number)) * 4)
+        return Look("crop", card, self.writer.encode(str(number)) * CROP_TOKENS)
 
     def _scene(self, index: int) -> Look:
         shape, colour = (int(v) for v in self.scenes.labels[index])

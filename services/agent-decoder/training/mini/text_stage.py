@@ -20,9 +20,19 @@ from mini.tasks import BUCKET_TOKENS, Tasks
 from mini.tokenizer import PAD
 
 SEARCH_BATCH = 128
-# Batches of the other buckets, one after the other, a step each.
-SYMBOLIC = (("long", 8), ("glance", 16), ("medium", 10), ("short", 14))
-DEV_TRACES = 48
+# Batches of the other buckets, of which a step has a few.
+OTHERS = 3
+SYMBOLIC = (
+    ("long", 8),
+    ("glance", 16),
+    ("medium", 10),
+    ("short", 14),
+    ("item-2", 16),
+    ("item-3", 12),
+    ("item-4", 10),
+    ("role", 8),
+    ("role", 8),
+)
 
 
 class TextStage:
@@ -35,7 +45,6 @@ class TextStage:
         self.train, self.dev = train, dev
         self.model = Decoder(config)
         initialise_numbers(self.model.embed_tokens.weight, tokenizer, seed)
-        self.model.compile_layers()
         self.step = 0
 
     def _draw(self, tasks: Tasks, bucket: str, count: int, rng: np.random.Generator) -> Tensor:
@@ -45,10 +54,10 @@ class TextStage:
         return F.cross_entropy(logits, labels)
 
     def losses(self, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Yields the search loss, then the loss of one other bucket."""
+        """Yields the search loss, then the losses of a few other buckets."""
         yield self._draw(self.train, "search", SEARCH_BATCH, rng)
-        bucket, count = SYMBOLIC[rng.integers(len(SYMBOLIC))]
-        yield 0.5 * self._draw(self.train, bucket, count, rng)
+        for i in rng.permutation(len(SYMBOLIC))[:OTHERS]:
+            yield 0.5 * self._draw(self.train, *SYMBOLIC[i], rng)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -1,16 +1,17 @@
-"""Builds `tokenizer.json`: byte-level BPE in which every run of up to three digits is one token.
+"""Builds `tokenizer.json`: frequent words and digit runs are one token each, all else is bytes.
 
-A digit run never merges with its surroundings; a word keeps the blank before it and, in front of a
-digit, the blank after it, which keeps traces short.
+Every run of up to three digits is one token, which never merges with its surroundings; a word keeps
+the blank before it and, in front of a digit, the blank after it, which keeps traces short.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 2304
+LEAST_COUNT = 3
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 USER, ASSISTANT, SYSTEM = "<|user|>", "<|assistant|>", "<|system|>"
 IMAGE, CALL, RUN = "<|image|>", "<|call|>", "<|run|>"
@@ -39,42 +40,37 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
 
 
-def _learn_merges(corpus: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """Returns at most `count` merges learned from the corpus, none of which touches a digit."""
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = _pre_tokenizer()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + 4 * count,
-        initial_alphabet=alphabet,
-        show_progress=False,
-        min_frequency=2,
-    )
-    learner.train_from_iterator(corpus, trainer)
-    merges = _merges_of(learner)
-    return [pair for pair in merges if not any(c.isdigit() for c in "".join(pair))][:count]
+def _frequent(corpus: Iterable[str], spelled: Collection[str]) -> list[str]:
+    """Returns the pieces of the corpus without digits, the most frequent first.
+
+    Words that are to be `spelled` are left out, so that they are read and written letter by letter.
+    """
+    split, counts = _pre_tokenizer(), Counter[str]()
+    for text in corpus:
+        counts.update(piece for piece, _ in split.pre_tokenize_str(text))
+    blank = pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(" ")[0][0]
+    return [
+        piece
+        for piece, count in counts.most_common()
+        if count >= LEAST_COUNT
+        and len(piece) > 1
+        and not any(c.isdigit() for c in piece)
+        and piece.strip(blank).rstrip("(").lower() not in spelled
+    ]
 
 
-def _merges_of(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    for pair in json.loads(tokenizer.to_str())["model"]["merges"]:
-        left, right = pair if isinstance(pair, list) else pair.split(" ")
-        yield left, right
+def build_tokenizer(corpus: Iterable[str], spelled: Collection[str] = ()) -> Tokenizer:
+    """Returns the tokenizer; ids: special tokens, bytes, digit runs, whole words.
 
-
-def build_tokenizer(corpus: Iterable[str]) -> Tokenizer:
-    """Returns the tokenizer; ids: special tokens, bytes, digit runs, learned merges, reserve."""
+    There are no parts of words: a word is one token or it is spelled.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     entries = [*SPECIAL_TOKENS, *alphabet, *(run for run in DIGIT_RUNS if len(run) > 1)]
-    # Both ways to split three digits, so that any order of merging ends in the one token.
-    digit_merges = [(run[:1], run[1:]) for run in DIGIT_RUNS if len(run) > 1]
-    digit_merges += [(run[:2], run[2:]) for run in DIGIT_RUNS if len(run) > 2]
-    learned = []
-    for left, right in _learn_merges(corpus, VOCAB_SIZE - len(entries)):
-        if left + right not in entries:
-            entries.append(left + right)
-        learned.append((left, right))
-    vocabulary = {entry: i for i, entry in enumerate(entries[:VOCAB_SIZE])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=digit_merges + learned))
+    entries += _frequent(corpus, spelled)[: VOCAB_SIZE - len(entries)]
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    # With `ignore_merges` a piece that is in the vocabulary is one token without any merges.
+    model = models.BPE(vocab=vocabulary, merges=[], ignore_merges=True)
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = _pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])

@@ -1,7 +1,7 @@
 """Writes what the model should read and say, as one flat sequence of tokens.
 
 A trace knows which tokens are the model's own: only those are trained on. Views of pictures are
-runs of `<|image|>` tokens (16 for a whole picture, 4 for a crop) whose embeddings come from the
+runs of `<|image|>` tokens (16 for a whole picture, 8 for a crop) whose embeddings come from the
 encoder; before the encoder is trained, stand-in tokens tell the same in symbols.
 """
 
@@ -27,7 +27,7 @@ from mini.words import CLOSER_LOOK, REFUSAL
 
 Pool = Literal["board", "crop", "scene", "page", "patch"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
-# Pools whose pictures are crops: four tokens each.
+# Pools whose pictures are crops: eight tokens each.
 CROPS: tuple[Pool, ...] = ("crop", "patch")
 COLUMN_NAMES = "ABCD"
 
@@ -94,7 +94,7 @@ class Writer:
 
     def look(self, trace: Trace, look: Look) -> None:
         """Appends a view."""
-        count = CROP_TOKENS if look.pool == "crop" else WHOLE_TOKENS
+        count = CROP_TOKENS if look.pool in CROPS else WHOLE_TOKENS
         if self.symbolic:
             ids = list(look.symbols)
         else:

@@ -6,6 +6,7 @@ that ``<|end|>`` inside it is seven characters and not the end.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -52,8 +53,8 @@ class Template(Protocol):
     def prompt(self, turns: Sequence[Turn], *, instant: bool, tools: Sequence[str] = ()) -> Prompt:
         """The common prefix of all agents, up to where they begin to write.
 
-        `tools` are the functions it may call, each as JSON; a model that was trained on its tools
-        is not told of them.
+        `tools` are the functions it may call, each as JSON; a model that was trained on some tools
+        is not told of those.
         """
         ...
 
@@ -100,22 +101,39 @@ class MiniTemplate:
             answer=self._ids["answer"],
         )
         self._image_tokens: dict[str, int] = dict(own["image_tokens"])
+        self._trained_tools: frozenset[str] | None = (
+            frozenset(own["trained_tools"]) if "trained_tools" in own else None
+        )
 
     def prompt(self, turns: Sequence[Turn], *, instant: bool, tools: Sequence[str] = ()) -> Prompt:
         """Within a message the text comes before the images: the model was trained so."""
         prompt: Prompt = [self._ids["begin"]]
-        for turn in turns:
+        told = self._tools_line(tools)
+        last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
+        for i, turn in enumerate(turns):
             prompt.append(self._ids[turn.role])
             if turn.role == "assistant":
                 prompt.append(self._ids["answer"])
-            text = "\n".join(part.text for part in turn.parts if isinstance(part, Text))
-            prompt += self.encode(text)
+            lines = [part.text for part in turn.parts if isinstance(part, Text)]
+            prompt += self.encode("\n".join([*lines, told] if told and i == last else lines))
             prompt += [part for part in turn.parts if isinstance(part, Image)]
             prompt.append(self._ids["end"])
         prompt.append(self._ids["assistant"])
         if instant:
             prompt.append(self._ids["answer"])
         return prompt
+
+    def _tools_line(self, tools: Sequence[str]) -> str:
+        """Says how tools besides those it was trained on are called: `Tools: shop.price(item).`"""
+        if self._trained_tools is None:
+            return ""
+        functions = [json.loads(tool)["function"] for tool in tools]
+        told = [
+            f"{one['name']}({', '.join(one['parameters'].get('properties', {}))})"
+            for one in functions
+            if one["name"] not in self._trained_tools
+        ]
+        return f"Tools: {', '.join(told)}." if told else ""
 
     def injection(self, parts: Sequence[Text | Image], *, instant: bool = False) -> Prompt:
         prompt: Prompt = [self._ids["result"]]
