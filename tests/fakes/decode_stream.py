@@ -74,9 +74,10 @@ class Caller:
         raise NotImplementedError
 
     async def opened(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
-        self.streams.append(Stream(self.address, self._timeout_s))
-        await self.streams[-1].send(open=self.opening(*agents, **fields))
-        return self.streams[-1]
+        stream = Stream(self.address, self._timeout_s)
+        self.streams.append(stream)
+        await stream.send(open=self.opening(*agents, **fields))
+        return stream
 
     async def run(self, *agents: pb.AgentSpec, **fields: Any) -> Stream:
         """A gang to its end."""
