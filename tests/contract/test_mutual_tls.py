@@ -146,13 +146,29 @@ def shown(made: Signed, roots: Authority | None = None) -> grpc.ChannelCredentia
     return grpc.ssl_channel_credentials(trusted, made.key, made.certificate)
 
 
+CORE_FAILED = "Internal error from Core"
+
+
 async def status(
     channel: grpc.aio.Channel, name: str, method: Any = None
 ) -> tuple[grpc.StatusCode, str]:
-    """Calls a method with an empty request; returns how it ended."""
+    """Calls a method with an empty request; returns how it ended.
+
+    A call that is refused while grpc.aio still writes is now and then told as grpc.aio's own
+    failure (`Failed grpc_call_start_batch`): that says nothing of the service, and is asked again.
+    """
+    code, said = await _status_once(channel, name, method)
+    while said == CORE_FAILED:
+        code, said = await _status_once(channel, name, method)
+    return code, said
+
+
+async def _status_once(
+    channel: grpc.aio.Channel, name: str, method: Any
+) -> tuple[grpc.StatusCode, str]:
     found = method or methods()[name]
     call: Any = getattr(channel, kind(found))(f"/{name}")
-    made = call(iter([b""]) if found.client_streaming else b"", timeout=5)
+    made = call(iter([b""]) if found.client_streaming else b"", timeout=20)
     try:
         if found.server_streaming:
             async for _ in made:
