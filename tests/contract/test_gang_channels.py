@@ -33,6 +33,7 @@ async def test_a_decoder_that_was_used_and_came_back_is_connected_unasked() -> N
     await asyncio.sleep(0.1)
     assert channel.get_state() is IDLE  # nobody wanted anything of it yet
     await channel.channel_ready()
+    await asyncio.sleep(0.3)  # long enough to be seen
     await server.stop(None)
     # Whichever state is seen: each may be short.
     await until(channel, *set(grpc.ChannelConnectivity) - {READY})
