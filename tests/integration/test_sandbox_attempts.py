@@ -677,4 +677,4 @@ def test_nothing_outlives_a_killed_service(tmp_path: Path, service: Service) -> 
         except OSError:
             return False
 
-    assert until(lambda: not any(map(is_alive, children)), 2.0)
+    assert until(lambda: not any(map(is_alive, children)), 10.0)
