@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cogitate.cli.view import state as view
-from cogitate.client import Client
+from cogitate.client import Client, LookupTable
 from google.protobuf.json_format import MessageToDict
 
 from tests.fakes.browser import ask, needs_chromium, opened, until
@@ -89,7 +89,8 @@ async def test_a_picture_is_asked_about_and_everything_is_told(mesh: Mesh) -> No
 
 async def test_the_fleet_and_what_was_asked_before(mesh: Mesh) -> None:
     with Client(mesh.address) as client:
-        answer = client.ask("What is the square of 12?", agents=3)
+        prices = LookupTable("prices", ("item", "price"), (("bread", "2.40"),))
+        answer = client.ask("What is the square of 12?", agents=3, tables=[prices])
     async with opened(f"{mesh.http}/#fleet") as page:
         await page.wait_for_selector(".endpoint")
         assert await page.locator(".endpoint h2").all_inner_texts() == [
@@ -109,6 +110,12 @@ async def test_the_fleet_and_what_was_asked_before(mesh: Mesh) -> None:
         )
         await page.click("#anew")
         assert await page.input_value("#question") == "What is the square of 12?"
+        assert "the table prices (item, price)" in await page.inner_text("#pictures")
+        bodies: list[bytes] = []
+        page.on("request", lambda one: bodies.append(one.post_data_buffer or b""))
+        await page.click("#form button.main")
+        await until(page, "document.querySelector('#status').innerText === 'answered'")
+        assert any(b'"cells":["bread","2.40"]' in body for body in bodies), bodies
 
 
 async def test_the_page_makes_of_events_what_the_command_line_makes_of_them(mesh: Mesh) -> None:

@@ -51,7 +51,7 @@ export async function offer() {
   return server;
 }
 
-/** Fills the form with an earlier question; its pictures stay by digest. */
+/** Fills the form with an earlier question and its tables; its pictures stay by digest. */
 export function refill(spec, question, images) {
   const form = $("form").elements;
   form.question.value = question;
@@ -62,20 +62,17 @@ export function refill(spec, question, images) {
   form.seed.value = spec.samplingParams?.seed ?? "";
   clear();
   for (const image of images) listed(h("span", { class: "muted" }, "a picture of the last question"), { image: { digest: image.digest } }, "picture");
+  for (const table of spec.tables ?? []) tabled(table);
   show($("gang"), form.effort.value === "EFFORT_CONTEMPLATING");
   form.question.focus();
 }
 
-/** Fills the form with a question, its pictures and its tables, instead of what was there. */
-export async function fill(question, files, given) {
+/** Fills the form with a question and its pictures, instead of what was there. */
+export async function fill(question, files) {
   const form = $("form").elements;
   clear();
   form.question.value = question;
   await add(files);
-  for (const table of given) {
-    const words = `the table ${table.name} (${table.columns.join(", ")})`;
-    tabled(h("span", { class: "muted" }, words), table, words);
-  }
   form.question.focus();
 }
 
@@ -111,11 +108,16 @@ async function add(files) {
 }
 
 function listed(shown, picture, words) {
-  pictures.set(item(shown, words, (root) => URL.revokeObjectURL(picture.url) ?? pictures.delete(root)), picture);
+  const leave = (root) => {
+    URL.revokeObjectURL(picture.url);
+    pictures.delete(root);
+  };
+  pictures.set(item(shown, words, leave), picture);
 }
 
-function tabled(shown, table, words) {
-  tables.set(item(shown, words, (root) => tables.delete(root)), table);
+function tabled(table) {
+  const words = `the table ${table.name} (${table.columns.join(", ")})`;
+  tables.set(item(h("span", { class: "muted" }, words), words, (root) => tables.delete(root)), table);
 }
 
 /** An entry of the list that can be left out again. */

@@ -15,9 +15,17 @@ export function offerExamples() {
   $("examples").replaceChildren("Try ", ...chosen.flatMap((button) => [button, " "]));
 }
 
-async function take({ name, picture, question, tables = [] }) {
+async function take({ name, picture, question }) {
+  // One at a time: two would mix up their pictures.
+  const buttons = [...$("examples").querySelectorAll("button")];
+  for (const button of buttons) button.disabled = true;
+  await load(name, picture, question);
+  for (const button of buttons) button.disabled = false;
+}
+
+async function load(name, picture, question) {
   const answer = await fetch(`/page/example-${picture}.webp`).catch(() => ({ ok: false }));
   if (!answer.ok) return complain("The example could not be loaded. Try again.");
   const file = new File([await answer.blob()], `${name}.webp`, { type: "image/webp" });
-  await fill(question, [file], tables);
+  await fill(question, [file]);
 }
