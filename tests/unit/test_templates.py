@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from cogitate.agent_decoder.model.templates import Image, MiniTemplate, Text, Turn
 
@@ -79,6 +81,31 @@ def test_views_have_their_sizes(template: MiniTemplate) -> None:
 def test_no_token_is_longer_than_told(template: MiniTemplate) -> None:
     text = "the answer is in there " * 50
     assert len(template.encode(text)) >= len(text) // template.max_token_chars
+
+
+def test_tools_it_was_not_trained_on_are_told_at_the_last_question(template: MiniTemplate) -> None:
+    told = MiniTemplate(tokenizer(), {**OWN, "trained_tools": ["zoom"]})
+    turns = [
+        Turn("user", (Text("a"),)),
+        Turn("assistant", (Text("b"),)),
+        Turn("user", (Text("c"),)),
+    ]
+    schemas: tuple[object, ...] = (
+        {"properties": {"item": {}, "shop": {}}}, {}, [1], {"properties": [1]}, True,
+    )  # fmt: skip
+    tools = [
+        json.dumps({"function": {"name": name, "parameters": schema}})
+        for name, schema in zip(("price", "now", "list", "odd", "any"), schemas, strict=True)
+    ]
+    zoom = json.dumps({"function": {"name": "zoom", "parameters": schemas[0]}})
+    prompt = told.prompt(turns, instant=False, tools=[zoom, *tools])
+    line = template.encode("c\nTools: price(item, shop), now(), list(), odd(), any().")
+    assert prompt[-len(line) - 2 :] == [*line, ID["end"], ID["assistant"]]
+    assert prompt[: -len(line) - 2] == template.prompt(turns, instant=False)[:-3]
+    # Without others nothing is told, and a model that does not say what it knows is told nothing.
+    plain = template.prompt(turns, instant=False)
+    assert told.prompt(turns, instant=False, tools=[zoom]) == plain
+    assert template.prompt(turns, instant=False, tools=tools) == plain
 
 
 def test_a_tokenizer_that_would_cut_text_does_not() -> None:

@@ -129,7 +129,7 @@ class MiniTemplate:
             return ""
         functions = [json.loads(tool)["function"] for tool in tools]
         told = [
-            f"{one['name']}({', '.join(one['parameters'].get('properties', {}))})"
+            f"{one['name']}({', '.join(_parameters(one['parameters']))})"
             for one in functions
             if one["name"] not in self._trained_tools
         ]
@@ -152,6 +152,12 @@ class MiniTemplate:
 
     def num_image_tokens(self, image: Image) -> int:
         return self._image_tokens["crop" if image.is_crop else "whole"]
+
+
+def _parameters(schema: Any) -> list[str]:
+    """Names of parameters; none where the caller's schema is not that of an object."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return list(properties) if isinstance(properties, dict) else []
 
 
 def _special(tokenizer: Tokenizer, token: str) -> int:
