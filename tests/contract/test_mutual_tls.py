@@ -146,7 +146,7 @@ def shown(made: Signed, roots: Authority | None = None) -> grpc.ChannelCredentia
     return grpc.ssl_channel_credentials(trusted, made.key, made.certificate)
 
 
-CORE_FAILED = "Internal error from Core"
+CORE_FAILED, CORE_TRIES = "Internal error from Core", 4
 
 
 async def status(
@@ -157,9 +157,10 @@ async def status(
     A call that is refused while grpc.aio still writes is now and then told as grpc.aio's own
     failure (`Failed grpc_call_start_batch`): that says nothing of the service, and is asked again.
     """
-    code, said = await _status_once(channel, name, method)
-    while said == CORE_FAILED:
+    for _ in range(CORE_TRIES):
         code, said = await _status_once(channel, name, method)
+        if said != CORE_FAILED:
+            break
     return code, said
 
 
