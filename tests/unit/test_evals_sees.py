@@ -9,7 +9,7 @@ from cogitate.evals import chains, charts, compare, datasets, followups, labels,
 from cogitate.evals.bars import LEAST_GAP, draw_chart
 from cogitate.evals.canvas import LARGEST_TURN, Canvas
 from cogitate.evals.checks import declines, is_near, is_within, says, says_all
-from cogitate.evals.grammar import HELD_OUT_ONE_IN, Grammar, is_held_out, number_word
+from cogitate.evals.grammar import HELD_OUT_ONE_IN, KNOWN_FORMS, Grammar, is_held_out, number_word
 from cogitate.evals.items import Draw, Item, Style
 from cogitate.evals.outside import draw_near, draw_outside
 from cogitate.evals.phrases import KINDS, grammar
@@ -51,6 +51,20 @@ def test_a_grammar_numbers_its_forms() -> None:
     assert "Read the {x}, please." in forms
     with pytest.raises(IndexError):
         made.form(8)
+
+
+def test_sets_of_known_forms_keep_all_else_held_out() -> None:
+    from cogitate.evals.datasets import load
+
+    form = Grammar("<ask> [the|a] {x}[|, please|, now|!].", {"ask": "[show|read|tell|name|say]"})
+    forms = {form.draw(np.random.default_rng(i), held_out=True) for i in range(60)}
+    assert all(map(is_held_out, forms))
+    token = KNOWN_FORMS.set(True)
+    known = {form.draw(np.random.default_rng(i), held_out=True) for i in range(60)}
+    KNOWN_FORMS.reset(token)
+    assert not any(map(is_held_out, known))
+    assert {q.text for q in load("tables-known", 3)}.isdisjoint(q.text for q in load("tables", 3))
+    assert not KNOWN_FORMS.get()
 
 
 @pytest.mark.parametrize("text", ["[a|b", "a]", "<a"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +178,34 @@ def test_a_stage_resumes_where_it_stopped(tmp_path: Path, training_path: None) -
     def train(path: Path, *stops: int) -> torch.Tensor:
         for stop in stops:
             torch.manual_seed(0)
-            model = nn.Linear(3, 1)
+            parts = {"up_proj": nn.Linear(3, 4), "head": nn.Linear(4, 1)}
+            model = nn.Sequential(OrderedDict(parts))
             plan = Plan("tiny", 6, 0.1, seed=1, warmup=2, stop_after=stop)
 
             def losses(_: np.random.Generator, model: nn.Module = model) -> list[torch.Tensor]:
                 return [model(torch.randn(4, 3)).square().mean()]
 
             run(plan, model, losses, dict, path)
-        return model.weight.detach()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.equal(train(tmp_path / "a.pt", 6), train(tmp_path / "b.pt", 3, 6))
+
+
+@pytest.mark.parametrize("shape", [(24, 7), (7, 24), (8, 3, 3, 3)])
+def test_muon_steps_are_orthogonal_and_as_large_as_those_of_adam(
+    training_path: None, shape: tuple[int, ...]
+) -> None:
+    import torch
+    from mini.muon import Muon, orthogonal
+
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape).flatten(1)).float())
+    assert 0.6 < float(values.min()) and float(values.max()) < 1.3
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    weight.grad = torch.randn(shape)
+    Muon([{"params": [weight], "weight_decay": 0.0}], lr=0.1).step()
+    assert 0.1 < float(weight.detach().square().mean().sqrt() / 0.1) < 0.3
+    assert float((weight.detach() * weight.grad).sum()) < 0, "against the gradient"
 
 
 def test_the_export_is_a_plain_llama(tmp_path: Path, tokenizer: Any) -> None:

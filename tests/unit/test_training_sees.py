@@ -165,7 +165,7 @@ def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, sty
         assert image not in own and own[-1] == tokenizer.token_to_id(END)
         said = tokenizer.decode(own)
         assert item.truth in said and "Add first." not in said
-        batch = make_batch([trace], len(trace.ids), 0)
+        batch = make_batch([trace], 0)
         assert len(batch.places["patch"]) == CROP_TOKENS * len(patches)
         assert len(batch.places["page"]) == WHOLE_TOKENS * len(pages)
 

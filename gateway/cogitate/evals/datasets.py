@@ -7,6 +7,7 @@ import numpy as np
 from cogitate.evals import boards, charts, compare, countdown, easy_vqa, followups, labels, tables
 from cogitate.evals.chains import draw_item as draw_chain
 from cogitate.evals.checks import has_label, has_number, proves
+from cogitate.evals.grammar import KNOWN_FORMS
 from cogitate.evals.items import Draw, Item, Style
 from cogitate.evals.outside import draw_near, draw_outside
 from cogitate.evals.question import Question as Question
@@ -76,6 +77,15 @@ def _drawn(name: str, draw: Draw, noise: float, limit: int, seed: int) -> list[Q
     ]
 
 
+def _known(name: str, draw: Draw, noise: float, limit: int, seed: int) -> list[Question]:
+    """The same, asked in forms that training had."""
+    token = KNOWN_FORMS.set(True)
+    try:
+        return _drawn(name, draw, noise, limit, seed)
+    finally:
+        KNOWN_FORMS.reset(token)
+
+
 _DRAWN: dict[str, tuple[Draw, float]] = {
     "labels": (labels.draw_item, EASY_NOISE),
     "labels-hard": (labels.draw_item, HARD_NOISE),
@@ -89,6 +99,8 @@ _DRAWN: dict[str, tuple[Draw, float]] = {
     "outside": (draw_outside, EASY_NOISE),
     "near-misses": (draw_near, EASY_NOISE),
 }
+# Asked in thousands of forms.
+_FORMS = ("labels", "tables", "charts")
 # What one agent often gets wrong: hard pictures and puzzles, taken in turn.
 _MIXED = ("labels-hard", "tables-hard", "charts-hard", "boards-hard", "countdown")
 
@@ -106,6 +118,7 @@ DATASETS: dict[str, Callable[[int, int], list[Question]]] = {
     "countdown": _countdown,
     "mixed-hard": _mixed,
     **{name: partial(_drawn, name, draw, noise) for name, (draw, noise) in _DRAWN.items()},
+    **{f"{name}-known": partial(_known, f"{name}-known", *_DRAWN[name]) for name in _FORMS},
 }
 
 

@@ -31,7 +31,7 @@ HELP = "measure accuracy, latency and tokens"
 DATASETS: Final = (
     "boards", "boards-hard", "easy-vqa", "countdown", "mixed-hard", "labels", "labels-hard",
     "tables", "tables-hard", "charts", "charts-hard", "compare", "followups", "chains", "outside",
-    "near-misses",
+    "near-misses", "labels-known", "tables-known", "charts-known",
 )  # fmt: skip
 COMPARE: Final = "compare"
 # A quorum per set: where a tool can prove an answer, wait for the proof.
@@ -46,7 +46,8 @@ input; or reasoning-gym:TASK, for which `pip install 'cogitate[reasoning]'`. Our
 countdown, labels (words on cards), tables (receipts, timetables, lab reports) and charts, all but
 countdown also as NAME-hard, with more noise; mixed-hard, all of these in turn; easy-vqa; compare
 (two pictures); followups (the last question of a conversation); chains (read, look up, calculate);
-outside (to be declined) and near-misses (not to be declined: any answer counts).
+outside (to be declined) and near-misses (not to be declined: any answer counts); labels-known,
+tables-known and charts-known, in forms of asking that mini was trained on: all else is not.
 
   cogitate eval countdown --agents 1,2,4,8,16 --limit 200 --baseline retry --out countdown
   cogitate eval mine.jsonl --agents 1,8 --quorum all,unbeatable --baseline judge --out mine

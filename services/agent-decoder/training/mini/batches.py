@@ -30,8 +30,9 @@ class Batch:
     places: dict[Pool, Tensor]
 
 
-def make_batch(traces: Sequence[Trace], length: int, pad: int) -> Batch:
-    """Pads traces to (B, length)."""
+def make_batch(traces: Sequence[Trace], pad: int) -> Batch:
+    """Pads traces to the longest of them."""
+    length = max(len(trace.ids) for trace in traces)
     ids = np.full((len(traces), length), pad, np.int64)
     labels = np.full((len(traces), length), IGNORED, np.int64)
     pictures: dict[Pool, list[int]] = {pool: [] for pool in POOLS}

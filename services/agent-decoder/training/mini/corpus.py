@@ -9,6 +9,7 @@ import numpy as np
 from cogitate.evals import followups, nouns, outside, phrases, toolbox
 from cogitate.evals.grammar import Grammar
 from cogitate.evals.items import Style
+from cogitate.evals.render import COLOUR_NAMES
 from tqdm import tqdm
 
 from mini import roles, tasks
@@ -19,6 +20,11 @@ from mini.worlds import SETS, TILING
 
 _SLOT = re.compile(r"\{\w+\}")
 FORMS, ITEMS, CASES = 400, 150, 400
+# Stand in names of things, too, but are of the language of questions and traces.
+LANGUAGE = frozenset(COLOUR_NAMES) | {
+    "the", "in", "of", "and", "may", "out", "ok", "use", "two", "will", "target", "price", "item",
+    "score", "name", "word", "label", "title", "lab",
+}  # fmt: skip
 
 
 def spelled() -> frozenset[str]:
@@ -27,7 +33,8 @@ def spelled() -> frozenset[str]:
     words = {word.lower() for words in lists for word in words}
     words |= {*toolbox.SERVERS, *toolbox.TOOLS, *toolbox.ARGUMENTS}
     titles = (*nouns.SHOPS, *nouns.MEASURES, *(one.name for one in nouns.ANALYTES))
-    return frozenset(words | {word.lower() for title in titles for word in title.split()})
+    words |= {word.lower() for title in titles for word in title.split()}
+    return frozenset(words - LANGUAGE)
 
 
 def _grammars() -> list[Grammar]:

@@ -18,7 +18,7 @@ from mini.augment import TEXT_SIGMA, WHOLE_SIGMA, crop_input, disturb, normalise
 from mini.batches import Batch, exact_rows, make_batch, own_logits
 from mini.model import Decoder, Encoder, ModelConfig
 from mini.stage import Plan, run
-from mini.tasks import BUCKET_TOKENS, Tasks
+from mini.tasks import Tasks
 from mini.tokenizer import PAD
 from mini.traces import CROPS, Pool
 
@@ -162,7 +162,7 @@ class JointStage:
         self, tasks: Tasks, bucket: str, count: int, rng: np.random.Generator, *, disturbed: bool
     ) -> tuple[Batch, Tensor, Tensor]:
         traces = [tasks.draw(bucket, rng) for _ in range(count)]
-        batch = make_batch(traces, BUCKET_TOKENS[bucket], self.pad)
+        batch = make_batch(traces, self.pad)
         views = self._views(tasks, batch, disturbed=disturbed)
         return batch, *own_logits(self.model.decoder, batch, views)
 

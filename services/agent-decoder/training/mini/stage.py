@@ -18,14 +18,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mini.muon import Muon
+
 # Gives the losses of one step, each to be backpropagated on its own to keep memory small.
 Losses = Callable[[np.random.Generator], Iterable[Tensor]]
+# Matrices and convolutions between an embedding and a head.
+INSIDE = ("proj.weight", "conv.weight")
 Measure = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage does: `steps` of AdamW at a peak learning rate, measured now and then."""
+    """What a stage does: `steps` at a peak learning rate, measured now and then."""
 
     name: str
     steps: int
@@ -34,7 +38,7 @@ class Plan:
     warmup: int = 100
     floor: float = 0.03
     weight_decay: float = 0.05
-    measure_every_s: float = 120.0
+    measure_every_s: float = 240.0
     slow: dict[str, float] = field(default_factory=dict)
     """Learning-rate factors by prefix of parameter name."""
     stop_after: int | None = None
@@ -53,19 +57,29 @@ def learning_rate(plan: Plan, step: int) -> float:
     return plan.learning_rate * warm * (plan.floor + (1 - plan.floor) * cosine)
 
 
-def parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """Groups parameters by decay (matrices only) and by learning-rate factor."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+def optimisers(model: nn.Module, plan: Plan) -> tuple[torch.optim.Optimizer, ...]:
+    """Returns Muon for the matrices inside, AdamW for embeddings, heads, norms and biases.
+
+    Parameters are grouped by learning-rate factor; vectors do not decay.
+    """
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         factors = [factor for prefix, factor in plan.slow.items() if name.startswith(prefix)]
-        key = (factors[0] if factors else 1.0, parameter.ndim > 1)
+        is_inside = name.endswith(INSIDE)
+        key = (is_inside, factors[0] if factors else 1.0, parameter.ndim > 1)
         groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": parameters, "factor": factor, "weight_decay": plan.weight_decay * decays}
-        for (factor, decays), parameters in groups.items()
-    ]
+    inside, others = (
+        [
+            {"params": parameters, "factor": factor, "weight_decay": plan.weight_decay * decays}
+            for (is_inside, factor, decays), parameters in groups.items()
+            if is_inside is wanted
+        ]
+        for wanted in (True, False)
+    )
+    rate = plan.learning_rate
+    return Muon(inside, rate), torch.optim.AdamW(others, rate, betas=(0.9, 0.98), fused=True)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -78,13 +92,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Path) -> None:
     """Trains `model` in place; resumes from `path` and leaves the final checkpoint there."""
-    groups = parameter_groups(model, plan)
-    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), fused=True)
+    both = optimisers(model, plan)
+    groups = [group for optimiser in both for group in optimiser.param_groups]
     start = 0
     if path.exists():
         checkpoint = torch.load(path, weights_only=True)
         model.load_state_dict(checkpoint["model"])
-        optimiser.load_state_dict(checkpoint["optimiser"])
+        for optimiser, state in zip(both, checkpoint["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         start = checkpoint["step"]
     parameters = [p for group in groups for p in group["params"]]
     average: float | None = None
@@ -93,22 +108,23 @@ def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Pa
     progress = tqdm(range(start, end), plan.name, end, initial=start, mininterval=5)
     for step in progress:
         rate = learning_rate(plan, step)
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in both for group in optimiser.param_groups):
             group["lr"] = rate * group["factor"]
         torch.manual_seed(plan.seed * 1_000_003 + step)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         total = 0.0
         for loss in losses(np.random.default_rng((plan.seed, step))):
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        for optimiser in both:
+            optimiser.step()
         average = total if average is None else 0.98 * average + 0.02 * total
         progress.set_postfix(loss=f"{average:.4f}", refresh=False)
         is_last = step + 1 == end
         if is_last or time.monotonic() - measured > plan.measure_every_s:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            save(path, {**state, "step": step + 1})
+            states = [optimiser.state_dict() for optimiser in both]
+            save(path, {"model": model.state_dict(), "optimisers": states, "step": step + 1})
             # Measured without compilation: other batch shapes are not worth waiting for.
             with torch.compiler.set_stance("force_eager"):
                 values = measure()

@@ -16,7 +16,7 @@ from mini.batches import exact_rows, make_batch, own_logits
 from mini.model import Decoder, ModelConfig
 from mini.numbers import initialise_numbers
 from mini.stage import Plan, run
-from mini.tasks import BUCKET_TOKENS, Tasks
+from mini.tasks import Tasks
 from mini.tokenizer import PAD
 
 SEARCH_BATCH = 128
@@ -49,7 +49,7 @@ class TextStage:
 
     def _draw(self, tasks: Tasks, bucket: str, count: int, rng: np.random.Generator) -> Tensor:
         traces = [tasks.draw(bucket, rng) for _ in range(count)]
-        batch = make_batch(traces, BUCKET_TOKENS[bucket], self.pad)
+        batch = make_batch(traces, self.pad)
         logits, labels = own_logits(self.model, batch, {})
         return F.cross_entropy(logits, labels)
 
@@ -66,7 +66,7 @@ class TextStage:
         rates = {}
         for bucket, count in (("search", SEARCH_BATCH), *SYMBOLIC):
             traces = [self.dev.draw(bucket, rng) for _ in range(count)]
-            batch = make_batch(traces, BUCKET_TOKENS[bucket], self.pad)
+            batch = make_batch(traces, self.pad)
             logits, labels = own_logits(self.model, batch, {})
             rates[bucket] = round(float(exact_rows(batch, logits, labels).float().mean()), 3)
             if bucket == "search":
