@@ -2,11 +2,14 @@
 
     python services/agent-decoder/training/train.py            # everything
     python services/agent-decoder/training/train.py --stage encoder --threads 1
+    torchrun --nproc-per-node 2 services/agent-decoder/training/train.py --stage joint --threads 1
 
-`encoder` and `text` do not need each other and can run side by side, a thread each.
+`encoder` and `text` do not need each other and can run side by side, a thread each. The stages
+after them can run as several processes that share each step.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -193,6 +196,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group("gloo")
     shop = Workshop(options.cache, options.model)
     for name in options.stage or STAGES:
         STAGES[name](shop)

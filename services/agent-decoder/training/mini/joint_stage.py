@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mini.augment import TEXT_SIGMA, WHOLE_SIGMA, crop_input, disturb, normalise, scene_input
 from mini.batches import Batch, exact_rows, make_batch, own_logits
 from mini.model import Decoder, Encoder, ModelConfig
-from mini.stage import Plan, run
+from mini.stage import Plan, rank_and_world, run
 from mini.tasks import Tasks
 from mini.tokenizer import PAD
 from mini.traces import CROPS, Pool
@@ -171,8 +171,9 @@ class JointStage:
         for part in self.mix:
             if rng.random() >= part.share:
                 continue
+            count = max(1, part.traces // rank_and_world()[1])
             for _ in range(part.batches):
-                run_of = self._run(self.train, part.bucket, part.traces, rng, disturbed=True)
+                run_of = self._run(self.train, part.bucket, count, rng, disturbed=True)
                 yield part.weight / part.batches * F.cross_entropy(*run_of[1:])
 
     @torch.no_grad()

@@ -1,7 +1,9 @@
 """One stage of training: a resumable loop with warm-up, cosine decay and a progress bar.
 
 Every step draws from a generator seeded by (stage seed, step), so a resumed run sees the same
-batches as one that never stopped.
+batches as one that never stopped. Under torchrun each process draws its part of a batch from a
+seed of its own, and gradients are averaged: two processes of one thread get more done than one
+of two threads.
 """
 
 import json
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -90,6 +93,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Returns which of how many processes this is; (0, 1) for one that is alone."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Averages gradients over all processes; one that has none counts as zero."""
+    if world == 1:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    parts = (flat / world).split([grad.numel() for grad in grads])
+    for p, part, grad in zip(parameters, parts, grads, strict=True):
+        p.grad = part.view_as(grad)
+
+
 def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Path) -> None:
     """Trains `model` in place; resumes from `path` and leaves the final checkpoint there."""
     both = optimisers(model, plan)
@@ -105,24 +125,28 @@ def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Pa
     average: float | None = None
     measured, log = time.monotonic(), path.with_suffix(".jsonl")
     end = plan.last_step
-    progress = tqdm(range(start, end), plan.name, end, initial=start, mininterval=5)
+    rank, world = rank_and_world()
+    steps = range(start, end)
+    progress = tqdm(steps, plan.name, end, initial=start, mininterval=5, disable=rank > 0)
     for step in progress:
         rate = learning_rate(plan, step)
         for group in (group for optimiser in both for group in optimiser.param_groups):
             group["lr"] = rate * group["factor"]
-        torch.manual_seed(plan.seed * 1_000_003 + step)
+        torch.manual_seed(plan.seed * 1_000_003 + step + rank * 7_000_003)
         model.zero_grad(set_to_none=True)
         total = 0.0
-        for loss in losses(np.random.default_rng((plan.seed, step))):
+        seeds = (plan.seed, step, rank) if rank else (plan.seed, step)
+        for loss in losses(np.random.default_rng(seeds)):
             loss.backward()
             total += loss.item()
+        share_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimiser in both:
             optimiser.step()
         average = total if average is None else 0.98 * average + 0.02 * total
         progress.set_postfix(loss=f"{average:.4f}", refresh=False)
         is_last = step + 1 == end
-        if is_last or time.monotonic() - measured > plan.measure_every_s:
+        if rank == 0 and (is_last or time.monotonic() - measured > plan.measure_every_s):
             states = [optimiser.state_dict() for optimiser in both]
             save(path, {"model": model.state_dict(), "optimisers": states, "step": step + 1})
             # Measured without compilation: other batch shapes are not worth waiting for.
@@ -133,3 +157,5 @@ def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Pa
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             measured = time.monotonic()
+    if world > 1:
+        dist.barrier()  # the next stage starts from what the first process leaves
