@@ -1,8 +1,8 @@
 """Bar charts with an axis of ticks: what they show, and how they are drawn.
 
 3 to 7 bars, upright or lying; values are whole numbers from a tenth of the axis to its end. Marks
-on the canvas are ("bar", i), from the axis to its end, ("label", i), and ("top",), the number where
-the axis ends.
+on the canvas are ("bar", i), from a little before the axis to a little behind its end, so that both
+are seen, ("label", i), and ("top",), the number where the axis ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ STEPS = (1, 2, 5, 10, 20, 25, 50, 100, 200)
 LEAST_SHARE = 0.1
 # Two bars differ by at least this share of the axis: nobody has to guess which is longer.
 LEAST_GAP = 0.06
+# What the mark of a bar shows beyond either end of the axis, as a share of the axis.
+MARGIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def _upright(
     canvas: Canvas, chart: Chart, look: _Look, left: float, top: float, slot: float, along: float
 ) -> None:
     floor, right = top + along, left + slot * len(chart.labels)
+    margin = MARGIN * along
     faint = c.tint(look.ink, 0.25)
     for k in range(chart.ticks + 1):
         y = floor - along * k / chart.ticks
@@ -136,7 +139,7 @@ def _upright(
         canvas.draw.rectangle((middle - half, y, middle + half, floor), look.fills[i])
         canvas.text(middle, floor + 8, label, look.font, look.ink, "ma")
         slots = left + slot * i, left + slot * (i + 1)
-        canvas.marks["bar", i] = (slots[0], top, slots[1], floor)
+        canvas.marks["bar", i] = (slots[0], top - margin, slots[1], floor + margin)
         canvas.marks["label", i] = (slots[0], floor + 4, slots[1], floor + 8 + look.size * 1.3)
     canvas.draw.line((left, top - 4, left, floor, right, floor), look.ink, 2)
     middle = look.size * 0.8
@@ -147,6 +150,7 @@ def _lying(
     canvas: Canvas, chart: Chart, look: _Look, left: float, top: float, slot: float, along: float
 ) -> None:
     right, floor = left + along, top + slot * len(chart.labels)
+    margin = MARGIN * along
     faint = c.tint(look.ink, 0.25)
     for k in range(chart.ticks + 1):
         x = left + along * k / chart.ticks
@@ -159,7 +163,8 @@ def _lying(
         x = left + along * value / chart.top
         canvas.draw.rectangle((left, middle - half, x, middle + half), look.fills[i])
         canvas.text(left - 8, middle, label, look.font, look.ink, "rm")
-        canvas.marks["bar", i] = (left, top + slot * i, right, top + slot * (i + 1))
+        slots = top + slot * i, top + slot * (i + 1)
+        canvas.marks["bar", i] = (left - margin, slots[0], right + margin, slots[1])
         half = max(half, look.size * 0.7)
         canvas.marks["label", i] = (0, middle - half, left - 4, middle + half)
     canvas.draw.line((left, top - 4, left, floor), look.ink, 2)

@@ -45,15 +45,14 @@ MODEL = Path(__file__).parent.parent / "cogitate" / "models" / "mini"
 
 BOARDS, DEV_BOARDS = 32000, 500
 PAGES, ITEMS, DEV_ITEMS = 24000, 40000, 1000
-PICTURE_SEED, SCENE_SEED, CORPUS_SEED, PAGE_SEED, ITEM_SEED = 1000, 5, 0, 50000, 90000
+PICTURE_SEED, SCENE_SEED, CORPUS_SEED, PAGE_SEED, ITEM_SEED = 1000, 5, 0, 70000, 90000
 
 BODY = {"encoder.body": BODY_FACTOR}
-ENCODER = Plan("encoder", 3500, 6e-3, seed=1, warmup=80, measure_every_s=240, floor=0.05)
-TEXT = Plan("text", 2200, 4e-3, seed=2, warmup=60, stop_after=1600)
-ALIGN = Plan("align", 200, 1.5e-3, seed=3, warmup=40, floor=0.8)
-LOCATE = Plan("locate", 2400, 1.5e-3, seed=4, warmup=20, measure_every_s=300, slow=BODY,
-              stop_after=1200)  # fmt: skip
-JOINT = Plan("joint", 4000, 1.3e-3, seed=5, warmup=20, measure_every_s=480, slow=BODY)
+ENCODER = Plan("encoder", 5000, 6e-3, seed=1, warmup=80, measure_every_s=240, floor=0.05)
+TEXT = Plan("text", 1400, 4e-3, seed=2, warmup=60, stop_after=900)
+ALIGN = Plan("align", 100, 3e-3, seed=3, warmup=20, floor=0.8)
+LOCATE = Plan("locate", 800, 3e-3, seed=4, warmup=20, slow=BODY, stop_after=350)
+JOINT = Plan("joint", 1500, 3e-3, seed=5, warmup=20, measure_every_s=480, slow=BODY)
 
 
 @dataclass(frozen=True)

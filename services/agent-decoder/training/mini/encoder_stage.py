@@ -21,7 +21,7 @@ from mini.glimpses import LETTERS, LONGEST, SLOTS, Glimpses, draw_shard
 from mini.model import CROP_TOKENS, WHOLE_TOKENS, Encoder, ModelConfig
 from mini.pictures import Pictures
 from mini.scenes import Scenes
-from mini.stage import Plan, run
+from mini.stage import Plan, rank_and_world, run
 
 # Views of a step: crops of boards and of pages; whole boards, pages and scenes.
 NUMBERS, TEXTS, WHOLES, PAGES, SCENES = 64, 216, 24, 32, 16
@@ -148,12 +148,12 @@ class EncoderStage:
 
     def losses(self, rng: np.random.Generator) -> list[Tensor]:
         """Returns the summed loss of one batch."""
-        seen = self.glimpses
-        numbers = np.sort(rng.integers(0, self.train_crops, NUMBERS))
-        texts = np.sort(rng.integers(0, len(seen.crops), TEXTS))
-        boards = np.sort(rng.integers(0, self.train_boards, WHOLES))
-        pages = np.sort(rng.integers(0, len(seen.pages), PAGES))
-        scenes = rng.integers(0, len(self.scenes.labels), SCENES)
+        seen, world = self.glimpses, rank_and_world()[1]
+        numbers = np.sort(rng.integers(0, self.train_crops, NUMBERS // world))
+        texts = np.sort(rng.integers(0, len(seen.crops), TEXTS // world))
+        boards = np.sort(rng.integers(0, self.train_boards, WHOLES // world))
+        pages = np.sort(rng.integers(0, len(seen.pages), PAGES // world))
+        scenes = rng.integers(0, len(self.scenes.labels), SCENES // world)
         rng.shuffle(numbers)
         x = torch.cat(
             [
@@ -165,12 +165,14 @@ class EncoderStage:
             ]
         ).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            letters, level, grid, places, scene = self.compiled(x, NUMBERS + TEXTS, WHOLES, PAGES)
+            letters, level, grid, places, scene = self.compiled(
+                x, len(numbers) + len(texts), len(boards), len(pages)
+            )
         labels = torch.from_numpy(self.scenes.labels[scenes])
         shape, colour = scene.split([len(SHAPES), len(SHAPE_COLOUR_NAMES)], 1)
-        loss = text_loss(letters[:NUMBERS], number_letters(self.pictures.cards[numbers, 0]))
-        loss = loss + text_loss(letters[NUMBERS:], np.array(seen.texts[texts]))
-        loss = loss + 0.3 * level_loss(level[NUMBERS:], np.array(seen.levels[texts]))
+        loss = text_loss(letters[: len(numbers)], number_letters(self.pictures.cards[numbers, 0]))
+        loss = loss + text_loss(letters[len(numbers) :], np.array(seen.texts[texts]))
+        loss = loss + 0.3 * level_loss(level[len(numbers) :], np.array(seen.levels[texts]))
         loss = loss + F.cross_entropy(
             grid.flatten(0, 1), torch.from_numpy(self.grid[boards]).flatten()
         )

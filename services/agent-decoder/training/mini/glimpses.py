@@ -35,7 +35,7 @@ SLOTS = 60
 INVENTED_SHARE = 0.6
 SHARD_PAGES = 100
 JITTER_SHARE = 0.7
-SIDE_JITTER = 0.04
+SIDE_JITTER, BAR_JITTER = 0.04, 0.01
 LARGEST_NOISE = 2.0
 
 Marks = dict[Hashable, tuple[str, float]]
@@ -52,12 +52,16 @@ class Glimpses:
     places: npt.NDArray[np.int8]
 
 
-def shake(rng: np.random.Generator, box: Box) -> Box:
-    """Moves the edges of most boxes a little, by a share of the box and by up to a percent."""
+def shake(rng: np.random.Generator, box: Box, *, is_bar: bool = False) -> Box:
+    """Moves the edges of most boxes a little, by a share of the box and by up to a percent.
+
+    Those of bars less: how far a bar goes is told by the edges, too.
+    """
     if rng.random() > JITTER_SHARE:
         return box
     sides = np.array((box[2] - box[0], box[3] - box[1]) * 2)
-    moved = np.rint(np.array(box) + rng.normal(size=4) * (SIDE_JITTER * sides + 0.3)).astype(int)
+    far = (BAR_JITTER if is_bar else SIDE_JITTER) * sides + 0.3
+    moved = np.rint(np.array(box) + rng.normal(size=4) * far).astype(int)
     x0, y0, x1, y1 = (int(value) for value in np.clip(moved, 0, 100))
     x0, y0 = min(x0, 99), min(y0, 99)
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
@@ -137,7 +141,7 @@ def draw_shard(seed: int, count: int, *, style: Style | None = None) -> Glimpses
             letters = spelled(text)
             if letters is None:
                 continue
-            crops.append(crop_view(image, shake(rng, box)))
+            crops.append(crop_view(image, shake(rng, box, is_bar=level >= 0)))
             texts.append(letters)
             levels.append(round(1000 * level) if level >= 0 else -1)
     nouns.INVENTED.reset(token)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mini.batches import exact_rows, make_batch, own_logits
 from mini.model import Decoder, ModelConfig
 from mini.numbers import initialise_numbers
-from mini.stage import Plan, run
+from mini.stage import Plan, rank_and_world, run
 from mini.tasks import Tasks
 from mini.tokenizer import PAD
 
@@ -48,8 +48,8 @@ class TextStage:
         self.step = 0
 
     def _draw(self, tasks: Tasks, bucket: str, count: int, rng: np.random.Generator) -> Tensor:
-        traces = [tasks.draw(bucket, rng) for _ in range(count)]
-        batch = make_batch(traces, self.pad)
+        count = max(1, count // rank_and_world()[1])
+        batch = make_batch([tasks.draw(bucket, rng) for _ in range(count)], self.pad)
         logits, labels = own_logits(self.model, batch, {})
         return F.cross_entropy(logits, labels)
 

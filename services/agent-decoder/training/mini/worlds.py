@@ -8,6 +8,7 @@ patches (Q, 64, 64, 3) uint8; items.jsonl has the items, of their pictures only 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -45,6 +46,8 @@ from mini.views import VIEW_PX, whole_view
 FILTER = Image.Resampling.BILINEAR
 TILING = Tiling(6, 640)
 SHARD_ITEMS = 200
+# What is read of a bar, see `cogitate.evals.charts`.
+SHARE = re.compile(r"[01]\.\d{3}")
 SETS: dict[str, tuple[float, Draw]] = {
     "labels": (0.14, labels.draw_item),
     "tables": (0.24, tables.draw_item),
@@ -86,7 +89,8 @@ def view_of(item: Item, wanted: Wanted, rng: np.random.Generator | None = None) 
         return whole_view(image)
     edges = wanted.box
     if rng is not None and not wanted.is_tile:
-        edges = shake(rng, (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3])))
+        exact = (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
+        edges = shake(rng, exact, is_bar=SHARE.fullmatch(wanted.says) is not None)
     x0, y0, x1, y1 = (round(10 * edge) for edge in edges)
     width, height = image.size
     box = (round(width * x0 / 1000), round(height * y0 / 1000),
