@@ -193,6 +193,17 @@ def test_kill_latency(tmp_path: Path) -> None:
         assert all(seconds >= 0 for seconds in only["late_s"])
 
 
+def test_checker(tmp_path: Path) -> None:
+    for package in ("easy_vqa", "sklearn", "font_caladea", "fontTools"):
+        pytest.importorskip(package, reason="see services/agent-decoder/training/README.md")
+    out = tmp_path / "rows.json"
+    run("tests.bench.checker", "--cases", "2", "--json", str(out))
+    found = json.loads(out.read_text())
+    right, wrong, every = (found["summary"][n] for n in ("right drafts", "wrong drafts", "all"))
+    assert right["n"] + wrong["n"] == every["n"] == sum(found["scores"].values()) >= 4
+    assert right["judged_rightly"] + wrong["judged_rightly"] == every["judged_rightly"]
+
+
 def test_synthesis_ahead(tmp_path: Path) -> None:
     config = config_of("llama", max_position_embeddings=4096)
     model, out = tmp_path / "chat", tmp_path / "rows.json"
