@@ -100,11 +100,11 @@ async def measure(
     scores: list[tuple[bool, float | None]] = []
     source, task = held_out_source(), progress.add_task("cases", total=cases)
     async with open_channel(addresses["vision"]) as channel:
+        stub = VisionEncoderServiceStub(channel)
         for number in range(cases):
             rng = np.random.default_rng((SEED, number))
             case = roles.draw_case(rng, held_out=True)
             drawn = countdown.draw_question(rng, noise=NOISE, source=source, held_out=True)
-            stub = VisionEncoderServiceStub(channel)
             scores += await judged(case, to_png(drawn.picture), stub, addresses)
             progress.advance(task)
     return scores

@@ -113,7 +113,6 @@ def share_gradients(parameters: list[nn.Parameter], world: int) -> None:
 def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Path) -> None:
     """Trains `model` in place; resumes from `path` and leaves the final checkpoint there."""
     both = optimisers(model, plan)
-    groups = [group for optimiser in both for group in optimiser.param_groups]
     start = 0
     if path.exists():
         checkpoint = torch.load(path, weights_only=True)
@@ -121,6 +120,8 @@ def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Pa
         for optimiser, state in zip(both, checkpoint["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         start = checkpoint["step"]
+    # Taken here: loading puts other groups into the optimisers.
+    groups = [group for optimiser in both for group in optimiser.param_groups]
     parameters = [p for group in groups for p in group["params"]]
     average: float | None = None
     measured, log = time.monotonic(), path.with_suffix(".jsonl")
@@ -130,7 +131,7 @@ def run(plan: Plan, model: nn.Module, losses: Losses, measure: Measure, path: Pa
     progress = tqdm(steps, plan.name, end, initial=start, mininterval=5, disable=rank > 0)
     for step in progress:
         rate = learning_rate(plan, step)
-        for group in (group for optimiser in both for group in optimiser.param_groups):
+        for group in groups:
             group["lr"] = rate * group["factor"]
         torch.manual_seed(plan.seed * 1_000_003 + step + rank * 7_000_003)
         model.zero_grad(set_to_none=True)
