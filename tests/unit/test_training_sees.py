@@ -170,6 +170,90 @@ def test_only_what_the_model_writes_is_trained_on(name: str, tokenizer: Any, sty
         assert len(batch.places["page"]) == WHOLE_TOKENS * len(pages)
 
 
+def test_a_colon_marks_what_the_question_names(style: Any) -> None:
+    from cogitate.evals.items import Read
+    from mini.scripts import MARKS, NAMED, is_named, script
+
+    kinds = {"receipt.price": 1, "lab.result": 1, "chart.value": 1, "chart.sum": 2, "chart.most": 0}
+    found = set()
+    for item in (*items("tables", style, 60), *items("charts", style, 60)):
+        if item.kind in kinds:
+            found.add(item.kind)
+            marks = [one.text for one in script(item, None) if one.own and one.text in MARKS]
+            assert marks.count(NAMED) == kinds[item.kind], item.text
+    assert found == set(kinds)
+    read = Read("Ham", (0, 0, 1, 1))
+    assert is_named(read, "How much is ham?") and is_named(read, "The HAM, please")
+    assert not is_named(read, "The train to Hamburg") and not is_named(Read("", read.box), "x")
+
+
+@pytest.fixture(scope="module")
+def item_tasks(tokenizer: Any) -> Any:
+    from mini.item_tasks import ItemTasks
+    from mini.traces import Writer
+    from mini.worlds import draw_shard
+
+    worlds = draw_shard(5, 90)
+    return ItemTasks(worlds, Writer(tokenizer, symbolic=False), range(90), range(1))
+
+
+@pytest.mark.parametrize("bucket", ["where", "point", "match", "shade", "spell"])
+def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
+    from cogitate.evals.render import COLOUR_NAMES
+    from mini.item_tasks import BUCKET_TOKENS
+    from mini.scripts import MARKS
+
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        trace = item_tasks.draw(bucket, rng)
+        assert len(trace.ids) == len(trace.own) <= BUCKET_TOKENS[bucket]
+        own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
+        said = tokenizer.decode(own)
+        if bucket == "match":
+            assert not trace.views and {tokenizer.decode([i]) for i in own} <= set(MARKS)
+        elif bucket == "shade":
+            assert said in [f"The {name} card." for name in COLOUR_NAMES]
+        elif bucket == "spell":
+            assert said.endswith(", ") and len(trace.views) == 1
+        else:
+            assert "calculator(" not in said and (bucket == "where" or "zoom(" in said)
+
+
+def test_a_shade_is_that_of_the_card_in_the_crop(item_tasks: Any) -> None:
+    from cogitate.evals.render import COLOUR_NAMES, COLOURS
+
+    shades = item_tasks._shades
+    right = 0
+    for patch, _, colour in shades:
+        pixels = item_tasks.worlds.patches[patch].reshape(-1, 3).astype(float)
+        middle = np.median(pixels, axis=0)
+        gaps = [np.abs(np.array(shade) - middle).sum() for _, shade in COLOURS]
+        right += COLOUR_NAMES[int(np.argmin(gaps))] == colour
+    assert len(shades) > 4 and right >= 0.9 * len(shades)
+
+
+def test_edges_of_boxes_count_less(tokenizer: Any) -> None:
+    import torch
+    from mini.joint_stage import BOX_WEIGHT, JointStage
+    from mini.tokenizer import CALL, RUN
+    from mini.traces import Trace, Writer
+
+    stage = JointStage.__new__(JointStage)
+    stage.box_tokens = tokenizer.token_to_id("zoom("), tokenizer.token_to_id(RUN)
+    trace = Trace()
+    said = (CALL, "zoom(1, 2, 3, 4)", RUN, "Ham: ", CALL, "calculator(1+2)", RUN)
+    Writer(tokenizer, symbolic=False).put(trace, *said, own=True)
+    ids, labels = trace.ids, torch.tensor(trace.ids)
+    start, end = (ids.index(token) for token in stage.box_tokens)
+    logits = torch.zeros(len(ids), tokenizer.get_vocab_size())
+    alike = float(stage._loss(logits, labels))
+    weight = len(ids) - (end - start - 1) * (1 - BOX_WEIGHT)
+    for place, share in ((start + 1, BOX_WEIGHT), (start, 1.0), (end, 1.0), (len(ids) - 2, 1.0)):
+        sure = logits.clone()
+        sure[place, labels[place]] = 100.0
+        assert float(stage._loss(sure, labels)) == pytest.approx(alike * (1 - share / weight))
+
+
 def test_a_draft_is_judged_rightly(training_path: None) -> None:
     from cogitate.evals.checks import proves
     from mini.roles import chain, draw_case, judge

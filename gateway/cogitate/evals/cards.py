@@ -28,6 +28,11 @@ class Labels:
     words: tuple[str, ...]
     colours: tuple[int, ...]
 
+    @property
+    def seen(self) -> str:
+        """What the picture shows."""
+        return f"{self.rows} rows of {self.columns} cards"
+
     def words_of(self, colour: int) -> tuple[str, ...]:
         """Returns the words on the cards of a colour."""
         return tuple(w for w, k in zip(self.words, self.colours, strict=True) if k == colour)

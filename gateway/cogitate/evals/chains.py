@@ -91,7 +91,7 @@ def _priced(rng: np.random.Generator, style: Style) -> Item:
         reads=(Read(word, boxes["card", place]),),
         uses=(found, product),
         tables=(table,),
-        seen=f"{labels.rows} rows of {labels.columns} cards",
+        seen=labels.seen,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 
@@ -104,13 +105,21 @@ def bar_item(plot: Plot, i: int) -> Item:
 
 
 def _extreme(plot: Plot, *, most: bool) -> Item:
-    values = plot.chart.values
-    i = values.index(max(values) if most else min(values))
+    """The highest or lowest bar; all are read, since a small view of the whole shows too little."""
+    shares = [plot.bar(i).text for i in range(len(plot.chart.labels))]
+    best = max(shares) if most else min(shares)
+    if shares.count(best) > 1:  # nobody can say which
+        return value_item(plot)
+    i = shares.index(best)
     label = plot.chart.labels[i]
     others = tuple(one for one in plot.chart.labels if one != label)
-    word, kind = ("highest", "most") if most else ("lowest", "least")
-    check = partial(says, truth=label, rivals=others)
-    return plot.item(kind, {}, f"{label} is the {word}.", check, (plot.names(i)[i],))
+    word, kind, name = ("highest", "most", "max") if most else ("lowest", "least", "min")
+    item = plot.item(
+        kind, {}, f"{label} is the {word}.", partial(says, truth=label, rivals=others),
+        tuple(plot.bar(i) for i in range(len(shares))),
+        (Use(f"calculator({name}({', '.join(shares)}))", plain(Decimal(best))),),
+    )  # fmt: skip
+    return replace(item, last=(plot.names(i)[i],))
 
 
 def _sum(plot: Plot) -> Item:

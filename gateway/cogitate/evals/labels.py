@@ -31,7 +31,7 @@ def draw_item(rng: np.random.Generator, style: Style) -> Item:
         item.check,
         pictures=(picture,),
         reads=tuple(reads[i] for i in needed),
-        seen=f"{labels.rows} rows of {labels.columns} cards",
+        seen=labels.seen,
     )
 
 

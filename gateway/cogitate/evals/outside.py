@@ -8,6 +8,7 @@ chatty frame, often with words that also stand in outside questions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -181,7 +182,8 @@ def _no_colour(rng: np.random.Generator, style: Style) -> Item:
         return _no_row(rng, style)
     picture, _ = render_labels(rng, board, style).photo(rng, style.noise)
     text = _ask(rng, "labels.word", style, colour=_other(rng, COLOUR_NAMES, present))
-    return Item("outside.colour", text, REFUSAL, declines, pictures=(picture,))
+    return Item("outside.colour", text, REFUSAL, declines, pictures=(picture,),
+                seen=board.seen)  # fmt: skip
 
 
 def _mismatch(rng: np.random.Generator, style: Style) -> Item:
@@ -189,7 +191,7 @@ def _mismatch(rng: np.random.Generator, style: Style) -> Item:
     asked, shown = rng.permutation(3)[:2].tolist()
     draws: tuple[Draw, ...] = (labels.draw_item, tables.draw_item, charts.draw_item)
     question, other = draws[asked](rng, style), draws[shown](rng, style)
-    return _declined("picture", question.text, other)
+    return replace(_declined("picture", question.text, other), seen=other.seen)
 
 
 def _unlisted(rng: np.random.Generator, style: Style) -> Item:

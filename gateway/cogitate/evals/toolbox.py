@@ -75,7 +75,7 @@ def draw_item(rng: np.random.Generator, style: Style) -> Item:
         reads = (Read(value, boxes["card", place]),)
         of, seen = (
             f"the {COLOUR_NAMES[colour]} card",
-            f"{labels.rows} rows of {labels.columns} cards",
+            labels.seen,
         )
     else:
         words = (nouns.WORDS, nouns.GOODS, nouns.PLACES, nouns.NAMES)[rng.integers(4)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from cogitate.evals.items import Item
 from cogitate.evals.outside import REFUSAL
+from cogitate.evals.render import COLOUR_NAMES
 
 from mini import roles
 from mini import tokenizer as names
 from mini.model import CROP_TOKENS
-from mini.scripts import Piece, prompt, script
+from mini.scripts import LAST, MARKS, Piece, View, is_named, prompt, script
 from mini.traces import Look, Trace, Writer
 from mini.words import AGENT_HINTS, CLOSER_LOOK, vary
 from mini.worlds import TILING, Kept, Worlds, trace_of
@@ -24,6 +26,9 @@ BUCKET_TOKENS = {
     "item-5": 384,
     "item-instant": 112,
     "where": 168,
+    "point": 112,
+    "match": 240,
+    "shade": 40,
     "spell": 26,
     "role": 480,
     "again": 416,
@@ -33,6 +38,9 @@ LENGTHS = tuple(f"item-{i}" for i in range(1, 6))
 SPARE = 8
 HINT_SHARE = 0.2
 LONGEST_SPELLED = 14
+# What is looked at first has to be found by its looks: a colour, the longest bar.
+FOUND_BY_LOOKS = ("labels.word", "labels.words", "chain.price")
+MISREAD_SHARE = 0.35
 
 
 class ItemTasks:
@@ -43,6 +51,10 @@ class ItemTasks:
         self._by_length: dict[str, list[int]] = {bucket: [] for bucket in LENGTHS}
         # Which patch shows what: reading practice.
         self._spelled: list[tuple[int, str]] = []
+        # And which card has which colour.
+        self._shades: list[tuple[int, str, str]] = []
+        self._by_looks: list[int] = []
+        self._named: list[int] = []
         for i in part:
             self._index(i, worlds.items[i])
         self._part = part
@@ -53,6 +65,11 @@ class ItemTasks:
         for j, view in enumerate(cut):
             if 0 < len(view.says) <= LONGEST_SPELLED:
                 self._spelled.append((kept.patch + j, view.says))
+        if kept.item.kind in FOUND_BY_LOOKS:
+            self._by_looks.append(i)
+        self._shades += _shades(kept, cut)
+        if any(is_named(read, kept.item.text) for read in kept.item.reads):
+            self._named.append(i)
         if self.writer.symbolic and any(len(view.says) > CROP_TOKENS for view in cut):
             return
         size = len(trace_of(self.writer, pieces).ids) + SPARE
@@ -80,6 +97,12 @@ class ItemTasks:
                 return self._instant(rng)
             case "where":
                 return self._where(rng)
+            case "point":
+                return self._zooms(rng, self.worlds.items[_one(rng, self._by_looks)])
+            case "match":
+                return self._match(rng)
+            case "shade":
+                return self._shade(rng)
         options = self._by_length[bucket]
         return self._item(rng, self.worlds.items[options[rng.integers(len(options))]])
 
@@ -99,9 +122,11 @@ class ItemTasks:
         return trace_of(self.writer, [*prompt(item, TILING), *end], (kept.page, kept.patch))
 
     def _where(self, rng: np.random.Generator) -> Trace:
-        """Only where an item zooms to, one box after the other, for cheap practice in finding."""
         options = self._by_length[LENGTHS[rng.integers(1, len(LENGTHS))]]
-        kept = self.worlds.items[options[rng.integers(len(options))]]
+        return self._zooms(rng, self.worlds.items[_one(rng, options)])
+
+    def _zooms(self, rng: np.random.Generator, kept: Kept) -> Trace:
+        """Only where an item zooms to, one box after the other, for cheap practice in finding."""
         pieces = script(_varied(rng, kept.item), TILING)
         begun = next(i for i, piece in enumerate(pieces) if piece.own)
         calls = [p for p in pieces if p.own and p.text.startswith("zoom(")]
@@ -109,6 +134,22 @@ class ItemTasks:
         for one in calls:
             shown += [Piece(names.CALL, own=True), one, Piece(names.RUN, own=True)]
         return trace_of(self.writer, shown, (kept.page, kept.patch))
+
+    def _match(self, rng: np.random.Generator) -> Trace:
+        """Only whether what is read is what the question names; nothing is looked at.
+
+        Some words are misread by a letter, and are what they are all the same.
+        """
+        item = _varied(rng, self.worlds.items[_one(rng, self._named)].item)
+        pieces = [piece for piece in script(item, TILING) if piece.view is None]
+        shown = [
+            replace(piece, text=_misread(rng, piece.text), own=False)
+            if piece.own and following.own and following.text in MARKS
+            else replace(piece, own=piece.own and piece.text in MARKS)
+            for piece, following in zip(pieces, [*pieces[1:], Piece()], strict=True)
+        ]
+        last = max(i for i, piece in enumerate(shown) if piece.own)
+        return trace_of(self.writer, shown[: last + 1])
 
     def _spell(self, rng: np.random.Generator) -> Trace:
         """A crop and what it says."""
@@ -118,6 +159,16 @@ class ItemTasks:
         self.writer.look(trace, Look("patch", patch, ()))
         self.writer.put(trace, names.END_RESULT, own=False)
         self.writer.put(trace, text, ", ", own=True)
+        return trace
+
+    def _shade(self, rng: np.random.Generator) -> Trace:
+        """A crop of a card, what it says, and the card's colour."""
+        patch, text, colour = self._shades[rng.integers(len(self._shades))]
+        trace = Trace()
+        self.writer.put(trace, names.RESULT, own=False)
+        self.writer.look(trace, Look("patch", patch, ()))
+        self.writer.put(trace, names.END_RESULT, text, LAST, names.ANSWER, own=False)
+        self.writer.put(trace, f"The {colour} card.", names.END, own=True)
         return trace
 
     def _role(self, rng: np.random.Generator) -> Trace:
@@ -134,6 +185,32 @@ class ItemTasks:
         options = self._by_length[LENGTHS[rng.integers(0, 3)]]
         kept = self.worlds.items[options[rng.integers(len(options))]]
         return trace_of(self.writer, roles.again(rng, kept.item, TILING), (kept.page, kept.patch))
+
+
+def _one(rng: np.random.Generator, options: Sequence[int]) -> int:
+    return options[rng.integers(len(options))]
+
+
+def _shades(kept: Kept, cut: Sequence[View]) -> Iterator[tuple[int, str, str]]:
+    """Yields patches of cards, what they say, and the colour that the question or answer names."""
+    item = kept.item
+    is_told = item.kind == "labels.colour"
+    if not (is_told or item.kind in FOUND_BY_LOOKS):
+        return
+    told = item.truth if is_told else item.text
+    colour = next((name for name in COLOUR_NAMES if name in told.lower()), None)
+    read = [(kept.patch + j, view.says) for j, view in enumerate(cut) if not view.is_tile]
+    for patch, says in read[-1:] if is_told else read:
+        if colour is not None:
+            yield patch, says, colour
+
+
+def _misread(rng: np.random.Generator, text: str) -> str:
+    """Sometimes puts another letter in the place of one."""
+    if not (text.isalpha() and len(text) > 3 and rng.random() < MISREAD_SHARE):
+        return text
+    at = int(rng.integers(1, len(text)))
+    return f"{text[:at]}{chr(97 + rng.integers(26))}{text[at + 1 :]}"
 
 
 def _varied(rng: np.random.Generator, item: Item) -> Item:

@@ -19,7 +19,7 @@ from mini.batches import Batch, exact_rows, make_batch, own_logits
 from mini.model import Decoder, Encoder, ModelConfig
 from mini.stage import Plan, rank_and_world, run
 from mini.tasks import Tasks
-from mini.tokenizer import PAD
+from mini.tokenizer import PAD, RUN
 from mini.traces import CROPS, Pool
 
 
@@ -54,16 +54,19 @@ LOCATE: Mix = (
 )
 # Every task at once, whole traces.
 FULL_TRACES: Mix = (
-    Part("plan", 32, share=0.4),
+    Part("plan", 32, share=0.1),
     Part("long", 10),
-    Part("medium", 8, share=0.6),
+    Part("medium", 8, share=0.4),
     Part("short", 10, share=0.6),
     Part("glance", 24, share=0.5),
-    Part("scene", 48, share=0.3),
-    Part("read", 128, share=0.5),
-    Part("search", 80),
+    Part("scene", 48, share=0.25),
+    Part("read", 128, share=0.3),
+    Part("search", 64),
     Part("where", 24, share=0.5),
-    Part("spell", 128),
+    Part("point", 48, 1.5),
+    Part("match", 32),
+    Part("shade", 64),
+    Part("spell", 80),
     Part("item-1", 14, share=0.7),
     Part("item-2", 12),
     Part("item-3", 12),
@@ -83,6 +86,9 @@ DEV_TRACES = {
     "scene": 48,
     "search": 80,
     "where": 48,
+    "point": 64,
+    "match": 96,
+    "shade": 128,
     "spell": 256,
     "item-1": 28,
     "item-2": 48,
@@ -94,6 +100,7 @@ DEV_TRACES = {
     "again": 24,
 }
 BODY_FACTOR = 0.15
+BOX_WEIGHT = 0.4
 
 
 class VisionLanguageModel(nn.Module):
@@ -126,6 +133,7 @@ class JointStage:
     ) -> None:
         self.model, self.train, self.dev, self.mix = model, train, dev, mix
         self.pad = tokenizer.token_to_id(PAD)
+        self.box_tokens = tokenizer.token_to_id("zoom("), tokenizer.token_to_id(RUN)
         self.model.encoder.body.eval()
 
     def _views(self, tasks: Tasks, batch: Batch, *, disturbed: bool) -> dict[Pool, Tensor]:
@@ -173,8 +181,18 @@ class JointStage:
                 continue
             count = max(1, part.traces // rank_and_world()[1])
             for _ in range(part.batches):
-                run_of = self._run(self.train, part.bucket, count, rng, disturbed=True)
-                yield part.weight / part.batches * F.cross_entropy(*run_of[1:])
+                _, logits, labels = self._run(self.train, part.bucket, count, rng, disturbed=True)
+                yield part.weight / part.batches * self._loss(logits, labels)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy in which edges of boxes count less: they are never known to a percent."""
+        at = torch.arange(len(labels))
+        begun, ended = (
+            torch.where(labels == token, at, -1).cummax(0).values for token in self.box_tokens
+        )
+        weights = torch.where((begun > ended) & (begun < at), BOX_WEIGHT, 1.0)
+        each = F.cross_entropy(logits, labels, reduction="none")
+        return (weights * each).sum() / weights.sum()
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ then look (what the picture shows), zoom and state what was read, look up and ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from cogitate.tool_executor.core import types
 from cogitate.tool_executor.core.lookup import look_up
 
 from mini import tokenizer as names
+
+# After what was read: go on looking, this is what was asked about, that was all.
+NEXT, NAMED, LAST = MARKS = ", ", ": ", ". "
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,10 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     blank = " " if hint else ""
     if item.seen:
         pieces.append(Piece(f"{blank}{item.seen[:1].upper()}{item.seen[1:]}. ", own=True))
-    pieces += _reading(item.reads)
+    pieces += _reading(item.reads, item.text)
     for use in item.uses:
         pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
-    return [*pieces, *_reading(item.last), *answer(item.truth)]
+    return [*pieces, *_reading(item.last, item.text), *answer(item.truth)]
 
 
 def _missed(text: str, tables: Sequence[Table]) -> str:
@@ -115,12 +119,24 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
     return views, f"Tiles {', '.join(grids)}."
 
 
-def _reading(reads: Sequence[Read]) -> Iterator[Piece]:
-    """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `."""
+def _reading(reads: Sequence[Read], question: str) -> Iterator[Piece]:
+    """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `.
+
+    A colon marks what the question names, so that it is said before the next step depends on it.
+    """
     for i, read in enumerate(reads):
         view = View(read.picture, read.box, says=read.text)
         yield from call(zoom(read.box, read.picture), Piece(view=view))
-        yield Piece(f"{read.text}{'. ' if i == len(reads) - 1 else ', '}", own=True)
+        yield Piece(read.text, own=True)
+        is_last = i == len(reads) - 1
+        yield Piece(LAST if is_last else NAMED if is_named(read, question) else NEXT, own=True)
+
+
+def is_named(read: Read, question: str) -> bool:
+    """Tells whether a question names what is read, in whatever case."""
+    if not read.text:
+        return False
+    return re.search(rf"(?<!\w){re.escape(read.text)}(?!\w)", question, re.IGNORECASE) is not None
 
 
 def zoom(box: Box, picture: int) -> str:
