@@ -126,10 +126,11 @@ def _sum(plot: Plot) -> Item:
     chart = plot.chart
     one, two = plot.rng.permutation(len(chart.labels))[:2].tolist()
     slots = {"label": chart.labels[one], "other": chart.labels[two]}
-    use = plot.call(one, two)
+    first, last = sorted((one, two))
+    use = plot.call(first, last)
     value = chart.values[one] + chart.values[two]
     check = partial(is_near, truth=value, share=TOLERANCE)
-    reads = (*plot.names(max(one, two)), plot.top, plot.bar(one), plot.bar(two))
+    reads = (*plot.names(last), plot.top, plot.bar(first), plot.bar(last))
     return plot.item("sum", slots, f"The sum is {use.result}.", check, reads, (use,))
 
 

@@ -87,7 +87,7 @@ def _about_receipt(rng: np.random.Generator, style: Style) -> Item:
     if rng.random() < 0.4:
         return _last("receipt.more", items, texts)
     is_sum = bool(rng.random() < 0.5)
-    last = two_item(page, one, two, is_sum=is_sum)
+    last = two_item(page, one, two, is_sum=is_sum, is_told=True)
     texts.append(_say(rng, "sum" if is_sum else "difference", style))
     # Both prices have been said already: nothing has to be read again.
     return _last(last.kind, [*items, last], texts, is_told=True)

@@ -168,23 +168,28 @@ def _end(page: Page, *, first: bool) -> Item:
     return _named(page, "first" if first else "last", row, "It goes to {row}.", reads)
 
 
-def two_item(page: Page, one: int, two: int, *, is_sum: bool) -> Item:
-    """What two lines of a receipt cost together, or by how much one is dearer."""
+def two_item(page: Page, one: int, two: int, *, is_sum: bool, is_told: bool = False) -> Item:
+    """What two lines of a receipt cost together, or by how much one is dearer.
+
+    A sum is calculated in the order of the lines, or, if both prices are told, of the telling.
+    """
     prices = page.sheet.column("Price")
+    first, last = sorted((one, two))
     if not is_sum and cents(prices[one]) < cents(prices[two]):
         one, two = two, one
     sign = 1 if is_sum else -1
     value = cents(prices[one]) + sign * cents(prices[two])
     kind = "receipt.sum" if is_sum else "receipt.difference"
     text = page.ask(kind, row=row_name(page.sheet, one), other=row_name(page.sheet, two))
-    call = f"calculator({prices[one]}{'+' if is_sum else '-'}{prices[two]})"
+    terms = (first, last) if is_sum and not is_told else (one, two)
+    call = f"calculator({prices[terms[0]]}{'+' if is_sum else '-'}{prices[terms[1]]})"
     return Item(
         kind,
         text,
         f"The {'sum' if is_sum else 'difference'} is {price(value)}.",
         partial(costs, value=value),
         pictures=(page.picture,),
-        reads=(*page.names(max(one, two)), page.read(one, "Price"), page.read(two, "Price")),
+        reads=(*page.names(last), page.read(first, "Price"), page.read(last, "Price")),
         uses=(Use(call, decimal(value)),),
         seen=page.seen,
     )

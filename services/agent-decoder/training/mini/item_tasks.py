@@ -41,6 +41,8 @@ LONGEST_SPELLED = 14
 # What is looked at first has to be found by its looks: a colour, the longest bar.
 FOUND_BY_LOOKS = ("labels.word", "labels.words", "chain.price")
 MISREAD_SHARE = 0.35
+# Questions that name what is not there, and how often `match` practises those.
+NOT_THERE, NOT_THERE_SHARE = ("outside.row", "outside.bar", "labels.has"), 0.35
 
 
 class ItemTasks:
@@ -55,6 +57,7 @@ class ItemTasks:
         self._shades: list[tuple[int, str, str]] = []
         self._by_looks: list[int] = []
         self._named: list[int] = []
+        self._not_there: list[int] = []
         for i in part:
             self._index(i, worlds.items[i])
         self._part = part
@@ -70,6 +73,8 @@ class ItemTasks:
         self._shades += _shades(kept, cut)
         if any(is_named(read, kept.item.text) for read in kept.item.reads):
             self._named.append(i)
+        elif kept.item.kind in NOT_THERE:
+            self._not_there.append(i)
         if self.writer.symbolic and any(len(view.says) > CROP_TOKENS for view in cut):
             return
         size = len(trace_of(self.writer, pieces).ids) + SPARE
@@ -140,7 +145,8 @@ class ItemTasks:
 
         Some words are misread by a letter, and are what they are all the same.
         """
-        item = _varied(rng, self.worlds.items[_one(rng, self._named)].item)
+        options = self._not_there if rng.random() < NOT_THERE_SHARE else self._named
+        item = _varied(rng, self.worlds.items[_one(rng, options)].item)
         pieces = [piece for piece in script(item, TILING) if piece.view is None]
         shown = [
             replace(piece, text=_misread(rng, piece.text), own=False)

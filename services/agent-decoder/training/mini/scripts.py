@@ -128,8 +128,8 @@ def _reading(reads: Sequence[Read], question: str) -> Iterator[Piece]:
         view = View(read.picture, read.box, says=read.text)
         yield from call(zoom(read.box, read.picture), Piece(view=view))
         yield Piece(read.text, own=True)
-        is_last = i == len(reads) - 1
-        yield Piece(LAST if is_last else NAMED if is_named(read, question) else NEXT, own=True)
+        mark = LAST if i == len(reads) - 1 else NEXT
+        yield Piece(NAMED if is_named(read, question) else mark, own=True)
 
 
 def is_named(read: Read, question: str) -> bool:
