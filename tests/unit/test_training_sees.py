@@ -182,6 +182,11 @@ def test_a_colon_marks_what_the_question_names(style: Any) -> None:
             marks = [one.text for one in script(item, None) if one.own and one.text in MARKS]
             assert marks.count(NAMED) == kinds[item.kind], item.text
     assert found == set(kinds)
+    same = [one for one in items("compare", style, 40) if one.kind == "compare.same"]
+    for item in same:
+        marks = [one.text for one in script(item, None) if one.own and one.text in MARKS]
+        assert (marks[1] == NAMED) == (item.truth == "Yes."), item.text
+    assert {item.truth for item in same} == {"Yes.", "No."}
     read = Read("Ham", (0, 0, 1, 1))
     assert is_named(read, "How much is ham?") and is_named(read, "The HAM, please")
     assert not is_named(read, "The train to Hamburg") and not is_named(Read("", read.box), "x")
@@ -197,7 +202,7 @@ def item_tasks(tokenizer: Any) -> Any:
     return ItemTasks(worlds, Writer(tokenizer, symbolic=False), range(90), range(1))
 
 
-@pytest.mark.parametrize("bucket", ["where", "point", "match", "shade", "spell"])
+@pytest.mark.parametrize("bucket", ["where", "point", "match", "shade", "pick", "spell"])
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
     from cogitate.evals.render import COLOUR_NAMES
     from mini.item_tasks import BUCKET_TOKENS

@@ -13,7 +13,7 @@ from cogitate.evals.render import COLOUR_NAMES
 from mini import roles
 from mini import tokenizer as names
 from mini.model import CROP_TOKENS
-from mini.scripts import LAST, MARKS, Piece, View, is_named, prompt, script
+from mini.scripts import LAST, MARKS, NAMED, Piece, View, is_named, prompt, script, wanted
 from mini.traces import Look, Trace, Writer
 from mini.words import AGENT_HINTS, CLOSER_LOOK, vary
 from mini.worlds import TILING, Kept, Worlds, trace_of
@@ -29,6 +29,7 @@ BUCKET_TOKENS = {
     "point": 112,
     "match": 240,
     "shade": 40,
+    "pick": 320,
     "spell": 26,
     "role": 480,
     "again": 416,
@@ -40,6 +41,9 @@ HINT_SHARE = 0.2
 LONGEST_SPELLED = 14
 # What is looked at first has to be found by its looks: a colour, the longest bar.
 FOUND_BY_LOOKS = ("labels.word", "labels.words", "chain.price")
+# Where to look next depends on where something was that has been read.
+PICKED = ("chart.sum", "chart.most", "chart.least", "receipt.sum", "receipt.difference",
+          "receipt.most", "receipt.least")  # fmt: skip
 MISREAD_SHARE = 0.35
 # Questions that name what is not there, and how often `match` practises those.
 NOT_THERE, NOT_THERE_SHARE = ("outside.row", "outside.bar", "labels.has"), 0.35
@@ -58,6 +62,7 @@ class ItemTasks:
         self._by_looks: list[int] = []
         self._named: list[int] = []
         self._not_there: list[int] = []
+        self._picked: list[int] = []
         for i in part:
             self._index(i, worlds.items[i])
         self._part = part
@@ -70,8 +75,10 @@ class ItemTasks:
                 self._spelled.append((kept.patch + j, view.says))
         if kept.item.kind in FOUND_BY_LOOKS:
             self._by_looks.append(i)
+        if kept.item.kind in PICKED:
+            self._picked.append(i)
         self._shades += _shades(kept, cut)
-        if any(is_named(read, kept.item.text) for read in kept.item.reads):
+        if any(is_named(read, wanted(kept.item)) for read in kept.item.reads):
             self._named.append(i)
         elif kept.item.kind in NOT_THERE:
             self._not_there.append(i)
@@ -106,6 +113,8 @@ class ItemTasks:
                 return self._zooms(rng, self.worlds.items[_one(rng, self._by_looks)])
             case "match":
                 return self._match(rng)
+            case "pick":
+                return self._pick(rng)
             case "shade":
                 return self._shade(rng)
         options = self._by_length[bucket]
@@ -156,6 +165,18 @@ class ItemTasks:
         ]
         last = max(i for i, piece in enumerate(shown) if piece.own)
         return trace_of(self.writer, shown[: last + 1])
+
+    def _pick(self, rng: np.random.Generator) -> Trace:
+        """Only where to look once it is known what is wanted; crops are left out."""
+        kept = self.worlds.items[_one(rng, self._picked)]
+        shown: list[Piece] = []
+        is_known = False
+        for piece in script(_varied(rng, kept.item), TILING):
+            is_known |= piece.text == NAMED or piece.text.startswith("calculator(")
+            if piece.view is None or piece.view.box is None or piece.view.is_tile:
+                own = is_known and piece.text.startswith("zoom(")
+                shown.append(replace(piece, own=own))
+        return trace_of(self.writer, shown, (kept.page, kept.patch))
 
     def _spell(self, rng: np.random.Generator) -> Trace:
         """A crop and what it says."""

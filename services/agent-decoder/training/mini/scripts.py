@@ -64,10 +64,10 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     blank = " " if hint else ""
     if item.seen:
         pieces.append(Piece(f"{blank}{item.seen[:1].upper()}{item.seen[1:]}. ", own=True))
-    pieces += _reading(item.reads, item.text)
+    pieces += _reading(item.reads, wanted(item))
     for use in item.uses:
         pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
-    return [*pieces, *_reading(item.last, item.text), *answer(item.truth)]
+    return [*pieces, *_reading(item.last, wanted(item)), *answer(item.truth)]
 
 
 def _missed(text: str, tables: Sequence[Table]) -> str:
@@ -119,24 +119,29 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
     return views, f"Tiles {', '.join(grids)}."
 
 
-def _reading(reads: Sequence[Read], question: str) -> Iterator[Piece]:
+def wanted(item: Item) -> str:
+    """Returns what reads are compared with: the question, or what was read in the first picture."""
+    return item.reads[0].text if item.kind == "compare.same" else item.text
+
+
+def _reading(reads: Sequence[Read], text: str) -> Iterator[Piece]:
     """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `.
 
-    A colon marks what the question names, so that it is said before the next step depends on it.
+    A colon marks what `text` names, so that it is said before the next step depends on it.
     """
     for i, read in enumerate(reads):
         view = View(read.picture, read.box, says=read.text)
         yield from call(zoom(read.box, read.picture), Piece(view=view))
         yield Piece(read.text, own=True)
         mark = LAST if i == len(reads) - 1 else NEXT
-        yield Piece(NAMED if is_named(read, question) else mark, own=True)
+        yield Piece(NAMED if is_named(read, text) else mark, own=True)
 
 
-def is_named(read: Read, question: str) -> bool:
-    """Tells whether a question names what is read, in whatever case."""
+def is_named(read: Read, text: str) -> bool:
+    """Tells whether a text names what is read, in whatever case."""
     if not read.text:
         return False
-    return re.search(rf"(?<!\w){re.escape(read.text)}(?!\w)", question, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){re.escape(read.text)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def zoom(box: Box, picture: int) -> str:
