@@ -113,12 +113,10 @@ def _extreme(plot: Plot, *, most: bool) -> Item:
     i = shares.index(best)
     label = plot.chart.labels[i]
     others = tuple(one for one in plot.chart.labels if one != label)
-    word, kind, name = ("highest", "most", "max") if most else ("lowest", "least", "min")
-    item = plot.item(
-        kind, {}, f"{label} is the {word}.", partial(says, truth=label, rivals=others),
-        tuple(plot.bar(i) for i in range(len(shares))),
-        (Use(f"calculator({name}({', '.join(shares)}))", plain(Decimal(best))),),
-    )  # fmt: skip
+    word, kind = ("highest", "most") if most else ("lowest", "least")
+    check = partial(says, truth=label, rivals=others)
+    bars = tuple(plot.bar(k) for k in range(len(shares)))
+    item = plot.item(kind, {}, f"{label} is the {word}.", check, bars)
     return replace(item, last=(plot.names(i)[i],))
 
 
@@ -130,7 +128,10 @@ def _sum(plot: Plot) -> Item:
     use = plot.call(first, last)
     value = chart.values[one] + chart.values[two]
     check = partial(is_near, truth=value, share=TOLERANCE)
-    reads = (*plot.names(last), plot.top, plot.bar(first), plot.bar(last))
+    names = plot.names(last)
+    reads = (
+        *names[: first + 1], plot.bar(first), *names[first + 1 :], plot.bar(last), plot.top,
+    )  # fmt: skip
     return plot.item("sum", slots, f"The sum is {use.result}.", check, reads, (use,))
 
 

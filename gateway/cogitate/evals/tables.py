@@ -144,12 +144,9 @@ def _extreme(page: Page, *, most: bool) -> Item:
     if prices.count(best) > 1:  # nobody can say which
         return total_item(page)
     row = prices.index(best)
-    listed = ", ".join(page.sheet.column("Price"))
-    kind, name = ("most", "max") if most else ("least", "min")
     reads = tuple(page.read(i, "Price") for i in range(len(prices)))
-    item = _named(page, kind, row, "The {row}.", reads)
-    use = Use(f"calculator({name}({listed}))", decimal(best))
-    return replace(item, uses=(use,), last=(page.read(row, "Item"),))
+    item = _named(page, "most" if most else "least", row, "The {row}.", reads)
+    return replace(item, last=(page.read(row, "Item"),))
 
 
 def _who(page: Page) -> Item:
@@ -181,6 +178,9 @@ def two_item(page: Page, one: int, two: int, *, is_sum: bool, is_told: bool = Fa
     value = cents(prices[one]) + sign * cents(prices[two])
     kind = "receipt.sum" if is_sum else "receipt.difference"
     text = page.ask(kind, row=row_name(page.sheet, one), other=row_name(page.sheet, two))
+    names = page.names(last)
+    prices_read = (page.read(first, "Price"), page.read(last, "Price"))
+    reads = (*names[: first + 1], prices_read[0], *names[first + 1 :], prices_read[1])
     terms = (first, last) if is_sum and not is_told else (one, two)
     call = f"calculator({prices[terms[0]]}{'+' if is_sum else '-'}{prices[terms[1]]})"
     return Item(
@@ -189,7 +189,7 @@ def two_item(page: Page, one: int, two: int, *, is_sum: bool, is_told: bool = Fa
         f"The {'sum' if is_sum else 'difference'} is {price(value)}.",
         partial(costs, value=value),
         pictures=(page.picture,),
-        reads=(*page.names(last), page.read(first, "Price"), page.read(last, "Price")),
+        reads=reads,
         uses=(Use(call, decimal(value)),),
         seen=page.seen,
     )

@@ -13,7 +13,7 @@ from cogitate.evals.render import COLOUR_NAMES
 from mini import roles
 from mini import tokenizer as names
 from mini.model import CROP_TOKENS
-from mini.scripts import LAST, MARKS, NAMED, Piece, View, is_named, prompt, script, wanted
+from mini.scripts import FOUND, LAST, MARKS, Piece, View, found, prompt, script
 from mini.traces import Look, Trace, Writer
 from mini.words import AGENT_HINTS, CLOSER_LOOK, vary
 from mini.worlds import TILING, Kept, Worlds, trace_of
@@ -60,7 +60,7 @@ class ItemTasks:
         # And which card has which colour.
         self._shades: list[tuple[int, str, str]] = []
         self._by_looks: list[int] = []
-        self._named: list[int] = []
+        self._wanted: list[int] = []
         self._not_there: list[int] = []
         self._picked: list[int] = []
         for i in part:
@@ -78,8 +78,8 @@ class ItemTasks:
         if kept.item.kind in PICKED:
             self._picked.append(i)
         self._shades += _shades(kept, cut)
-        if any(is_named(read, wanted(kept.item)) for read in kept.item.reads):
-            self._named.append(i)
+        if any(found(kept.item)):
+            self._wanted.append(i)
         elif kept.item.kind in NOT_THERE:
             self._not_there.append(i)
         if self.writer.symbolic and any(len(view.says) > CROP_TOKENS for view in cut):
@@ -154,7 +154,7 @@ class ItemTasks:
 
         Some words are misread by a letter, and are what they are all the same.
         """
-        options = self._not_there if rng.random() < NOT_THERE_SHARE else self._named
+        options = self._not_there if rng.random() < NOT_THERE_SHARE else self._wanted
         item = _varied(rng, self.worlds.items[_one(rng, options)].item)
         pieces = [piece for piece in script(item, TILING) if piece.view is None]
         shown = [
@@ -172,7 +172,7 @@ class ItemTasks:
         shown: list[Piece] = []
         is_known = False
         for piece in script(_varied(rng, kept.item), TILING):
-            is_known |= piece.text == NAMED or piece.text.startswith("calculator(")
+            is_known |= piece.text == FOUND
             if piece.view is None or piece.view.box is None or piece.view.is_tile:
                 own = is_known and piece.text.startswith("zoom(")
                 shown.append(replace(piece, own=own))

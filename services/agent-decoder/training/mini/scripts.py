@@ -18,8 +18,8 @@ from cogitate.tool_executor.core.lookup import look_up
 
 from mini import tokenizer as names
 
-# After what was read: go on looking, this is what was asked about, that was all.
-NEXT, NAMED, LAST = MARKS = ", ", ": ", ". "
+# After what was read: go on looking, this is what is wanted, that was all.
+NEXT, FOUND, LAST = MARKS = ", ", ": ", ". "
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     blank = " " if hint else ""
     if item.seen:
         pieces.append(Piece(f"{blank}{item.seen[:1].upper()}{item.seen[1:]}. ", own=True))
-    pieces += _reading(item.reads, wanted(item))
+    pieces += _reading(item.reads, found(item))
     for use in item.uses:
         pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
-    return [*pieces, *_reading(item.last, wanted(item)), *answer(item.truth)]
+    return [*pieces, *_reading(item.last, [False] * len(item.last)), *answer(item.truth)]
 
 
 def _missed(text: str, tables: Sequence[Table]) -> str:
@@ -119,29 +119,39 @@ def _views(item: Item, tiling: Tiling | None) -> tuple[list[View], str]:
     return views, f"Tiles {', '.join(grids)}."
 
 
-def wanted(item: Item) -> str:
-    """Returns what reads are compared with: the question, or what was read in the first picture."""
-    return item.reads[0].text if item.kind == "compare.same" else item.text
+def found(item: Item) -> list[bool]:
+    """Tells which reads are what is wanted, as far as has been read.
+
+    That is what the question names; the same as in the first picture; the best up to there.
+    """
+    texts = [read.text for read in item.reads]
+    match item.kind.rpartition(".")[2]:
+        case "most":
+            return [max(texts[: i + 1], key=float) == text for i, text in enumerate(texts)]
+        case "least":
+            return [min(texts[: i + 1], key=float) == text for i, text in enumerate(texts)]
+        case "same":
+            return [is_named(text, texts[0]) for text in texts]
+    return [is_named(text, item.text) for text in texts]
 
 
-def _reading(reads: Sequence[Read], text: str) -> Iterator[Piece]:
+def is_named(name: str, text: str) -> bool:
+    """Tells whether a text names something, in whatever case."""
+    match = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)
+    return bool(name) and match is not None
+
+
+def _reading(reads: Sequence[Read], is_found: Sequence[bool]) -> Iterator[Piece]:
     """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `.
 
-    A colon marks what `text` names, so that it is said before the next step depends on it.
+    A colon marks what is wanted, so that it is said before the next step depends on it.
     """
     for i, read in enumerate(reads):
         view = View(read.picture, read.box, says=read.text)
         yield from call(zoom(read.box, read.picture), Piece(view=view))
         yield Piece(read.text, own=True)
         mark = LAST if i == len(reads) - 1 else NEXT
-        yield Piece(NAMED if is_named(read, text) else mark, own=True)
-
-
-def is_named(read: Read, text: str) -> bool:
-    """Tells whether a text names what is read, in whatever case."""
-    if not read.text:
-        return False
-    return re.search(rf"(?<!\w){re.escape(read.text)}(?!\w)", text, re.IGNORECASE) is not None
+        yield Piece(FOUND if is_found[i] else mark, own=True)
 
 
 def zoom(box: Box, picture: int) -> str:
