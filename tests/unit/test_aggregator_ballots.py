@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cogitate.aggregator.core.ballots import Ballot, Decision, count
 from cogitate.aggregator.core.outcome import outcome_of
@@ -161,3 +163,12 @@ def test_the_probability_that_the_leader_leads(
 )
 def test_how_many_more_are_needed_at_least(rule: str, keys: str, most: int, needed: int) -> None:
     assert least_needed(quorum(rule), votes(keys), most) == needed
+
+
+def test_the_answer_of_many_light_ballots_may_need_the_least() -> None:
+    rule = quorum("posterior:0.8")
+    one, *others = votes("abb")
+    cast = [replace(one, weight=0.5), *(replace(ballot, weight=0.0) for ballot in others)]
+    assert count(cast)[0].key == "a"
+    assert rule([*cast, *votes("b")], 1) is not None
+    assert least_needed(rule, cast, 2) == 1

@@ -138,8 +138,14 @@ def quorum(name: str) -> Rule:
     return named(name, QUORUMS)
 
 
+# Of how many answers it is tried whether they may still be agreed on.
+_LEADING = 3
+
+
 def least_needed(rule: Rule, ballots: Sequence[Ballot], most: int) -> int:
     """How many more ballots must be cast at least, of ``most`` that can be: as if all agreed.
+
+    All on one of the leading answers; one of many ballots of little weight may need the fewest.
 
     No ballot says how far away a proof is. So for ``verified`` it is as many as were cast in vain:
     an exponential search, which costs twice the least at most and takes few turns.
@@ -147,9 +153,10 @@ def least_needed(rule: Rule, ballots: Sequence[Ballot], most: int) -> int:
     if rule is verified and rule(ballots, most) is None:
         return min(most, max(1, len(ballots)))
     tallies = count(ballots)
-    key = tallies[0].key if tallies else "any"
-    agreeing = Ballot(agent_id=-1, attempt=0, answer=key, key=key, proved=True)
+    keys = [tally.key for tally in tallies[:_LEADING]] or ["any"]
+    agreeing = [Ballot(agent_id=-1, attempt=0, answer=key, key=key, proved=True) for key in keys]
     for number in range(most + 1):
-        if rule([*ballots, *[agreeing] * number], most - number) is not None:
-            return number
+        for one in agreeing:
+            if rule([*ballots, *[one] * number], most - number) is not None:
+                return number
     return most
