@@ -215,7 +215,7 @@ def item_tasks(tokenizer: Any) -> Any:
     return ItemTasks(worlds, Writer(tokenizer, symbolic=False), range(90), range(1))
 
 
-@pytest.mark.parametrize("bucket", ["where", "point", "match", "shade", "pick", "spell"])
+@pytest.mark.parametrize("bucket", ["where", "point", "match", "order", "shade", "pick", "spell"])
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
     from cogitate.evals.render import COLOUR_NAMES
     from mini.item_tasks import BUCKET_TOKENS
@@ -227,7 +227,7 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
         assert len(trace.ids) == len(trace.own) <= BUCKET_TOKENS[bucket]
         own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
         said = tokenizer.decode(own)
-        if bucket == "match":
+        if bucket in ("match", "order"):
             assert not trace.views and {tokenizer.decode([i]) for i in own} <= set(MARKS)
         elif bucket == "shade":
             assert said in [f"The {name} card." for name in COLOUR_NAMES]
@@ -235,6 +235,29 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             assert said.endswith(", ") and len(trace.views) == 1
         else:
             assert "calculator(" not in said and (bucket == "where" or "zoom(" in said)
+
+
+def test_the_best_so_far_is_known_by_its_figures(item_tasks: Any, tokenizer: Any) -> None:
+    from mini.item_tasks import ORDERED, RANKED_KINDS, _figures
+
+    ranked = [item_tasks.worlds.items[i].item for i in item_tasks._ranked]
+    assert {kind for one in ranked for kind in RANKED_KINDS if one.kind.endswith(kind)} == set(
+        RANKED_KINDS
+    )
+    rng, marks = np.random.default_rng(4), 0
+    for item in ranked:
+        figures = _figures(rng, item)
+        assert len(set(figures)) == ORDERED and min(map(float, figures)) >= 0
+        decimals = {len(text.partition(".")[2]) for text in figures}
+        assert decimals == {len(item.reads[0].text.partition(".")[2])}
+    for _ in range(30):
+        trace = item_tasks.draw("order", rng)
+        own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
+        said = [tokenizer.decode([i]) for i in own]
+        assert not trace.views and len(said) == ORDERED and said[0] == ": "
+        assert set(said) == {": ", ", "}
+        marks += said.count(": ")
+    assert 0.2 < marks / (30 * ORDERED) < 0.7
 
 
 def test_a_shade_is_that_of_the_card_in_the_crop(item_tasks: Any) -> None:

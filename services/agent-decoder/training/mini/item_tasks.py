@@ -13,7 +13,7 @@ from cogitate.evals.render import COLOUR_NAMES
 from mini import roles
 from mini import tokenizer as names
 from mini.model import CROP_TOKENS
-from mini.scripts import FOUND, LAST, MARKS, Piece, View, found, prompt, script
+from mini.scripts import FOUND, LAST, MARKS, NEXT, Piece, View, found, prompt, script
 from mini.traces import Look, Trace, Writer
 from mini.words import AGENT_HINTS, CLOSER_LOOK, vary
 from mini.worlds import TILING, Kept, Worlds, trace_of
@@ -28,6 +28,7 @@ BUCKET_TOKENS = {
     "where": 168,
     "point": 112,
     "match": 240,
+    "order": 144,
     "shade": 40,
     "pick": 320,
     "spell": 26,
@@ -46,7 +47,13 @@ PICKED = ("chart.sum", "chart.most", "chart.least", "receipt.sum", "receipt.diff
           "receipt.most", "receipt.least")  # fmt: skip
 MISREAD_SHARE = 0.35
 # Questions that name what is not there, and how often `match` practises those.
-NOT_THERE, NOT_THERE_SHARE = ("outside.row", "outside.bar", "labels.has"), 0.35
+NOT_THERE, NOT_THERE_SHARE = ("outside.row", "outside.bar", "labels.has"), 0.25
+# The best so far has to be known by its figures; `match` and `order` practise it with new ones.
+RANKED_KINDS, RANKED_SHARE = (".most", ".least"), 0.25
+DECIMALS_OF_BARS = 3
+ORDERED, BETTER_SHARE = 14, 0.4
+# Words are harder to read than figures.
+SPELLED_WORD, SPELLED_WORD_SHARE = 4, 0.5
 
 
 class ItemTasks:
@@ -57,11 +64,13 @@ class ItemTasks:
         self._by_length: dict[str, list[int]] = {bucket: [] for bucket in LENGTHS}
         # Which patch shows what: reading practice.
         self._spelled: list[tuple[int, str]] = []
+        self._words: list[tuple[int, str]] = []
         # And which card has which colour.
         self._shades: list[tuple[int, str, str]] = []
         self._by_looks: list[int] = []
         self._wanted: list[int] = []
         self._not_there: list[int] = []
+        self._ranked: list[int] = []
         self._picked: list[int] = []
         for i in part:
             self._index(i, worlds.items[i])
@@ -73,10 +82,14 @@ class ItemTasks:
         for j, view in enumerate(cut):
             if 0 < len(view.says) <= LONGEST_SPELLED:
                 self._spelled.append((kept.patch + j, view.says))
+                if view.says.isalpha() and len(view.says) >= SPELLED_WORD:
+                    self._words.append((kept.patch + j, view.says))
         if kept.item.kind in FOUND_BY_LOOKS:
             self._by_looks.append(i)
         if kept.item.kind in PICKED:
             self._picked.append(i)
+        if kept.item.kind.endswith(RANKED_KINDS):
+            self._ranked.append(i)
         self._shades += _shades(kept, cut)
         if any(found(kept.item)):
             self._wanted.append(i)
@@ -113,6 +126,8 @@ class ItemTasks:
                 return self._zooms(rng, self.worlds.items[_one(rng, self._by_looks)])
             case "match":
                 return self._match(rng)
+            case "order":
+                return self._order(rng)
             case "pick":
                 return self._pick(rng)
             case "shade":
@@ -154,8 +169,14 @@ class ItemTasks:
 
         Some words are misread by a letter, and are what they are all the same.
         """
-        options = self._not_there if rng.random() < NOT_THERE_SHARE else self._wanted
-        item = _varied(rng, self.worlds.items[_one(rng, options)].item)
+        pick = rng.random()
+        if pick < RANKED_SHARE:
+            item = _refigured(rng, self.worlds.items[_one(rng, self._ranked)].item)
+        else:
+            is_there = pick >= RANKED_SHARE + NOT_THERE_SHARE
+            options = self._wanted if is_there else self._not_there
+            item = self.worlds.items[_one(rng, options)].item
+        item = _varied(rng, item)
         pieces = [piece for piece in script(item, TILING) if piece.view is None]
         shown = [
             replace(piece, text=_misread(rng, piece.text), own=False)
@@ -165,6 +186,16 @@ class ItemTasks:
         ]
         last = max(i for i, piece in enumerate(shown) if piece.own)
         return trace_of(self.writer, shown[: last + 1])
+
+    def _order(self, rng: np.random.Generator) -> Trace:
+        """Only figures, many of them, and which is the best so far."""
+        item = _varied(rng, self.worlds.items[_one(rng, self._ranked)].item)
+        figures = _figures(rng, item)
+        reads = tuple(replace(item.reads[0], text=text) for text in figures)
+        shown = [piece for piece in prompt(item, TILING) if piece.view is None]
+        for text, is_best in zip(figures, found(replace(item, reads=reads)), strict=True):
+            shown += [Piece(text), Piece(FOUND if is_best else NEXT, own=True)]
+        return trace_of(self.writer, shown)
 
     def _pick(self, rng: np.random.Generator) -> Trace:
         """Only where to look once it is known what is wanted; crops are left out."""
@@ -180,7 +211,8 @@ class ItemTasks:
 
     def _spell(self, rng: np.random.Generator) -> Trace:
         """A crop and what it says."""
-        patch, text = self._spelled[rng.integers(len(self._spelled))]
+        options = self._words if rng.random() < SPELLED_WORD_SHARE else self._spelled
+        patch, text = options[rng.integers(len(options))]
         trace = Trace()
         self.writer.put(trace, names.RESULT, own=False)
         self.writer.look(trace, Look("patch", patch, ()))
@@ -230,6 +262,32 @@ def _shades(kept: Kept, cut: Sequence[View]) -> Iterator[tuple[int, str, str]]:
     for patch, says in read[-1:] if is_told else read:
         if colour is not None:
             yield patch, says, colour
+
+
+def _refigured(rng: np.random.Generator, item: Item) -> Item:
+    """Puts other figures in the place of those that are compared, with as many decimals."""
+    top = max(float(read.text) for read in item.reads)
+    reads = []
+    for read in item.reads:
+        decimals = len(read.text.partition(".")[2])
+        reads.append(replace(read, text=f"{rng.uniform(0.05, 1.0) * top:.{decimals}f}"))
+    return replace(item, reads=tuple(reads))
+
+
+def _figures(rng: np.random.Generator, item: Item) -> list[str]:
+    """Draws figures like those of an item, of which many are the best so far, by little or much."""
+    decimals = len(item.reads[0].text.partition(".")[2])
+    top = 1.0 if decimals == DECIMALS_OF_BARS else float(rng.uniform(8, 120))
+    is_most = item.kind.endswith("most")
+    figures = [f"{top * rng.uniform(*((0.05, 0.5) if is_most else (0.5, 1.0))):.{decimals}f}"]
+    while len(figures) < ORDERED:
+        best = float((max if is_most else min)(figures, key=float))
+        is_better = rng.random() < BETTER_SHARE
+        end = top if is_better == is_most else 0.0
+        gap = (end - best) * rng.uniform() ** 2 * (0.5 if is_better else 1.0)
+        if (text := f"{best + gap:.{decimals}f}") not in figures:
+            figures.append(text)
+    return figures
 
 
 def _misread(rng: np.random.Generator, text: str) -> str:

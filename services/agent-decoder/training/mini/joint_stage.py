@@ -65,6 +65,7 @@ FULL_TRACES: Mix = (
     Part("where", 24, share=0.5),
     Part("point", 48, 1.5),
     Part("match", 32),
+    Part("order", 48),
     Part("pick", 32),
     Part("shade", 32),
     Part("spell", 80),
@@ -89,6 +90,7 @@ DEV_TRACES = {
     "where": 48,
     "point": 64,
     "match": 96,
+    "order": 64,
     "shade": 128,
     "pick": 64,
     "spell": 256,
@@ -101,7 +103,7 @@ DEV_TRACES = {
     "role": 32,
     "again": 24,
 }
-BODY_FACTOR = 0.15
+BODY_FACTOR = 0.4
 BOX_WEIGHT = 0.4
 
 
