@@ -237,27 +237,43 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             assert "calculator(" not in said and (bucket == "where" or "zoom(" in said)
 
 
-def test_the_best_so_far_is_known_by_its_figures(item_tasks: Any, tokenizer: Any) -> None:
-    from mini.item_tasks import ORDERED, RANKED_KINDS, _figures
+def test_figures_to_compare(item_tasks: Any, style: Any) -> None:
+    from mini.figures import COUNT, draw
+    from mini.item_tasks import ORDER_KINDS
 
-    ranked = [item_tasks.worlds.items[i].item for i in item_tasks._ranked]
-    assert {kind for one in ranked for kind in RANKED_KINDS if one.kind.endswith(kind)} == set(
-        RANKED_KINDS
-    )
-    rng, marks = np.random.default_rng(4), 0
-    for item in ranked:
-        figures = _figures(rng, item)
-        assert len(set(figures)) == ORDERED and min(map(float, figures)) >= 0
-        decimals = {len(text.partition(".")[2]) for text in figures}
-        assert decimals == {len(item.reads[0].text.partition(".")[2])}
-    for _ in range(30):
-        trace = item_tasks.draw("order", rng)
-        own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
-        said = [tokenizer.decode([i]) for i in own]
-        assert not trace.views and len(said) == ORDERED and said[0] == ": "
-        assert set(said) == {": ", ", "}
-        marks += said.count(": ")
-    assert 0.2 < marks / (30 * ORDERED) < 0.7
+    rng, told = np.random.default_rng(4), {kind: [0, 0] for kind in ORDER_KINDS}
+    for item in (*items("tables", style, 100), *items("charts", style, 60)):
+        kind = next((kind for kind in ORDER_KINDS if item.kind.endswith(kind)), None)
+        if kind is None:
+            continue
+        figures = draw(rng, item)
+        assert len(figures) == COUNT
+        so_far: list[float] = []
+        for text, is_wanted in figures:
+            if kind == ".who":
+                assert is_wanted == (text in item.text), (text, item.text)
+            elif kind == ".above":
+                assert is_wanted == (float(text) > float(item.uses[-1].result))
+            else:
+                so_far.append(float(text))
+                best = max(so_far) if kind == ".most" else min(so_far)
+                assert is_wanted == (best == float(text) and so_far.count(best) == 1)
+            told[kind][is_wanted] += 1
+    assert all(wanted > 20 and not_wanted > 20 for not_wanted, wanted in told.values()), told
+
+
+def test_bars_are_compared_with_a_limit_that_is_known(style: Any) -> None:
+    from mini.scripts import FOUND, found_last, script
+
+    above = [one for one in items("charts", style, 80) if one.kind == "chart.above"]
+    assert len(above) > 3
+    for item in above:
+        assert len(item.reads) == 1 and len(item.uses) == 1
+        count = int(item.truth.split()[2])
+        assert sum(found_last(item)) == count
+        texts = [one.text for one in script(item, None) if one.own]
+        called = texts.index(item.uses[0].call)
+        assert texts[called:].count(FOUND) == count
 
 
 def test_a_shade_is_that_of_the_card_in_the_crop(item_tasks: Any) -> None:

@@ -189,7 +189,10 @@ def _listed(rng: np.random.Generator, style: Style) -> Item:
         partial(says, truth=truth, rivals=(rival,)),
         pictures=(page.picture,),
         reads=(*page.names(row), page.read(row, column)),
-        uses=(look_up(table, name),),
+        uses=(
+            look_up(table, name),
+            Use(f"calculator({listed}-{charged})", difference(listed, charged)),
+        ),
         tables=(table,),
         seen=page.seen,
     )

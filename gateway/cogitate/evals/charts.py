@@ -151,8 +151,9 @@ def _above(plot: Plot) -> Item:
     if len(written := plain(share)) > LONGEST_SHARE:  # a third has no end
         return value_item(plot)
     use = Use(f"calculator({limit}/{chart.top})", written)
-    reads = (plot.top, *(plot.bar(i) for i in range(len(chart.values))))
-    return plot.item("above", slots, truth, partial(says, truth=str(count)), reads, (use,))
+    item = plot.item("above", slots, truth, partial(says, truth=str(count)), (plot.top,), (use,))
+    # Each bar is compared with the limit as it is read, so that is known first.
+    return replace(item, last=tuple(plot.bar(i) for i in range(len(chart.values))))
 
 
 _MAKERS: dict[str, Callable[[Plot], Item]] = {

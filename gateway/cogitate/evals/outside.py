@@ -165,6 +165,17 @@ def _no_row(rng: np.random.Generator, style: Style) -> Item:
                 reads=page.names(), seen=page.seen)  # fmt: skip
 
 
+def _untested(rng: np.random.Generator, style: Style) -> Item:
+    """A test that the report does not have; the caller's table has its range."""
+    page = tables.Page(rng, style, draw_sheet(rng, "lab", held_out=style.held_out))
+    names = tuple(row[0] for row in page.sheet.rows)
+    name = _other(rng, tuple(one.name for one in nouns.ANALYTES), names)
+    text = _ask(rng, "chain.range", style, row=tables.spoken(name))
+    return Item("outside.untested", text, REFUSAL, declines, pictures=(page.picture,),
+                reads=page.names(), tables=(chains.ranges_table(rng, name),),
+                seen=page.seen)  # fmt: skip
+
+
 def _no_bar(rng: np.random.Generator, style: Style) -> Item:
     """A bar that the chart does not have."""
     plot = charts.Plot(rng, style, draw_chart(rng, held_out=style.held_out))
@@ -211,5 +222,5 @@ def _unlisted(rng: np.random.Generator, style: Style) -> Item:
 
 
 _ABSENT: tuple[Callable[[np.random.Generator, Style], Item], ...] = (
-    _no_row, _no_bar, _no_colour, _mismatch,
+    _no_row, _untested, _no_bar, _no_colour, _mismatch,
 )  # fmt: skip

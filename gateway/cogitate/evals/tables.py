@@ -225,7 +225,10 @@ def check_item(page: Page) -> Item:
         partial(says, truth=truth, rivals=(rival,)),
         pictures=(page.picture,),
         reads=(*(page.read(i, "Price") for i in range(len(prices))), page.total()),
-        uses=(Use(f"calculator({'+'.join(prices)})", decimal(real)),),
+        uses=(
+            Use(f"calculator({'+'.join(prices)})", decimal(real)),
+            Use(f"calculator({decimal(real)}-{page.sheet.total})", decimal(real - said)),
+        ),
         seen=page.seen,
     )
 
@@ -246,7 +249,7 @@ def costs(answer: str, value: int) -> bool:
 
 def decimal(value: int) -> str:
     """Writes cents as the calculator does."""
-    return price(value).rstrip("0").rstrip(".")
+    return ("-" if value < 0 else "") + price(abs(value)).rstrip("0").rstrip(".")
 
 
 _MAKERS: dict[str, Callable[[Page], Item]] = {

@@ -10,10 +10,22 @@ from cogitate.evals.items import Item
 from cogitate.evals.outside import REFUSAL
 from cogitate.evals.render import COLOUR_NAMES
 
-from mini import roles
+from mini import figures, roles
 from mini import tokenizer as names
 from mini.model import CROP_TOKENS
-from mini.scripts import FOUND, LAST, MARKS, NEXT, Piece, View, found, prompt, script
+from mini.scripts import (
+    FOUND,
+    LAST,
+    MARKS,
+    NEXT,
+    Piece,
+    View,
+    call,
+    found,
+    found_last,
+    prompt,
+    script,
+)
 from mini.traces import Look, Trace, Writer
 from mini.words import AGENT_HINTS, CLOSER_LOOK, vary
 from mini.worlds import TILING, Kept, Worlds, trace_of
@@ -47,11 +59,12 @@ PICKED = ("chart.sum", "chart.most", "chart.least", "receipt.sum", "receipt.diff
           "receipt.most", "receipt.least")  # fmt: skip
 MISREAD_SHARE = 0.35
 # Questions that name what is not there, and how often `match` practises those.
-NOT_THERE, NOT_THERE_SHARE = ("outside.row", "outside.bar", "labels.has"), 0.25
+NOT_THERE = ("outside.row", "outside.untested", "outside.bar", "labels.has")
+NOT_THERE_SHARE = 0.25
 # The best so far has to be known by its figures; `match` and `order` practise it with new ones.
 RANKED_KINDS, RANKED_SHARE = (".most", ".least"), 0.25
-DECIMALS_OF_BARS = 3
-ORDERED, BETTER_SHARE = 14, 0.4
+# As what is more than a limit or the very figure that is asked for: `order` practises these, too.
+ORDER_KINDS = (*RANKED_KINDS, ".above", ".who")
 # Words are harder to read than figures.
 SPELLED_WORD, SPELLED_WORD_SHARE = 4, 0.5
 
@@ -70,7 +83,7 @@ class ItemTasks:
         self._by_looks: list[int] = []
         self._wanted: list[int] = []
         self._not_there: list[int] = []
-        self._ranked: list[int] = []
+        self._ordered: dict[str, list[int]] = {kind: [] for kind in ORDER_KINDS}
         self._picked: list[int] = []
         for i in part:
             self._index(i, worlds.items[i])
@@ -88,10 +101,11 @@ class ItemTasks:
             self._by_looks.append(i)
         if kept.item.kind in PICKED:
             self._picked.append(i)
-        if kept.item.kind.endswith(RANKED_KINDS):
-            self._ranked.append(i)
+        for kind in ORDER_KINDS:
+            if kept.item.kind.endswith(kind):
+                self._ordered[kind].append(i)
         self._shades += _shades(kept, cut)
-        if any(found(kept.item)):
+        if any((*found(kept.item), *found_last(kept.item))):
             self._wanted.append(i)
         elif kept.item.kind in NOT_THERE:
             self._not_there.append(i)
@@ -171,7 +185,8 @@ class ItemTasks:
         """
         pick = rng.random()
         if pick < RANKED_SHARE:
-            item = _refigured(rng, self.worlds.items[_one(rng, self._ranked)].item)
+            options = self._ordered[RANKED_KINDS[rng.integers(len(RANKED_KINDS))]]
+            item = _refigured(rng, self.worlds.items[_one(rng, options)].item)
         else:
             is_there = pick >= RANKED_SHARE + NOT_THERE_SHARE
             options = self._wanted if is_there else self._not_there
@@ -188,13 +203,15 @@ class ItemTasks:
         return trace_of(self.writer, shown[: last + 1])
 
     def _order(self, rng: np.random.Generator) -> Trace:
-        """Only figures, many of them, and which is the best so far."""
-        item = _varied(rng, self.worlds.items[_one(rng, self._ranked)].item)
-        figures = _figures(rng, item)
-        reads = tuple(replace(item.reads[0], text=text) for text in figures)
+        """Only figures, many of them, and which are wanted."""
+        kind = ORDER_KINDS[rng.integers(len(ORDER_KINDS))]
+        item = _varied(rng, self.worlds.items[_one(rng, self._ordered[kind])].item)
+        told = figures.draw(rng, item)
         shown = [piece for piece in prompt(item, TILING) if piece.view is None]
-        for text, is_best in zip(figures, found(replace(item, reads=reads)), strict=True):
-            shown += [Piece(text), Piece(FOUND if is_best else NEXT, own=True)]
+        for use in item.uses:
+            shown += (replace(one, own=False) for one in call(use.call, Piece(use.result)))
+        for text, is_wanted in told:
+            shown += [Piece(text), Piece(FOUND if is_wanted else NEXT, own=True)]
         return trace_of(self.writer, shown)
 
     def _pick(self, rng: np.random.Generator) -> Trace:
@@ -272,22 +289,6 @@ def _refigured(rng: np.random.Generator, item: Item) -> Item:
         decimals = len(read.text.partition(".")[2])
         reads.append(replace(read, text=f"{rng.uniform(0.05, 1.0) * top:.{decimals}f}"))
     return replace(item, reads=tuple(reads))
-
-
-def _figures(rng: np.random.Generator, item: Item) -> list[str]:
-    """Draws figures like those of an item, of which many are the best so far, by little or much."""
-    decimals = len(item.reads[0].text.partition(".")[2])
-    top = 1.0 if decimals == DECIMALS_OF_BARS else float(rng.uniform(8, 120))
-    is_most = item.kind.endswith("most")
-    figures = [f"{top * rng.uniform(*((0.05, 0.5) if is_most else (0.5, 1.0))):.{decimals}f}"]
-    while len(figures) < ORDERED:
-        best = float((max if is_most else min)(figures, key=float))
-        is_better = rng.random() < BETTER_SHARE
-        end = top if is_better == is_most else 0.0
-        gap = (end - best) * rng.uniform() ** 2 * (0.5 if is_better else 1.0)
-        if (text := f"{best + gap:.{decimals}f}") not in figures:
-            figures.append(text)
-    return figures
 
 
 def _misread(rng: np.random.Generator, text: str) -> str:

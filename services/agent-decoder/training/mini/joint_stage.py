@@ -65,7 +65,7 @@ FULL_TRACES: Mix = (
     Part("where", 24, share=0.5),
     Part("point", 48, 1.5),
     Part("match", 32),
-    Part("order", 48),
+    Part("order", 64),
     Part("pick", 32),
     Part("shade", 32),
     Part("spell", 80),

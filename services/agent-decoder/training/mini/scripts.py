@@ -67,7 +67,7 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     pieces += _reading(item.reads, found(item))
     for use in item.uses:
         pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
-    return [*pieces, *_reading(item.last, [False] * len(item.last)), *answer(item.truth)]
+    return [*pieces, *_reading(item.last, found_last(item)), *answer(item.truth)]
 
 
 def _missed(text: str, tables: Sequence[Table]) -> str:
@@ -133,6 +133,14 @@ def found(item: Item) -> list[bool]:
         case "same":
             return [is_named(text, texts[0]) for text in texts]
     return [is_named(text, item.text) for text in texts]
+
+
+def found_last(item: Item) -> list[bool]:
+    """Tells which reads after the tools are what is wanted: those above what was calculated."""
+    if not item.kind.endswith(".above"):
+        return [False] * len(item.last)
+    limit = float(item.uses[-1].result)
+    return [float(read.text) > limit for read in item.last]
 
 
 def is_named(name: str, text: str) -> bool:

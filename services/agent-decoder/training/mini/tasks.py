@@ -29,7 +29,7 @@ from mini.worlds import Worlds
 
 BUCKET_TOKENS = {
     "read": 12,
-    "search": 46,
+    "search": 52,
     "plan": 48,
     "glance": 56,
     "scene": 46,
@@ -76,7 +76,7 @@ VERDICTS = {
     (False, True): "out",
 }
 HINT_SHARE = 0.2
-MISS_SHARE = 0.12
+MISS_SHARE, NEAR_MISS = 0.2, 3
 
 
 class Tasks:
@@ -300,10 +300,7 @@ class Tasks:
             asked.whole,
             crops,
         )
-        target = puzzle.target
-        if rng.random() < MISS_SHARE:
-            while target == puzzle.target:
-                target = int(rng.integers(5, 201))
+        target = self._target(rng, puzzle.target)
         question = self._countdown_question(rng, asked.colour, target)
         hint = self._derivation_hint(rng, puzzle.steps)
         return traces.countdown_trace(self.writer, question, asked, target, puzzle.steps, hint)
@@ -312,7 +309,16 @@ class Tasks:
         """Only the derivation of a puzzle."""
         puzzle = draw_puzzle(rng, held_out=False)
         hint = self._derivation_hint(rng, puzzle.steps)
-        return traces.search_trace(self.writer, puzzle.numbers, puzzle.target, puzzle.steps, hint)
+        target = self._target(rng, puzzle.target)
+        return traces.search_trace(self.writer, puzzle.numbers, target, puzzle.steps, hint)
+
+    def _target(self, rng: np.random.Generator, made: int) -> int:
+        """What was to be made: sometimes not what is made, often nearly."""
+        if rng.random() >= MISS_SHARE:
+            return made
+        gap = int(rng.integers(1, NEAR_MISS + 1)) * (1 if rng.random() < 0.5 else -1)
+        target = made + gap if rng.random() < 0.5 else int(rng.integers(5, 201))
+        return target if target not in (made, 0) else made + 1
 
     # Scenes and everything outside the model's world.
 

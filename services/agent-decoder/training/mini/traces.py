@@ -216,17 +216,19 @@ def search_trace(
     """Only the search of a countdown puzzle, for cheap practice without a picture.
 
     The proof and the answer, which repeat the steps, are left out. Here alone the calculator's
-    results are trained on too: who can calculate in the head can look ahead.
+    results are trained on too: who can calculate in the head can look ahead. Of steps that miss the
+    target only that it has to be admitted is trained on.
     """
+    is_hit = steps[-1].result == target
     trace = Trace()
     writer.put(trace, names.BEGIN, names.ASSISTANT, hint, own=False)
     listed = " ".join(str(n) for n in numbers)
     writer.put(trace, f"Numbers {listed}, target {target}.", own=False)
     for step in steps:
         call = f"calculator({step.left}{step.operator}{step.right})"
-        writer.call(trace, call, str(step.result))
-        trace.own[-2] = True
-    del trace.ids[-3:], trace.own[-3:]
+        writer.call(trace, call, str(step.result), own=is_hit)
+        trace.own[-2] = is_hit
+    writer.put(trace, names.CALL if is_hit else names.ANSWER, own=True)
     return trace
 
 

@@ -1,0 +1,68 @@
+"""Figures to compare, drawn anew each time, so that comparing is learned and no figures are.
+
+Whether one is the best so far, more than a limit, or the very one that is asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from cogitate.evals.items import Item
+
+from mini.scripts import is_named
+
+COUNT = 14
+DECIMALS_OF_BARS = 3
+BETTER_SHARE, SAME_SHARE = 0.4, 0.3
+
+
+def draw(rng: np.random.Generator, item: Item) -> list[tuple[str, bool]]:
+    """Draws figures like those of an item, each with whether it is wanted."""
+    match item.kind.rpartition(".")[2]:
+        case "above":
+            return _above(rng, float(item.uses[-1].result))
+        case "who":
+            return _alike(
+                rng, next(one.text for one in item.reads if is_named(one.text, item.text))
+            )
+    return _best(rng, item.reads[0].text, is_most=item.kind.endswith("most"))
+
+
+def _best(rng: np.random.Generator, like: str, *, is_most: bool) -> list[tuple[str, bool]]:
+    """Many are the best so far, by little or by much."""
+    decimals = len(like.partition(".")[2])
+    top = 1.0 if decimals == DECIMALS_OF_BARS else float(rng.uniform(8, 120))
+    best = f"{top * rng.uniform(*((0.05, 0.5) if is_most else (0.5, 1.0))):.{decimals}f}"
+    drawn = {best: True}
+    while len(drawn) < COUNT:
+        is_better = rng.random() < BETTER_SHARE
+        end = top if is_better == is_most else 0.0
+        gap = (end - float(best)) * rng.uniform() ** 2 * (0.5 if is_better else 1.0)
+        text = f"{float(best) + gap:.{decimals}f}"
+        if text not in drawn:
+            drawn[text] = float(text) > float(best) if is_most else float(text) < float(best)
+            best = text if drawn[text] else best
+    return list(drawn.items())
+
+
+def _above(rng: np.random.Generator, limit: float) -> list[tuple[str, bool]]:
+    """Shares of an axis on either side of a limit, most of them near it."""
+    drawn = []
+    for _ in range(COUNT):
+        end = 1.0 if rng.random() < 0.5 else 0.0
+        text = f"{limit + (end - limit) * rng.uniform() ** 2:.{DECIMALS_OF_BARS}f}"
+        drawn.append((text, float(text) > limit))
+    return drawn
+
+
+def _alike(rng: np.random.Generator, wanted: str) -> list[tuple[str, bool]]:
+    """Sometimes the very same, else one that differs in a digit or in all of them."""
+    drawn = []
+    digits = [i for i, letter in enumerate(wanted) if letter.isdigit()]
+    for _ in range(COUNT):
+        text = list(wanted)
+        pick = rng.random()
+        changed = digits if pick > (1 + SAME_SHARE) / 2 else [digits[rng.integers(len(digits))]]
+        for i in changed if pick > SAME_SHARE else []:
+            text[i] = str(rng.integers(10))
+        drawn.append(("".join(text), "".join(text) == wanted))
+    return drawn
