@@ -256,10 +256,11 @@ def test_declining_claims_nothing(answer: str, declined: bool) -> None:
 
 def test_the_command_line_knows_every_set() -> None:
     assert tuple(datasets.DATASETS) == evaluate.DATASETS
+    assert evaluate.COMPARE not in evaluate.DATASETS
 
 
 def test_a_comparison_brings_two_pictures_and_a_chain_its_table() -> None:
-    assert all(len(list(q.pictures())) == 2 for q in datasets.load("compare", 4))
+    assert all(len(list(q.pictures())) == 2 for q in datasets.load("pairs", 4))
     asked = datasets.load("chains", 4)
     assert all(len(question.tables) == 1 for question in asked)
     assert len({question.digest for question in asked}) == 4

@@ -93,7 +93,7 @@ _DRAWN: dict[str, tuple[Draw, float]] = {
     "tables-hard": (tables.draw_item, HARD_NOISE),
     "charts": (charts.draw_item, EASY_NOISE),
     "charts-hard": (charts.draw_item, HARD_NOISE),
-    "compare": (compare.draw_item, EASY_NOISE),
+    "pairs": (compare.draw_item, EASY_NOISE),
     "followups": (followups.draw_item, EASY_NOISE),
     "chains": (draw_chain, EASY_NOISE),
     "outside": (draw_outside, EASY_NOISE),

@@ -30,7 +30,7 @@ NAME = "eval"
 HELP = "measure accuracy, latency and tokens"
 DATASETS: Final = (
     "boards", "boards-hard", "easy-vqa", "countdown", "mixed-hard", "labels", "labels-hard",
-    "tables", "tables-hard", "charts", "charts-hard", "compare", "followups", "chains", "outside",
+    "tables", "tables-hard", "charts", "charts-hard", "pairs", "followups", "chains", "outside",
     "near-misses", "labels-known", "tables-known", "charts-known",
 )  # fmt: skip
 COMPARE: Final = "compare"
@@ -44,7 +44,7 @@ Asks questions through the mesh that runs here, or a private one, in every combi
 latency as a client sees it. Questions are one of our sets; a file of JSON lines, or - for standard
 input; or reasoning-gym:TASK, for which `pip install 'cogitate[reasoning]'`. Our sets are boards,
 countdown, labels (words on cards), tables (receipts, timetables, lab reports) and charts, all but
-countdown also as NAME-hard, with more noise; mixed-hard, all of these in turn; easy-vqa; compare
+countdown also as NAME-hard, with more noise; mixed-hard, all of these in turn; easy-vqa; pairs
 (two pictures); followups (the last question of a conversation); chains (read, look up, calculate);
 outside (to be declined) and near-misses (not to be declined: any answer counts); labels-known,
 tables-known and charts-known, in forms of asking that mini was trained on: all else is not.
