@@ -215,7 +215,9 @@ def item_tasks(tokenizer: Any) -> Any:
     return ItemTasks(worlds, Writer(tokenizer, symbolic=False), range(90), range(1))
 
 
-@pytest.mark.parametrize("bucket", ["where", "point", "match", "order", "shade", "pick", "spell"])
+@pytest.mark.parametrize(
+    "bucket", ["where", "point", "match", "order", "shade", "pick", "spell", "judge"]
+)
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
     from cogitate.evals.render import COLOUR_NAMES
     from mini.item_tasks import BUCKET_TOKENS
@@ -233,6 +235,9 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             assert said in [f"The {name} card." for name in COLOUR_NAMES]
         elif bucket == "spell":
             assert said.endswith(", ") and len(trace.views) == 1
+        elif bucket == "judge":
+            assert not trace.views and said.endswith("It holds.10") == said.endswith("10"), said
+            assert said.endswith("0")
         else:
             assert "calculator(" not in said and (bucket == "where" or "zoom(" in said)
 

@@ -45,6 +45,7 @@ BUCKET_TOKENS = {
     "pick": 320,
     "spell": 26,
     "role": 480,
+    "judge": 256,
     "again": 416,
 }
 LENGTHS = tuple(f"item-{i}" for i in range(1, 6))
@@ -128,6 +129,8 @@ class ItemTasks:
         match bucket:
             case "role":
                 return self._role(rng)
+            case "judge":
+                return self._judge(rng)
             case "again":
                 return self._again(rng)
             case "spell":
@@ -255,6 +258,10 @@ class ItemTasks:
         if pick < 2:
             return trace_of(self.writer, roles.checker(case, rng))
         return trace_of(self.writer, (roles.summariser if pick == 2 else roles.refiner)(case))
+
+    def _judge(self, rng: np.random.Generator) -> Trace:
+        """A single draft to check, without the picture, for cheap practice."""
+        return trace_of(self.writer, roles.checker(roles.draw_case(rng, drafts=(1, 1)), rng))
 
     def _again(self, rng: np.random.Generator) -> Trace:
         """A later round of `refine` on one of the shorter items."""

@@ -76,6 +76,7 @@ FULL_TRACES: Mix = (
     Part("item-5", 8, share=0.7),
     Part("item-instant", 8, share=0.2),
     Part("role", 8),
+    Part("judge", 24),
     Part("again", 6, share=0.4),
 )
 DEV_TRACES = {
@@ -101,6 +102,7 @@ DEV_TRACES = {
     "item-5": 32,
     "item-instant": 16,
     "role": 32,
+    "judge": 48,
     "again": 24,
 }
 BODY_FACTOR = 0.4

@@ -104,28 +104,30 @@ def draft(agent_id: int, answer_text: str, reasoning: str) -> Draft:
     return Draft(Ballot(agent_id, 1, answer_text, key), f"{reasoning}{answer_text}")
 
 
-def draw_case(rng: np.random.Generator, *, held_out: bool = False) -> Case:
-    """Draws a puzzle and drafts with different answers, one of them right or none."""
+def draw_case(
+    rng: np.random.Generator, *, held_out: bool = False, drafts: tuple[int, int] = DRAFTS
+) -> Case:
+    """Draws a puzzle and as many drafts with different answers, one of them right or none."""
     puzzle = draw_puzzle(rng, held_out=held_out)
     form = QUESTION_FORMS[rng.integers(len(QUESTION_FORMS))]
     colour = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]
-    count = int(rng.integers(DRAFTS[0], DRAFTS[1] + 1))
+    count = int(rng.integers(drafts[0], drafts[1] + 1))
     lucky = -1 if rng.random() < NONE_RIGHT_SHARE else int(rng.integers(count))
-    drafts: list[Draft] = []
+    made: list[Draft] = []
     judged: list[tuple[str, bool]] = []
     reasoning = _reasoning(rng, colour, puzzle)
-    while len(drafts) < count:
-        i = len(drafts)
+    while len(made) < count:
+        i = len(made)
         steps = puzzle.steps if i == lucky else spoil(rng, puzzle)
-        made = draft(i, chain(steps), reasoning)
-        if made.ballot.key in {one.ballot.key for one in drafts}:
+        one = draft(i, chain(steps), reasoning)
+        if one.ballot.key in {other.ballot.key for other in made}:
             continue
-        if lucky >= 0 and i != lucky and made.ballot.key == key_of(chain(puzzle.steps), "auto"):
+        if lucky >= 0 and i != lucky and one.ballot.key == key_of(chain(puzzle.steps), "auto"):
             continue
-        drafts.append(made)
+        made.append(one)
         judged.append(judge(puzzle, steps))
     question = form.format(colour=colour, target=puzzle.target)
-    return Case(puzzle, question, tuple(drafts), tuple(judged))
+    return Case(puzzle, question, tuple(made), tuple(judged))
 
 
 def _reasoning(rng: np.random.Generator, colour: str, puzzle: Puzzle) -> str:
