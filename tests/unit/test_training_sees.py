@@ -242,7 +242,7 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             assert "calculator(" not in said and (bucket == "where" or "zoom(" in said)
 
 
-def test_figures_to_compare(item_tasks: Any, style: Any) -> None:
+def test_figures_to_compare(style: Any) -> None:
     from mini.figures import COUNT, draw
     from mini.item_tasks import ORDER_KINDS
 
@@ -279,6 +279,19 @@ def test_bars_are_compared_with_a_limit_that_is_known(style: Any) -> None:
         texts = [one.text for one in script(item, None) if one.own]
         called = texts.index(item.uses[0].call)
         assert texts[called:].count(FOUND) == count
+
+
+def test_a_search_that_misses_is_admitted(tokenizer: Any) -> None:
+    from cogitate.evals.countdown import draw_puzzle
+    from mini.tokenizer import ANSWER, CALL
+    from mini.traces import Writer, search_trace
+
+    puzzle = draw_puzzle(np.random.default_rng(2), held_out=False)
+    for target, ends in ((puzzle.target, CALL), (puzzle.target + 1, ANSWER)):
+        writer = Writer(tokenizer, symbolic=False)
+        trace = search_trace(writer, puzzle.numbers, target, puzzle.steps, "")
+        assert trace.ids[-1] == tokenizer.token_to_id(ends) and trace.own[-1]
+        assert any(trace.own[:-1]) == (target == puzzle.target)
 
 
 def test_a_shade_is_that_of_the_card_in_the_crop(item_tasks: Any) -> None:
