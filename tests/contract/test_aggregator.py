@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -431,6 +432,22 @@ async def test_the_same_request_id_joins_and_another_spec_is_refused() -> None:
         code, _ = await status_of(open_stream(m, request_id="r1", agent_count=2))
         assert code is grpc.StatusCode.ALREADY_EXISTS
         assert len(m.decoders[0].opened) == 1
+
+
+async def test_a_request_sent_again_counts_its_deadline_anew_and_is_the_same() -> None:
+    def ending_in(seconds: float) -> common.Budget:
+        budget = common.Budget()
+        budget.deadline_time.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
+        return budget
+
+    async with mesh(saying("3")) as m:
+        events = await m.ask(request_id="r1", budget=ending_in(20))
+        assert await m.ask(request_id="r1", budget=ending_in(21)) == events
+        assert len(m.decoders[0].opened) == 1
+        other = ending_in(20)
+        other.max_tokens = 7
+        code, _ = await status_of(open_stream(m, request_id="r1", budget=other))
+        assert code is grpc.StatusCode.ALREADY_EXISTS
 
 
 async def test_the_same_request_id_many_times_at_once_runs_once() -> None:

@@ -174,7 +174,7 @@ class Runtime:
         record = await self.journal.find_request(tenant, request.request_id)
         if record is None:
             return None
-        if record.spec != _canonical(request):
+        if _asked(pb.ContemplationSpec.FromString(record.spec)) != _asked(request):
             raise AlreadyExists("this request id was used with another request", field="request_id")
         return await self.log_of(record.id), self._runners.get(record.id)
 
@@ -465,6 +465,14 @@ def _unwritable() -> NoEndpoint:
 
 def _canonical(request: pb.ContemplationSpec) -> bytes:
     return request.SerializeToString(deterministic=True)
+
+
+def _asked(request: pb.ContemplationSpec) -> bytes:
+    """What makes a request the same: not when it ends, which a caller counts anew each time."""
+    same = pb.ContemplationSpec()
+    same.CopyFrom(request)
+    same.budget.ClearField("deadline_time")
+    return _canonical(same)
 
 
 def _accepted(request: pb.ContemplationSpec, spec: m.Spec, span: OtelSpan) -> pb.Accepted:
