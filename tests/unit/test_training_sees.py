@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -216,7 +217,7 @@ def item_tasks(tokenizer: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "bucket", ["where", "point", "match", "order", "shade", "pick", "spell", "judge"]
+    "bucket", ["where", "point", "match", "order", "shade", "pick", "swap", "spell", "judge"]
 )
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
     from cogitate.evals.render import COLOUR_NAMES
@@ -235,11 +236,39 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             assert said in [f"The {name} card." for name in COLOUR_NAMES]
         elif bucket == "spell":
             assert said.endswith(", ") and len(trace.views) == 1
+        elif bucket == "swap":
+            assert sum(said.count(mark) for mark in MARKS) >= 3
+            assert "zoom(" in said or re.search(r"There (is|are) \d bars?\.$", said), said
         elif bucket == "judge":
             assert not trace.views and said.endswith("It holds.10") == said.endswith("10"), said
             assert said.endswith("0")
         else:
             assert "calculator(" not in said and (bucket == "where" or "zoom(" in said)
+
+
+def test_figures_of_other_pictures_and_what_follows_from_them(style: Any) -> None:
+    from mini.figures import compared, swap
+    from mini.scripts import found_last
+
+    rng, seen = np.random.default_rng(4), set()
+    pool = [(f"{one / 1000:.3f}", one) for one in range(100, 1000)]
+    for item in items("charts", style, 60):
+        kind = item.kind.rpartition(".")[2]
+        if kind not in ("most", "least", "above"):
+            continue
+        seen.add(kind)
+        swapped, patches = swap(rng, item, pool)
+        assert [read.box for read in compared(swapped)] == [read.box for read in compared(item)]
+        assert [f"{one / 1000:.3f}" for one in patches] == [r.text for r in compared(swapped)]
+        if kind == "above":
+            assert re.findall(r"\d+", swapped.truth) == [str(sum(found_last(swapped)))]
+            continue
+        best = (max if kind == "most" else min)(swapped.reads, key=lambda read: float(read.text))
+        (name,) = swapped.last
+        is_lying = "lying" in item.seen
+        middle = (name.box[is_lying] + name.box[is_lying + 2]) / 2
+        assert best.box[is_lying] < middle < best.box[is_lying + 2], (item.seen, best, name)
+    assert seen == {"most", "least", "above"}
 
 
 def test_figures_to_compare(style: Any) -> None:

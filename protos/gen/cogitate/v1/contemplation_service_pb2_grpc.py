@@ -86,8 +86,8 @@ class ContemplationServiceServicer(object):
     def Contemplate(self, request, context):
         """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
         RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
-        The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
-        ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
+        The same request_id with the same spec attaches to the contemplation that runs, which keeps its deadline if
+        that differs; with another spec it is ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,8 @@ class ContemplationServiceStub:
     Contemplate: _grpc.UnaryStreamMultiCallable[_contemplation_service_pb2.ContemplateRequest, _contemplation_service_pb2.ContemplateResponse]
     """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
     RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
-    The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
-    ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
+    The same request_id with the same spec attaches to the contemplation that runs, which keeps its deadline if
+    that differs; with another spec it is ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_contemplation_service_pb2.AttachRequest, _contemplation_service_pb2.AttachResponse]
     """Attach streams the events after a number, then goes on live. NOT_FOUND for an unknown id, OUT_OF_RANGE
@@ -68,8 +68,8 @@ class ContemplationServiceAsyncStub(ContemplationServiceStub):
     Contemplate: _aio.UnaryStreamMultiCallable[_contemplation_service_pb2.ContemplateRequest, _contemplation_service_pb2.ContemplateResponse]  # type: ignore[assignment]
     """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
     RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
-    The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
-    ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
+    The same request_id with the same spec attaches to the contemplation that runs, which keeps its deadline if
+    that differs; with another spec it is ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
     """
     Attach: _aio.UnaryStreamMultiCallable[_contemplation_service_pb2.AttachRequest, _contemplation_service_pb2.AttachResponse]  # type: ignore[assignment]
     """Attach streams the events after a number, then goes on live. NOT_FOUND for an unknown id, OUT_OF_RANGE
@@ -101,8 +101,8 @@ class ContemplationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_contemplation_service_pb2.ContemplateResponse], _abc.AsyncIterator[_contemplation_service_pb2.ContemplateResponse]]:
         """Contemplate accepts a question and streams events until the ending. Refusals before acceptance are the
         RPC's status; after the Accepted event the ending is an event and the status speaks of the transport only.
-        The same request_id with the same spec attaches to the contemplation that runs; with another spec it is
-        ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
+        The same request_id with the same spec attaches to the contemplation that runs, which keeps its deadline if
+        that differs; with another spec it is ALREADY_EXISTS. INVALID_ARGUMENT with field violations for a bad spec.
         """
 
     @_abc_1.abstractmethod

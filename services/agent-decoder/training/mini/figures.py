@@ -5,10 +5,14 @@ Whether one is the best so far, more than a limit, or the very one that is asked
 
 from __future__ import annotations
 
-import numpy as np
-from cogitate.evals.items import Item
+from collections.abc import Sequence
+from dataclasses import replace
 
-from mini.scripts import is_named
+import numpy as np
+from cogitate.evals.charts import LIMIT_GAP
+from cogitate.evals.items import Box, Item, Read
+
+from mini.scripts import found_last, is_named
 
 COUNT = 14
 DECIMALS_OF_BARS = 3
@@ -19,12 +23,63 @@ def draw(rng: np.random.Generator, item: Item) -> list[tuple[str, bool]]:
     """Draws figures like those of an item, each with whether it is wanted."""
     match item.kind.rpartition(".")[2]:
         case "above":
-            return _above(rng, float(item.uses[-1].result))
+            return _above(rng, _limit(item))
         case "who":
             return _alike(
                 rng, next(one.text for one in item.reads if is_named(one.text, item.text))
             )
     return _best(rng, item.reads[0].text, is_most=item.kind.endswith("most"))
+
+
+def compared(item: Item) -> tuple[Read, ...]:
+    """The reads that are compared with each other, or with what was calculated before them."""
+    return item.last if _is_limited(item) else item.reads
+
+
+def swap(
+    rng: np.random.Generator, item: Item, pool: Sequence[tuple[str, int]]
+) -> tuple[Item, list[int]]:
+    """Puts figures of a pool (text, patch) in the place of those compared; returns the patches.
+
+    What is to be read or said after them follows.
+    """
+    reads = compared(item)
+    drawn: dict[str, int] = {}
+    while len(drawn) < len(reads):
+        text, patch = pool[rng.integers(len(pool))]
+        if not (_is_limited(item) and abs(float(text) - _limit(item)) < LIMIT_GAP):
+            drawn.setdefault(text, patch)
+    swapped = tuple(replace(read, text=text) for read, text in zip(reads, drawn, strict=True))
+    if _is_limited(item):
+        item = replace(item, last=swapped)
+        count = sum(found_last(item))
+        told = "There is 1 bar." if count == 1 else f"There are {count} bars."
+        return replace(item, truth=told), list(drawn.values())
+    old, new = (_extreme(item, figures).box for figures in (reads, swapped))
+    last = tuple(replace(read, box=_moved(read.box, old, new)) for read in item.last)
+    return replace(item, reads=swapped, last=last), list(drawn.values())
+
+
+def _is_limited(item: Item) -> bool:
+    return item.kind.endswith(".above")
+
+
+def _limit(item: Item) -> float:
+    return float(item.uses[-1].result)
+
+
+def _extreme(item: Item, reads: Sequence[Read]) -> Read:
+    pick = max if item.kind.endswith("most") else min
+    return pick(reads, key=lambda read: float(read.text))
+
+
+def _moved(box: Box, old: Box, new: Box) -> Box:
+    """Moves a box as far as `new` is from `old`, but not off the picture."""
+    x, y = new[0] - old[0], new[1] - old[1]
+    x0, y0, x1, y1 = (
+        min(max(edge + by, 0), 100) for edge, by in zip(box, (x, y, x, y), strict=True)
+    )
+    return x0, y0, x1, y1
 
 
 def _best(rng: np.random.Generator, like: str, *, is_most: bool) -> list[tuple[str, bool]]:

@@ -43,6 +43,7 @@ BUCKET_TOKENS = {
     "order": 144,
     "shade": 40,
     "pick": 320,
+    "swap": 384,
     "spell": 26,
     "role": 480,
     "judge": 256,
@@ -66,6 +67,8 @@ NOT_THERE_SHARE = 0.25
 RANKED_KINDS, RANKED_SHARE = (".most", ".least"), 0.25
 # As what is more than a limit or the very figure that is asked for: `order` practises these, too.
 ORDER_KINDS = (*RANKED_KINDS, ".above", ".who")
+# Figures of other pictures stand in for theirs, so that each has another answer every time.
+SWAPPED = ("chart.most", "chart.least", "chart.above", "receipt.most", "receipt.least")
 # Words are harder to read than figures.
 SPELLED_WORD, SPELLED_WORD_SHARE = 4, 0.5
 
@@ -86,6 +89,9 @@ class ItemTasks:
         self._not_there: list[int] = []
         self._ordered: dict[str, list[int]] = {kind: [] for kind in ORDER_KINDS}
         self._picked: list[int] = []
+        self._swapped: list[int] = []
+        # Figures that are compared: what they say, and their patches.
+        self._figures: dict[tuple[str, bool], list[tuple[str, int]]] = {}
         for i in part:
             self._index(i, worlds.items[i])
         self._part = part
@@ -102,6 +108,13 @@ class ItemTasks:
             self._by_looks.append(i)
         if kept.item.kind in PICKED:
             self._picked.append(i)
+        if kept.item.kind in SWAPPED:
+            self._swapped.append(i)
+            pool = self._figures.setdefault(_sort(kept.item), [])
+            texts = {read.text for read in figures.compared(kept.item)}
+            pool += [
+                (view.says, kept.patch + j) for j, view in enumerate(cut) if view.says in texts
+            ]
         for kind in ORDER_KINDS:
             if kept.item.kind.endswith(kind):
                 self._ordered[kind].append(i)
@@ -147,6 +160,8 @@ class ItemTasks:
                 return self._order(rng)
             case "pick":
                 return self._pick(rng)
+            case "swap":
+                return self._swap(rng)
             case "shade":
                 return self._shade(rng)
         options = self._by_length[bucket]
@@ -229,6 +244,25 @@ class ItemTasks:
                 shown.append(replace(piece, own=own))
         return trace_of(self.writer, shown, (kept.page, kept.patch))
 
+    def _swap(self, rng: np.random.Generator) -> Trace:
+        """Figures of other pictures in the place of those compared: which are wanted, what then."""
+        kept = self.worlds.items[_one(rng, self._swapped)]
+        pool = self._figures[_sort(kept.item)]
+        item, patches = figures.swap(rng, _varied(rng, kept.item), pool)
+        left = [read.text for read in figures.compared(item)]
+        shown: list[Piece] = []
+        for piece in script(item, TILING):
+            view = piece.view
+            if view is not None and left and view.says == left[0]:
+                view = replace(view, patch=patches.pop(0))
+            elif view is not None and not left:
+                break  # The name in it is that of the figure which was the best.
+            is_mark = piece.text in MARKS and len(patches) < len(figures.compared(item))
+            shown.append(replace(piece, view=view, own=piece.own and (is_mark or not left)))
+            if left and piece.own and piece.text == left[0]:
+                left.pop(0)
+        return trace_of(self.writer, shown, (kept.page, kept.patch))
+
     def _spell(self, rng: np.random.Generator) -> Trace:
         """A crop and what it says."""
         options = self._words if rng.random() < SPELLED_WORD_SHARE else self._spelled
@@ -272,6 +306,11 @@ class ItemTasks:
 
 def _one(rng: np.random.Generator, options: Sequence[int]) -> int:
     return options[rng.integers(len(options))]
+
+
+def _sort(item: Item) -> tuple[str, bool]:
+    """What looks alike: receipts, and charts of either direction."""
+    return item.kind.partition(".")[0], "lying" in item.seen
 
 
 def _shades(kept: Kept, cut: Sequence[View]) -> Iterator[tuple[int, str, str]]:

@@ -42,6 +42,8 @@ class View:
     """What is read in it; stands for it while the encoder is untrained."""
     board: int | None = None
     """The whole of a rendered board instead, by its index."""
+    patch: int | None = None
+    """Another item's patch instead, by its index."""
 
 
 def tables_line(tables: Sequence[Table]) -> str:

@@ -112,7 +112,7 @@ def trace_of(writer: Writer, pieces: Sequence[Piece], starts: tuple[int, int] = 
                 writer.put(trace, piece.text, own=piece.own and not blind)
             continue
         is_whole, board = piece.view.box is None, piece.view.board
-        index = page if is_whole else patch
+        index = page if is_whole else patch if piece.view.patch is None else piece.view.patch
         count = WHOLE_TOKENS if is_whole else CROP_TOKENS
         if writer.symbolic:
             trace.ids.extend(_stand_ins(writer, piece.view.says, count))
