@@ -85,7 +85,7 @@ def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
 
 @pytest.mark.parametrize("symbolic", [True, False])
 @pytest.mark.parametrize(
-    "bucket", ["read", "search", "plan", "scene", "glance", "short", "medium", "long"]
+    "bucket", ["read", "search", "admit", "plan", "scene", "glance", "short", "medium", "long"]
 )
 def test_traces_are_well_formed(tokenizer: Any, pictures: Any, bucket: str, symbolic: bool) -> None:
     from mini.tasks import BUCKET_TOKENS
@@ -101,7 +101,7 @@ def test_traces_are_well_formed(tokenizer: Any, pictures: Any, bucket: str, symb
         assert all(not own for i, own in zip(trace.ids, trace.own, strict=True) if i == image)
         expected = {view.start + i for view in trace.views for i in range(_tokens(view.pool))}
         assert {i for i, token in enumerate(trace.ids) if token == image} == expected
-        if bucket not in ("read", "search", "plan"):
+        if bucket not in ("read", "search", "admit", "plan"):
             assert trace.ids[-1] == tokenizer.token_to_id(END)
             assert trace.own[-1]
 

@@ -217,7 +217,8 @@ def item_tasks(tokenizer: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "bucket", ["where", "point", "match", "order", "shade", "pick", "swap", "spell", "judge"]
+    "bucket",
+    ["where", "point", "match", "order", "conclude", "shade", "pick", "swap", "spell", "judge"],
 )
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
     from cogitate.evals.render import COLOUR_NAMES
@@ -239,6 +240,10 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
         elif bucket == "swap":
             assert sum(said.count(mark) for mark in MARKS) >= 3
             assert "zoom(" in said or re.search(r"There (is|are) \d bars?\.$", said), said
+        elif bucket == "conclude":
+            whole = tokenizer.decode(trace.ids)
+            difference = re.findall(r"calculator\([^)]*\)(-?[\d.]+?)(?=Yes|No)", whole)[-1]
+            assert said.startswith("Yes" if float(difference) == 0 else "No"), whole
         elif bucket == "judge":
             assert not trace.views and said.endswith("It holds.10") == said.endswith("10"), said
             assert said.endswith("0")

@@ -7,21 +7,22 @@ Of each kind the first picture that is answered right is kept, so that a first t
 does not start with a miss; how often the model is right is measured elsewhere.
 """
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from cogitate.client import Client
-from cogitate.evals import boards, charts, countdown, easy_vqa, tables
+from cogitate.client import Client, LookupTable
+from cogitate.evals import boards, chains, charts, countdown, easy_vqa, tables
 from cogitate.evals.bars import draw_chart
 from cogitate.evals.checks import has_label, has_number, proves
 from cogitate.evals.datasets import Question
-from cogitate.evals.items import Item, Style
+from cogitate.evals.items import Item, Style, Table
 from cogitate.evals.render import COLOUR_NAMES, add_pixel_noise, to_png
 from cogitate.evals.sheets import draw_sheet
 from cogitate.evals.sources import held_out_source
-from cogitate.evals.tables import Page
+from cogitate.evals.tables import Page, row_name
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 CELL_PX = 128
@@ -31,6 +32,8 @@ AGENT_COUNT = 8
 FULL_BOARD = 12
 TARGET = 26
 RED = COLOUR_NAMES.index("red")
+RANGES, LAB_ROWS = EXAMPLES / "ranges.csv", 5
+HEALTH = "Is {test} within its reference range?"
 
 
 def board_candidates() -> Iterator[Question]:
@@ -100,13 +103,56 @@ def chart_candidates() -> Iterator[Question]:
         yield _asked("chart", charts.value_item(plot))
 
 
+def lab_candidates() -> Iterator[tuple[Question, ...]]:
+    """Yields lab reports, and where each of their results lies by the ranges of `RANGES`."""
+    table = read_table(RANGES)
+    for seed in range(400):
+        rng = np.random.default_rng((26, seed))
+        style = Style(NOISE, held_out_source(), held_out=True)
+        page = Page(rng, style, draw_sheet(rng, "lab", held_out=False))
+        names = [row[0] for row in page.sheet.rows]
+        if len(names) != LAB_ROWS or not {row[0] for row in table.rows}.issuperset(names):
+            continue
+        items = [chains.range_item(page, row, table) for row in range(len(names))]
+        picture = to_png(page.picture)
+        yield tuple(
+            Question("lab", "lab", HEALTH.format(test=row_name(page.sheet, i)), picture, item.truth,
+                     item.check, tables=item.tables)
+            for i, item in enumerate(items)
+        )  # fmt: skip
+
+
+def read_table(path: Path) -> Table:
+    """Reads the ranges that the example compares with."""
+    with path.open(encoding="utf-8", newline="") as file:
+        columns, *rows = csv.reader(file)
+    return Table(path.stem, tuple(columns), tuple(map(tuple, rows)))
+
+
+def alone(candidates: Callable[[], Iterator[Question]]) -> Iterator[tuple[Question, ...]]:
+    """One question a picture."""
+    return ((question,) for question in candidates())
+
+
 CANDIDATES = (
-    (board_candidates, 1),
-    (countdown_candidates, AGENT_COUNT),
-    (shape_candidates, 1),
-    (receipt_candidates, 1),
-    (chart_candidates, 1),
+    (alone(board_candidates), 1),
+    (alone(countdown_candidates), AGENT_COUNT),
+    (alone(shape_candidates), 1),
+    (alone(receipt_candidates), 1),
+    (alone(chart_candidates), 1),
+    (lab_candidates(), 1),
 )
+
+
+def is_right(client: Client, questions: Sequence[Question], agents: int) -> bool:
+    """Asks all the questions about a picture, as long as they are answered right."""
+    for one in questions:
+        assert one.image_png is not None
+        tables = [LookupTable(table.name, table.columns, table.rows) for table in one.tables]
+        told = client.ask(one.text, images=[one.image_png], agents=agents, tables=tables)
+        if not one.check(told.answer):
+            return False
+    return True
 
 
 def main() -> None:
@@ -114,14 +160,12 @@ def main() -> None:
     EXAMPLES.mkdir(exist_ok=True)
     with Client() as client:
         for candidates, agents in CANDIDATES:
-            question = next(
-                one
-                for one in candidates()
-                if one.check(client.ask(one.text, images=[one.image_png], agents=agents).answer)
-            )
-            assert question.image_png is not None
-            (EXAMPLES / f"{question.id}.png").write_bytes(question.image_png)
-            print(f"{question.id}.png: {question.text} -> {question.truth}")
+            questions = next(one for one in candidates if is_right(client, one, agents))
+            first = questions[0]
+            assert first.image_png is not None
+            (EXAMPLES / f"{first.id}.png").write_bytes(first.image_png)
+            for question in questions:
+                print(f"{question.id}.png: {question.text} -> {question.truth}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ BUCKET_TOKENS = {
     "point": 112,
     "match": 240,
     "order": 144,
+    "conclude": 288,
     "shade": 40,
     "pick": 320,
     "swap": 384,
@@ -69,6 +70,8 @@ RANKED_KINDS, RANKED_SHARE = (".most", ".least"), 0.25
 ORDER_KINDS = (*RANKED_KINDS, ".above", ".who")
 # Figures of other pictures stand in for theirs, so that each has another answer every time.
 SWAPPED = ("chart.most", "chart.least", "chart.above", "receipt.most", "receipt.least")
+# Yes or no follows from what was calculated last: nought, or not.
+CONCLUDED = ("receipt.check", "chain.listed")
 # Words are harder to read than figures.
 SPELLED_WORD, SPELLED_WORD_SHARE = 4, 0.5
 
@@ -89,7 +92,8 @@ class ItemTasks:
         self._not_there: list[int] = []
         self._ordered: dict[str, list[int]] = {kind: [] for kind in ORDER_KINDS}
         self._picked: list[int] = []
-        self._swapped: list[int] = []
+        self._concluded: dict[str, list[Item]] = {}
+        self._swapped: dict[str, list[int]] = {}
         # Figures that are compared: what they say, and their patches.
         self._figures: dict[tuple[str, bool], list[tuple[str, int]]] = {}
         for i in part:
@@ -108,8 +112,10 @@ class ItemTasks:
             self._by_looks.append(i)
         if kept.item.kind in PICKED:
             self._picked.append(i)
+        if kept.item.kind in CONCLUDED:
+            self._concluded.setdefault(kept.item.kind, []).append(kept.item)
         if kept.item.kind in SWAPPED:
-            self._swapped.append(i)
+            self._swapped.setdefault(kept.item.kind, []).append(i)
             pool = self._figures.setdefault(_sort(kept.item), [])
             texts = {read.text for read in figures.compared(kept.item)}
             pool += [
@@ -162,6 +168,8 @@ class ItemTasks:
                 return self._pick(rng)
             case "swap":
                 return self._swap(rng)
+            case "conclude":
+                return self._conclude(rng)
             case "shade":
                 return self._shade(rng)
         options = self._by_length[bucket]
@@ -246,7 +254,8 @@ class ItemTasks:
 
     def _swap(self, rng: np.random.Generator) -> Trace:
         """Figures of other pictures in the place of those compared: which are wanted, what then."""
-        kept = self.worlds.items[_one(rng, self._swapped)]
+        kinds = sorted(self._swapped)
+        kept = self.worlds.items[_one(rng, self._swapped[kinds[rng.integers(len(kinds))]])]
         pool = self._figures[_sort(kept.item)]
         item, patches = figures.swap(rng, _varied(rng, kept.item), pool)
         left = [read.text for read in figures.compared(item)]
@@ -262,6 +271,26 @@ class ItemTasks:
             if left and piece.own and piece.text == left[0]:
                 left.pop(0)
         return trace_of(self.writer, shown, (kept.page, kept.patch))
+
+    def _conclude(self, rng: np.random.Generator) -> Trace:
+        """Only the answer that follows from what was calculated last; nothing is looked at."""
+        kinds = sorted(self._concluded)
+        options = self._concluded[kinds[rng.integers(len(kinds))]]
+        item, other = (options[rng.integers(len(options))] for _ in range(2))
+        # The other's difference, and what follows from it.
+        last = replace(item.uses[-1], result=other.uses[-1].result)
+        said, _, told = other.truth.partition(", ")
+        figure = item.truth.rpartition(" ")[2]
+        truth = f"{said}, {told.rpartition(' ')[0]} {figure}"
+        item = replace(item, uses=(*item.uses[:-1], last), truth=truth)
+        pieces = [one for one in script(_varied(rng, item), TILING) if one.view is None]
+        begun = next(
+            i for i, piece in enumerate(pieces) if piece.text == names.ANSWER and piece.own
+        )
+        return trace_of(
+            self.writer,
+            [replace(one, own=one.own and i >= begun) for i, one in enumerate(pieces)],
+        )
 
     def _spell(self, rng: np.random.Generator) -> Trace:
         """A crop and what it says."""

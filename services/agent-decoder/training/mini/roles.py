@@ -55,7 +55,8 @@ def chain(steps: Sequence[Step]) -> str:
 def judge(puzzle: Puzzle, steps: Sequence[Step]) -> tuple[str, bool]:
     """Goes through a derivation and says what is left after each step, up to the first fault.
 
-    Returns what is said, "18*1 is 18, left 1 10 18. 18+9: there is no 9.", and whether it holds.
+    Returns what is said, "18*1 is 18 for 18, left 1 10 18. 18+9: there is no 9.", and whether it
+    holds. What is compared stands side by side: what is, and what it was claimed or asked to be.
     """
     pool = list(puzzle.numbers)
     said = []
@@ -66,12 +67,14 @@ def judge(puzzle: Puzzle, steps: Sequence[Step]) -> tuple[str, bool]:
                 return " ".join([*said, f"{asked}: there is no {number}."]), False
             pool.remove(number)
         right = apply(step.left, step.operator, step.right)
+        told = f"{asked} is {right} for {step.result}"
         if step.result != right:
-            return " ".join([*said, f"{asked} is {right}, not {step.result}."]), False
+            return " ".join([*said, f"{told}: wrong."]), False
         pool.append(step.result)
-        said.append(f"{asked} is {right}, left {' '.join(map(str, pool))}.")
+        said.append(f"{told}, left {' '.join(map(str, pool))}.")
+    left = " ".join(map(str, pool))
     holds = pool == [puzzle.target]
-    said.append("It holds." if holds else f"That is not {puzzle.target} alone.")
+    said.append(f"{left} for {puzzle.target}{'. It holds.' if holds else ': wrong.'}")
     return " ".join(said), holds
 
 

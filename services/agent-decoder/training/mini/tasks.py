@@ -1,6 +1,7 @@
 """Draws training tasks from the rendered pictures, sorted into buckets of similar length."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from cogitate.evals import countdown, easy_vqa
@@ -30,6 +31,7 @@ from mini.worlds import Worlds
 BUCKET_TOKENS = {
     "read": 12,
     "search": 52,
+    "admit": 224,
     "plan": 48,
     "glance": 56,
     "scene": 46,
@@ -76,7 +78,7 @@ VERDICTS = {
     (False, True): "out",
 }
 HINT_SHARE = 0.2
-MISS_SHARE, NEAR_MISS = 0.2, 3
+MISS_SHARE, SEARCH_MISS_SHARE, NEAR_MISS = 0.4, 0.2, 3
 
 
 class Tasks:
@@ -107,6 +109,7 @@ class Tasks:
         self.buckets: dict[str, tuple[tuple[float, Callable[..., Trace]], ...]] = {
             "read": ((1.0, self.read),),
             "search": ((1.0, self.search),),
+            "admit": ((1.0, self.admit),),
             "plan": ((0.92, self.plan), (0.08, self.describe)),
             "glance": (
                 (0.20, self.scene),
@@ -283,6 +286,16 @@ class Tasks:
 
     def countdown(self, rng: np.random.Generator) -> Trace:
         """A puzzle on four cards; some end in a miss, which the model has to admit."""
+        return traces.countdown_trace(self.writer, *self._posed(rng, MISS_SHARE))
+
+    def admit(self, rng: np.random.Generator) -> Trace:
+        """Only whether such a puzzle was solved."""
+        return traces.admit_trace(self.writer, *self._posed(rng, 0.5))
+
+    def _posed(
+        self, rng: np.random.Generator, miss_share: float
+    ) -> tuple[str, Asked, int, tuple[Step, ...], str]:
+        """Lays out a puzzle: question, cards, target, steps, hint."""
         options = self._by_count[4]
         asked = self._asked(*options[rng.integers(len(options))])
         puzzle = draw_puzzle(rng, held_out=False)
@@ -291,30 +304,21 @@ class Tasks:
             self._crop(choices[rng.integers(len(choices))], number)
             for choices, number in zip(cards, puzzle.numbers, strict=True)
         )
-        asked = Asked(
-            asked.rows,
-            asked.columns,
-            asked.colour,
-            asked.cells,
-            puzzle.numbers,
-            asked.whole,
-            crops,
-        )
-        target = self._target(rng, puzzle.target)
+        asked = replace(asked, numbers=puzzle.numbers, crops=crops)
+        target = self._target(rng, puzzle.target, miss_share)
         question = self._countdown_question(rng, asked.colour, target)
-        hint = self._derivation_hint(rng, puzzle.steps)
-        return traces.countdown_trace(self.writer, question, asked, target, puzzle.steps, hint)
+        return question, asked, target, puzzle.steps, self._derivation_hint(rng, puzzle.steps)
 
     def search(self, rng: np.random.Generator) -> Trace:
         """Only the derivation of a puzzle."""
         puzzle = draw_puzzle(rng, held_out=False)
         hint = self._derivation_hint(rng, puzzle.steps)
-        target = self._target(rng, puzzle.target)
+        target = self._target(rng, puzzle.target, SEARCH_MISS_SHARE)
         return traces.search_trace(self.writer, puzzle.numbers, target, puzzle.steps, hint)
 
-    def _target(self, rng: np.random.Generator, made: int) -> int:
+    def _target(self, rng: np.random.Generator, made: int, miss_share: float) -> int:
         """What was to be made: sometimes not what is made, often nearly."""
-        if rng.random() >= MISS_SHARE:
+        if rng.random() >= miss_share:
             return made
         gap = int(rng.integers(1, NEAR_MISS + 1)) * (1 if rng.random() < 0.5 else -1)
         target = made + gap if rng.random() < 0.5 else int(rng.integers(5, 201))
