@@ -67,12 +67,13 @@ export function refill(spec, question, images) {
   form.question.focus();
 }
 
-/** Fills the form with a question and its pictures, instead of what was there. */
-export async function fill(question, files) {
+/** Fills the form with a question, its pictures and tables, instead of what was there. */
+export async function fill(question, files, added = []) {
   const form = $("form").elements;
   clear();
   form.question.value = question;
   await add(files);
+  for (const table of added) tabled(table);
   form.question.focus();
 }
 

@@ -55,8 +55,8 @@ def chain(steps: Sequence[Step]) -> str:
 def judge(puzzle: Puzzle, steps: Sequence[Step]) -> tuple[str, bool]:
     """Goes through a derivation and says what is left after each step, up to the first fault.
 
-    Returns what is said, "18*1 is 18 for 18, left 1 10 18. 18+9: there is no 9.", and whether it
-    holds. What is compared stands side by side: what is, and what it was claimed or asked to be.
+    Returns what is said, "18*1=18 is 18, left 1 10 18. 18+9: there is no 9.", and whether it holds.
+    What is compared stands side by side: the claim and the truth, what is left and the target.
     """
     pool = list(puzzle.numbers)
     said = []
@@ -67,14 +67,14 @@ def judge(puzzle: Puzzle, steps: Sequence[Step]) -> tuple[str, bool]:
                 return " ".join([*said, f"{asked}: there is no {number}."]), False
             pool.remove(number)
         right = apply(step.left, step.operator, step.right)
-        told = f"{asked} is {right} for {step.result}"
+        told = f"{asked}={step.result} is {right}"
         if step.result != right:
-            return " ".join([*said, f"{told}: wrong."]), False
+            return " ".join([*said, f"{told}, not {step.result}."]), False
         pool.append(step.result)
         said.append(f"{told}, left {' '.join(map(str, pool))}.")
-    left = " ".join(map(str, pool))
+    said[-1] = f"{said[-1][:-1]}, target {puzzle.target}."
     holds = pool == [puzzle.target]
-    said.append(f"{left} for {puzzle.target}{'. It holds.' if holds else ': wrong.'}")
+    said.append("It holds." if holds else f"That is not {puzzle.target} alone.")
     return " ".join(said), holds
 
 
