@@ -43,7 +43,6 @@ SCHEMA = {
     },
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
-    "x-guidance": {"whitespace_flexible": False},
 }
 REGEX = r"[a-f]{2,5}(-[0-9]{1,3})?"
 

@@ -37,8 +37,7 @@ votes; then the verdict with its certificate and the trace. Elsewhere it prints 
   cogitate ask "Use each number on the red cards once with + - * to make 26." \\
       --image examples/countdown.png --agents 16 --quorum verified --deadline 10s
   cogitate ask "What is the capital of France?" --model smollm2-135m-instruct --agents 4
-  cogitate ask "How many cards are red?" --image examples/board.png \\
-      --json-schema '{"type": "integer"}'
+  cogitate ask "Is there a circle?" --image examples/shape.png --json-schema '{"enum": ["yes", "no"]}'
   cogitate ask "Is sodium normal?" --image report.png --table ranges.csv
   cogitate ask "Is there a circle?" --image shape.png --json | tail -1 | jq .answer
 

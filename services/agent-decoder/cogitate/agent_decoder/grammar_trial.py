@@ -33,6 +33,9 @@ TRIAL_MEMORY_BYTES = 1024**3  # beyond what the process has when it is ready
 TRIAL_TOKENS = 48
 MAX_STEP_CPU_S = 0.05
 MAX_MESSAGE_CHARS = 200
+# JSON without blanks between its parts: a model that is unsure of what comes next would write them
+# until its tokens end. A schema that wants them says so in `x-guidance`.
+COMPACT: Any = {"whitespace_flexible": False}
 
 
 def make_tokenizer(tokenizer_json: str, vocab_size: int, end_ids: list[int]) -> LLTokenizer:
@@ -49,7 +52,9 @@ def compile_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     if kind == "regex":
         grammar = LLMatcher.grammar_from_regex(text)
     else:
-        grammar = LLMatcher.grammar_from_json_schema(text)
+        takes_options = isinstance(json.loads(text), dict)
+        defaults = COMPACT if takes_options else None
+        grammar = LLMatcher.grammar_from_json_schema(text, defaults=defaults)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
         mask_of(matcher, tokenizer.vocab_size)
