@@ -37,8 +37,10 @@ votes; then the verdict with its certificate and the trace. Elsewhere it prints 
   cogitate ask "Use each number on the red cards once with + - * to make 26." \\
       --image examples/countdown.png --agents 16 --quorum verified --deadline 10s
   cogitate ask "What is the capital of France?" --model smollm2-135m-instruct --agents 4
-  cogitate ask "Is there a circle?" --image examples/shape.png --json-schema '{"enum": ["yes", "no"]}'
-  cogitate ask "Is sodium normal?" --image report.png --table ranges.csv
+  cogitate ask "Is there a circle?" --image examples/shape.png \\
+      --json-schema '{"enum": ["yes", "no"]}'
+  cogitate ask "Is sodium within its reference range?" --image examples/lab.png \\
+      --table examples/ranges.csv
   cogitate ask "Is there a circle?" --image shape.png --json | tail -1 | jq .answer
 
 With --json every line is an event, and the last one the verdict with `answer`, `ballots`,
