@@ -649,4 +649,4 @@ def test_the_embedded_model_gives_the_same_bits_in_any_batch() -> None:
     mini = Encoder("mini", folder, max_batch=8)
     assert mini.is_exact
     assert Encoder("mini", folder).build_digest == mini.build_digest
-    assert [mini.num_tokens[kind] for kind in mini.num_tokens] == [16, 4]
+    assert [mini.num_tokens[kind] for kind in mini.num_tokens] == [16, 8]

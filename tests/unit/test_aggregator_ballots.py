@@ -172,3 +172,11 @@ def test_the_answer_of_many_light_ballots_may_need_the_least() -> None:
     assert count(cast)[0].key == "a"
     assert rule([*cast, *votes("b")], 1) is not None
     assert least_needed(rule, cast, 2) == 1
+
+
+def test_posterior_is_beside_the_answer_with_most_ballots_whatever_they_weigh() -> None:
+    rule = quorum("posterior:0.8")
+    light = [replace(one, weight=0.01) for one in votes("bbb")]
+    heavy = votes("aaac")  # c has more weight than b, and fewer ballots
+    assert rule([*heavy, *light], 5) is None
+    assert rule(heavy, 5) is not None

@@ -92,12 +92,13 @@ def first(most: float) -> Rule:
 
 
 def posterior(wanted: float) -> Rule:
-    """Decides once the leader of the first two answers is the likelier one, so probably."""
+    """Decides once the leader is likelier, so probably, than the one with most ballots beside it."""
 
     def rule(ballots: Sequence[Ballot], num_open: int) -> Decision | None:
         tallies = count(ballots)
         if tallies:
-            second = len(tallies[1].ballots) if len(tallies) > 1 else 0
+            # By ballots, as the probability counts: the second by weight may have fewer.
+            second = max((len(tally.ballots) for tally in tallies[1:]), default=0)
             probability = lead_probability(len(tallies[0].ballots), second)
             if probability >= wanted:
                 return Decision(
@@ -138,7 +139,7 @@ def quorum(name: str) -> Rule:
     return named(name, QUORUMS)
 
 
-# Of how many answers it is tried whether they may still be agreed on.
+# Of how many answers, by weight and by ballots, it is tried whether they may still be agreed on.
 _LEADING = 3
 
 
@@ -153,7 +154,9 @@ def least_needed(rule: Rule, ballots: Sequence[Ballot], most: int) -> int:
     if rule is verified and rule(ballots, most) is None:
         return min(most, max(1, len(ballots)))
     tallies = count(ballots)
-    keys = [tally.key for tally in tallies[:_LEADING]] or ["any"]
+    by_ballots = sorted(tallies, key=lambda tally: -len(tally.ballots))
+    leading = dict.fromkeys(t.key for t in (*tallies[:_LEADING], *by_ballots[:_LEADING]))
+    keys = list(leading) or ["any"]
     agreeing = [Ballot(agent_id=-1, attempt=0, answer=key, key=key, proved=True) for key in keys]
     for number in range(most + 1):
         for one in agreeing:
