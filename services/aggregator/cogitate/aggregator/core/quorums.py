@@ -92,7 +92,7 @@ def first(most: float) -> Rule:
 
 
 def posterior(wanted: float) -> Rule:
-    """Decides once the leader is likelier, so probably, than the one with most ballots beside it."""
+    """Decides once the leader is likelier, so probably, than that with most ballots beside it."""
 
     def rule(ballots: Sequence[Ballot], num_open: int) -> Decision | None:
         tallies = count(ballots)
