@@ -102,3 +102,16 @@ async def test_a_file_is_one_of_the_names_or_it_is_nothing() -> None:
     async with mesh(**HTTP) as m, httpx2.AsyncClient(base_url=f"http://{m.http}") as client:
         for path in paths:
             assert (await client.get(path)).status_code == 404, path
+
+
+def test_the_examples_on_the_page_are_those_in_the_documentation() -> None:
+    root = Path(__file__).parents[2]
+    script = (FOLDER / "examples.js").read_text(encoding="utf-8")
+    documented = (root / "docs" / "examples.md").read_text(encoding="utf-8")
+    offered = re.findall(r'picture: "(\w+)", question: "([^"]+)"', script)
+    assert len(offered) == 6
+    for picture, question in offered:
+        assert picture == "shape" or f'"{question}" --image examples/{picture}.png' in documented
+    told = (root / "examples" / "ranges.csv").read_text(encoding="utf-8").splitlines()
+    lists = [re.findall(r'"([^"]*)"', one) for one in re.findall(r"\[([^\[\]]+)\]", script)]
+    assert [",".join(one) for one in lists if len(one) == 3] == told

@@ -188,6 +188,16 @@ def play(stage: Stage, ops: list[tuple[str, int, int, int]], count: int) -> set[
     return killed
 
 
+def test_gangs_that_have_ended_do_not_keep_the_last_one_waiting(model: LoadedModel) -> None:
+    ended = [gang(agent(0, 9, 1), prefix=3) for _ in range(3)]
+    longest = gang(agent(0, 80, 1), prefix=3)
+    stage = Stage(model, num_blocks=8, max_sequences=4)  # 7 for the last, 1 for each prefix
+    for key, start in enumerate([*ended, longest], 1):
+        stage.engine.open(key, start)
+    stage.rest()
+    assert stage.tokens(4, 0) == alone(model, longest, 0)
+
+
 PRESSURE = {
     "gangs": GANGS,
     "ops": OPS,

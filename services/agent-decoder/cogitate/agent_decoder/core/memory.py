@@ -7,7 +7,8 @@ agents and ends none.
 
 Invariants (``tests/property/test_memory.py``):
 
-1. Nobody yields to one that comes after it.
+1. Nobody yields to one that comes after it; the prefix of a gang whose agents have all ended yields
+   to anybody, and is computed again if agents are added.
 2. The first in order always goes on: a gang that could never fit alone is refused.
 3. A waiting gang is not overtaken by one behind it, and takes memory only from gangs of a lower
    priority and from agents that were told to stand still; one that waits for a tool keeps it.
@@ -118,7 +119,9 @@ class Memory:
         behind = [
             (other, agent)
             for other, agent in self._behind(gangs, at, None)
-            if other.start.priority < rank or (agent is not None and agent.paused)
+            if not other.agents
+            or other.start.priority < rank
+            or (agent is not None and agent.paused)
         ]
         need = _blocks_to_begin(gang) + sum(map(_num_running, gangs[:at]))
         if not self._free_up(gangs, need, len(gang.agents), behind):
@@ -138,9 +141,14 @@ class Memory:
         return True
 
     def _behind(self, gangs: Seq[Gang], at: int, agent: Agent | None) -> list[Holder]:
-        """Who has memory and is served after this agent, or after this gang, last first."""
-        found: list[Holder] = []
+        """Who has memory and is served after this agent, or after this gang, last first.
+
+        Before all of them come prefixes that nobody uses, of gangs whose agents have ended.
+        """
+        found: list[Holder] = [(g, None) for g in gangs if not g.agents and g.root.block_table]
         for gang in reversed(gangs[at + 1 :]):
+            if not gang.agents:
+                continue
             found += [(gang, a) for a in reversed(gang.agents.values()) if a.sequence.num_computed]
             if gang.root.block_table:
                 found.append((gang, None))
