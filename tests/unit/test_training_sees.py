@@ -212,14 +212,17 @@ def item_tasks(tokenizer: Any) -> Any:
     from mini.traces import Writer
     from mini.worlds import draw_shard
 
-    worlds = draw_shard(5, 90)
-    return ItemTasks(worlds, Writer(tokenizer, symbolic=False), range(90), range(1))
+    worlds = draw_shard(9, 120)
+    return ItemTasks(worlds, Writer(tokenizer, symbolic=False), range(120), range(1))
 
 
 @pytest.mark.parametrize(
     "bucket",
-    ["where", "point", "match", "order", "conclude", "shade", "pick", "swap", "spell", "judge"],
-)
+    [
+        "where", "point", "match", "order", "conclude", "reckon", "shade", "pick", "swap", "spell",
+        "judge",
+    ],
+)  # fmt: skip
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
     from cogitate.evals.render import COLOUR_NAMES
     from mini.item_tasks import BUCKET_TOKENS
@@ -232,7 +235,10 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
         own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
         said = tokenizer.decode(own)
         if bucket in ("match", "order"):
-            assert not trace.views and {tokenizer.decode([i]) for i in own} <= set(MARKS)
+            told = {tokenizer.decode([i]) for i in own} - set(MARKS)
+            assert not trace.views and all(one.isdigit() for one in told)
+            counts = [int(one) for one in map(tokenizer.decode, [[i] for i in own]) if one in told]
+            assert counts == list(range(1, len(counts) + 1)) and (bucket == "order" or not counts)
         elif bucket == "shade":
             assert said in [f"The {name} card." for name in COLOUR_NAMES]
         elif bucket == "spell":
@@ -244,6 +250,11 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             whole = tokenizer.decode(trace.ids)
             difference = re.findall(r"calculator\([^)]*\)(-?[\d.]+?)(?=Yes|No)", whole)[-1]
             assert said.startswith("Yes" if float(difference) == 0 else "No"), whole
+        elif bucket == "reckon":
+            figures = re.findall(r"\d+\.\d+", said)
+            before = tokenizer.decode(trace.ids[: trace.own.index(True)])
+            assert not trace.views and re.fullmatch(r"calculator\([\d.()+*-]+\)", said), said
+            assert len(figures) == 2 and all(one in before for one in figures)
         elif bucket == "judge":
             assert not trace.views and said.endswith("It holds.10") == said.endswith("10"), said
             assert said.endswith("0")
@@ -313,6 +324,9 @@ def test_bars_are_compared_with_a_limit_that_is_known(style: Any) -> None:
         texts = [one.text for one in script(item, None) if one.own]
         called = texts.index(item.uses[0].call)
         assert texts[called:].count(FOUND) == count
+        assert [one for one in texts[called:] if one.isdigit()] == [
+            str(i + 1) for i in range(count)
+        ]
 
 
 def test_a_search_that_misses_is_admitted(tokenizer: Any) -> None:
@@ -386,7 +400,7 @@ def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
     from cogitate.agent_decoder.model.templates import Image, MiniTemplate, Text, Turn
     from cogitate.aggregator.core.strategies import strategy
     from mini.model import CROP_TOKENS, WHOLE_TOKENS
-    from mini.roles import checker, draw_case, refiner, summariser
+    from mini.roles import checker, draw_case, echoed, refiner, summariser
     from mini.tokenizer import IMAGE
     from mini.traces import Writer
     from mini.worlds import trace_of
@@ -403,11 +417,14 @@ def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         case = replace(draw_case(rng), board=3)
+        drafts = echoed(rng, case.drafts)
         made = {
-            "best_of": checker(case, rng), "synthesis": summariser(case), "refine:2": refiner(case),
-        }  # fmt: skip
-        for name, pieces in made.items():
-            plan = strategy(name).follow(1, case.drafts, 4, len(case.drafts))
+            "best_of": (checker(case, rng), case.drafts),
+            "synthesis": (summariser(case), case.drafts),
+            "refine:2": (refiner(case, drafts), drafts),
+        }
+        for name, (pieces, shown) in made.items():
+            plan = strategy(name).follow(1, shown, 4, len(shown))
             assert plan is not None
             turns = [Turn("user", (Text(case.question), Image("board", is_crop=False)))]
             turns += [Turn(turn.speaker, (Text(turn.text),)) for turn in plan.turns]
@@ -419,7 +436,9 @@ def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:
             flat = [[t for one in prompt for t in spread(one)] for prompt in prompts]
             assert trace.ids[:first_own] in flat
             assert [view.pool for view in trace.views] == ["board"]
-            assert all(trace.own[first_own:])
+            searches = "calculator(" in "".join(piece.text for piece in pieces)
+            assert searches == (name == "refine:2" and not any(ok for _, ok in case.judged))
+            assert all(trace.own[first_own:]) != searches  # what tools say is not its own
 
 
 def test_a_checker_scores_within_its_tokens_and_the_mesh_reads_the_score(tokenizer: Any) -> None:

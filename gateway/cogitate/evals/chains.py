@@ -122,13 +122,13 @@ def _fare(rng: np.random.Generator, style: Style) -> Item:
 
 def ranges_table(rng: np.random.Generator, needed: str) -> Table:
     """The usual ranges of some analytes, `needed` among them."""
-    known = {one.name: one for one in nouns.ANALYTES}
 
     def cell(name: str) -> tuple[str, ...]:
-        one = known[name]
+        one = nouns.analyte(name)
         return f"{one.low:.{one.decimals}f}", f"{one.high:.{one.decimals}f}"
 
-    return _table(rng, "ranges", ("test", "low", "high"), needed, tuple(known), cell)
+    known = tuple(one.name for one in nouns.ANALYTES)
+    return _table(rng, "ranges", ("test", "low", "high"), needed, known, cell)
 
 
 def verdict(value: str, low: str, high: str) -> str:

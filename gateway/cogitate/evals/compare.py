@@ -112,10 +112,9 @@ def _same(rng: np.random.Generator, style: Style) -> Item:
 def _rose(rng: np.random.Generator, style: Style) -> Item:
     """Whether a value is higher in the second of two lab reports."""
     first = draw_sheet(rng, "lab", held_out=style.held_out)
-    known = {one.name: one for one in nouns.ANALYTES}
     index = first.columns.index("Result")
     rows = tuple(
-        (*row[:index], result(rng, known[row[0]]), *row[index + 1 :]) for row in first.rows
+        (*row[:index], result(rng, nouns.analyte(row[0])), *row[index + 1 :]) for row in first.rows
     )
     second = Sheet("lab", first.title, first.columns, rows)
     pages = [Page(rng, style, sheet) for sheet in (first, second)]

@@ -75,9 +75,8 @@ def _has(rng: np.random.Generator, labels: Labels, style: Style) -> tuple[Item, 
         place = int(rng.integers(len(labels.words)))
         word, is_there, needed = labels.words[place], True, list(range(place + 1))
     else:
-        absent = [w for w in nouns.part(nouns.WORDS, held_out=style.held_out)
-                  if w not in labels.words]  # fmt: skip
-        word, is_there = absent[rng.integers(len(absent))], False
+        word = nouns.draw_absent(rng, nouns.WORDS, labels.words, held_out=style.held_out)
+        is_there = False
         needed = list(range(len(labels.words)))
     text = _ask(rng, "has", style, word=word)
     truth, rival = ("Yes", "No") if is_there else ("No", "Yes")

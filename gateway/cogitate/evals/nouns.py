@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -127,17 +128,24 @@ def analytes(*, held_out: bool) -> tuple[Analyte, ...]:
     return tuple(one for one in ANALYTES if is_held_out(one.name) == held_out)
 
 
+def analyte(name: str) -> Analyte:
+    """Returns what a name stands for; one that was invented is always measured like the same."""
+    known = {one.name: one for one in ANALYTES}
+    digest = hashlib.sha256(name.encode()).digest()
+    return known.get(name) or replace(ANALYTES[digest[0] % len(ANALYTES)], name=name)
+
+
 def draw(
-    rng: np.random.Generator, words: tuple[str, ...], count: int, *, held_out: bool,
-    known: bool = False,
-) -> list[str]:  # fmt: skip
+    rng: np.random.Generator, words: tuple[str, ...], count: int, *, held_out: bool
+) -> list[str]:
     """Draws different words of a split; for evaluation, what is missing comes from the other.
 
     In training nothing held out is drawn, so a short list may give fewer words than asked for, and
-    some of the words are invented unless they have to be `known`.
+    some of the words are invented, with abbreviations among them where the list has some.
     """
-    if not (held_out or known) and (share := INVENTED.get()) and rng.random() < share:
-        return invent(rng, count, capital=words[0][0].isupper())
+    if not held_out and (share := INVENTED.get()) and rng.random() < share:
+        has_abbreviations = any(word.isupper() for word in words)
+        return invent(rng, count, capital=words[0][0].isupper(), abbreviations=has_abbreviations)
     own = part(words, held_out=held_out)
     other = part(words, held_out=not held_out) if held_out else ()
     chosen = [own[i] for i in rng.permutation(len(own))[:count]]
@@ -145,20 +153,57 @@ def draw(
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def invent(rng: np.random.Generator, count: int, *, capital: bool) -> list[str]:
-    """Makes different words up: halves of known ones put together, or syllables."""
+def draw_absent(
+    rng: np.random.Generator, words: tuple[str, ...], there: tuple[str, ...], *, held_out: bool
+) -> str:
+    """Draws a word of a list, or one like those, that is not there; of a full list, a name.
+
+    It is drawn as what is there is: nothing can be told from the word alone.
+    """
+    known = {word.lower() for word in there}
+    for count in (len(there) + 1, len(words)):
+        drawn = draw(rng, words, count, held_out=held_out)
+        rest = [word for word in drawn if word.lower() not in known]
+        if rest:
+            return rest[rng.integers(len(rest))]
+    return draw_absent(rng, NAMES, there, held_out=held_out)
+
+
+def invent(
+    rng: np.random.Generator, count: int, *, capital: bool, abbreviations: bool = False
+) -> list[str]:
+    """Makes different words up: halves of known ones put together, syllables, or any letters.
+
+    With `abbreviations`, a third of them are two to four capital letters.
+    """
     known = [word.lower() for word in part((*WORDS, *GOODS, *PLACES), held_out=False)]
     made: list[str] = []
     while len(made) < count:
-        if rng.random() < 0.5:
+        pick = rng.random()
+        if abbreviations and rng.random() < 1 / 3:
+            word = "".join(rng.choice(list(ascii_uppercase), int(rng.integers(2, 5))))
+        elif pick < 0.4:
             one, two = (known[i] for i in rng.integers(len(known), size=2))
             word = one[: int(rng.integers(1, len(one)))] + two[int(rng.integers(1, len(two))) :]
-        else:
+        elif pick < 0.7:
             size = int(rng.integers(2, 5))
             pairs = zip(rng.choice(list("bcdfghjklmnpqrstvwxz"), size),
                         rng.choice(list("aeiouy"), size), strict=True)  # fmt: skip
             word = "".join(a + b for a, b in pairs)[int(rng.integers(2)) :]
-        word = word.capitalize() if capital else word
-        if 3 <= len(word) <= LONGEST_INVENTED and word not in made and not is_held_out(word):
+        else:
+            size = int(rng.integers(3, 8))
+            vowels = rng.random(size) < 0.4
+            word = "".join(
+                rng.choice(list("aeiou" if is_vowel else "bcdfghjklmnpqrstvwxyz"))
+                for is_vowel in vowels
+            )
+        word = word.capitalize() if capital and not word.isupper() else word
+        long_enough = len(word) >= (2 if word.isupper() else 3)
+        if (
+            long_enough
+            and len(word) <= LONGEST_INVENTED
+            and word not in made
+            and not is_held_out(word)
+        ):
             made.append(word)
     return made

@@ -158,7 +158,7 @@ def _no_row(rng: np.random.Generator, style: Style) -> Item:
     names = tuple(row[0] for row in page.sheet.rows)
     lists = {"receipt": nouns.GOODS, "timetable": nouns.PLACES}
     words = lists.get(kind, tuple(one.name for one in nouns.ANALYTES))
-    name = _other(rng, words, names)
+    name = nouns.draw_absent(rng, words, names, held_out=style.held_out)
     text = _ask(rng, asked[rng.integers(len(asked))][0], style,
                 row=name if kind == "timetable" else tables.spoken(name))  # fmt: skip
     return Item("outside.row", text, REFUSAL, declines, pictures=(page.picture,),
@@ -169,7 +169,8 @@ def _untested(rng: np.random.Generator, style: Style) -> Item:
     """A test that the report does not have; the caller's table has its range."""
     page = tables.Page(rng, style, draw_sheet(rng, "lab", held_out=style.held_out))
     names = tuple(row[0] for row in page.sheet.rows)
-    name = _other(rng, tuple(one.name for one in nouns.ANALYTES), names)
+    listed = tuple(one.name for one in nouns.ANALYTES)
+    name = nouns.draw_absent(rng, listed, names, held_out=style.held_out)
     text = _ask(rng, "chain.range", style, row=tables.spoken(name))
     return Item("outside.untested", text, REFUSAL, declines, pictures=(page.picture,),
                 reads=page.names(), tables=(chains.ranges_table(rng, name),),
@@ -179,7 +180,9 @@ def _untested(rng: np.random.Generator, style: Style) -> Item:
 def _no_bar(rng: np.random.Generator, style: Style) -> Item:
     """A bar that the chart does not have."""
     plot = charts.Plot(rng, style, draw_chart(rng, held_out=style.held_out))
-    label = _other(rng, nouns.NAMES, plot.chart.labels)
+    labels = plot.chart.labels
+    series = next((one for one in nouns.SERIES if labels[0] in one), nouns.NAMES)
+    label = nouns.draw_absent(rng, series, labels, held_out=style.held_out)
     text = _ask(rng, "chart.value", style, label=label)
     return Item("outside.bar", text, REFUSAL, declines, pictures=(plot.picture,),
                 reads=plot.names(), seen=plot.seen)  # fmt: skip

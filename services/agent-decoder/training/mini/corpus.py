@@ -56,7 +56,8 @@ def texts(rng: np.random.Generator) -> Iterator[str]:
             yield from _said(script(draw(rng, style), TILING))
     for _ in range(CASES):
         case = roles.draw_case(rng)
-        for pieces in (roles.checker(case, rng), roles.summariser(case), roles.refiner(case)):
+        refiner = roles.refiner(case, case.drafts)
+        for pieces in (roles.checker(case, rng), roles.summariser(case), refiner):
             yield from _said(pieces)
 
 

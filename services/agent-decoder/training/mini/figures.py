@@ -5,6 +5,7 @@ Whether one is the best so far, more than a limit, or the very one that is asked
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ import numpy as np
 from cogitate.evals.charts import LIMIT_GAP
 from cogitate.evals.items import Box, Item, Read
 
-from mini.scripts import found_last, is_named
+from mini.scripts import COUNTED, found_last, is_named
 
 COUNT = 14
+FIGURE = re.compile(r"\d+(?:\.\d+)?")
 DECIMALS_OF_BARS = 3
 BETTER_SHARE, SAME_SHARE = 0.4, 0.3
 
@@ -60,8 +62,34 @@ def swap(
     return replace(item, reads=swapped, last=last), list(drawn.values())
 
 
+def is_reckoned(item: Item) -> bool:
+    """Tells whether two figures that were read go into the last calculation."""
+    return bool(item.uses) and len(_reckoned(item)) == 2
+
+
+def redraw(rng: np.random.Generator, item: Item) -> Item:
+    """Puts new figures in the place of those that go into the last calculation, the larger again
+    in the place of the larger."""
+    old = sorted(_reckoned(item), key=float)
+    new: set[str] = set()
+    while len(new) < len(old):
+        decimals = len(old[len(new)].partition(".")[2])
+        top = 1.0 if decimals == DECIMALS_OF_BARS else float(rng.choice((9, 99, 999)))
+        new.add(f"{rng.uniform(0.02, 1.0) * top:.{decimals}f}")
+    swapped = dict(zip(old, sorted(new, key=float), strict=True))
+    use = item.uses[-1]
+    told = FIGURE.sub(lambda match: swapped.get(match[0], match[0]), use.call)
+    reads = tuple(replace(read, text=swapped.get(read.text, read.text)) for read in item.reads)
+    return replace(item, reads=reads, uses=(*item.uses[:-1], replace(use, call=told)))
+
+
+def _reckoned(item: Item) -> set[str]:
+    told = set(FIGURE.findall(item.uses[-1].call))
+    return {read.text for read in item.reads if read.text in told and "." in read.text}
+
+
 def _is_limited(item: Item) -> bool:
-    return item.kind.endswith(".above")
+    return item.kind.endswith(COUNTED)
 
 
 def _limit(item: Item) -> float:

@@ -14,6 +14,7 @@ from mini import figures, roles
 from mini import tokenizer as names
 from mini.model import CROP_TOKENS
 from mini.scripts import (
+    COUNTED,
     FOUND,
     LAST,
     MARKS,
@@ -46,9 +47,10 @@ BUCKET_TOKENS = {
     "pick": 320,
     "swap": 384,
     "spell": 26,
-    "role": 480,
-    "judge": 256,
-    "again": 416,
+    "reckon": 320,
+    "role": 640,
+    "judge": 352,
+    "again": 480,
 }
 LENGTHS = tuple(f"item-{i}" for i in range(1, 6))
 # Room for a hint and for small variations of the question.
@@ -67,11 +69,13 @@ NOT_THERE_SHARE = 0.25
 # The best so far has to be known by its figures; `match` and `order` practise it with new ones.
 RANKED_KINDS, RANKED_SHARE = (".most", ".least"), 0.25
 # As what is more than a limit or the very figure that is asked for: `order` practises these, too.
-ORDER_KINDS = (*RANKED_KINDS, ".above", ".who")
+ORDER_KINDS = (*RANKED_KINDS, COUNTED, ".who")
 # Figures of other pictures stand in for theirs, so that each has another answer every time.
 SWAPPED = ("chart.most", "chart.least", "chart.above", "receipt.most", "receipt.least")
 # Yes or no follows from what was calculated last: nought, or not.
 CONCLUDED = ("receipt.check", "chain.listed")
+# How often there is only one draft to judge.
+SINGLE_SHARE = 0.5
 # Words are harder to read than figures.
 SPELLED_WORD, SPELLED_WORD_SHARE = 4, 0.5
 
@@ -93,6 +97,7 @@ class ItemTasks:
         self._ordered: dict[str, list[int]] = {kind: [] for kind in ORDER_KINDS}
         self._picked: list[int] = []
         self._concluded: dict[str, list[Item]] = {}
+        self._reckoned: list[Item] = []
         self._swapped: dict[str, list[int]] = {}
         # Figures that are compared: what they say, and their patches.
         self._figures: dict[tuple[str, bool], list[tuple[str, int]]] = {}
@@ -114,6 +119,8 @@ class ItemTasks:
             self._picked.append(i)
         if kept.item.kind in CONCLUDED:
             self._concluded.setdefault(kept.item.kind, []).append(kept.item)
+        if figures.is_reckoned(kept.item):
+            self._reckoned.append(kept.item)
         if kept.item.kind in SWAPPED:
             self._swapped.setdefault(kept.item.kind, []).append(i)
             pool = self._figures.setdefault(_sort(kept.item), [])
@@ -170,6 +177,8 @@ class ItemTasks:
                 return self._swap(rng)
             case "conclude":
                 return self._conclude(rng)
+            case "reckon":
+                return self._reckon(rng)
             case "shade":
                 return self._shade(rng)
         options = self._by_length[bucket]
@@ -236,8 +245,12 @@ class ItemTasks:
         shown = [piece for piece in prompt(item, TILING) if piece.view is None]
         for use in item.uses:
             shown += (replace(one, own=False) for one in call(use.call, Piece(use.result)))
+        count = 0
         for text, is_wanted in told:
             shown += [Piece(text), Piece(FOUND if is_wanted else NEXT, own=True)]
+            count += is_wanted
+            if is_wanted and kind == COUNTED:
+                shown.append(Piece(str(count), own=True))
         return trace_of(self.writer, shown)
 
     def _pick(self, rng: np.random.Generator) -> Trace:
@@ -266,7 +279,8 @@ class ItemTasks:
                 view = replace(view, patch=patches.pop(0))
             elif view is not None and not left:
                 break  # The name in it is that of the figure which was the best.
-            is_mark = piece.text in MARKS and len(patches) < len(figures.compared(item))
+            is_begun = len(patches) < len(figures.compared(item))
+            is_mark = is_begun and (piece.text in MARKS or piece.text.isdigit())
             shown.append(replace(piece, view=view, own=piece.own and (is_mark or not left)))
             if left and piece.own and piece.text == left[0]:
                 left.pop(0)
@@ -292,6 +306,20 @@ class ItemTasks:
             [replace(one, own=one.own and i >= begun) for i, one in enumerate(pieces)],
         )
 
+    def _reckon(self, rng: np.random.Generator) -> Trace:
+        """Only the calculation with two figures that were read; nothing is looked at.
+
+        Which figure is whose has to be kept apart: half of the time without the boxes between them.
+        """
+        item = self._reckoned[rng.integers(len(self._reckoned))]
+        item = figures.redraw(rng, _varied(rng, item))
+        pieces = [one for one in script(item, TILING) if one.view is None]
+        last = max(i for i, one in enumerate(pieces) if one.text == item.uses[-1].call)
+        shown = [replace(one, own=i >= last) for i, one in enumerate(pieces[: last + 2])]
+        if rng.random() < 0.5:
+            shown = list(_unzoomed(shown))
+        return trace_of(self.writer, shown)
+
     def _spell(self, rng: np.random.Generator) -> Trace:
         """A crop and what it says."""
         options = self._words if rng.random() < SPELLED_WORD_SHARE else self._spelled
@@ -316,21 +344,37 @@ class ItemTasks:
     def _role(self, rng: np.random.Generator) -> Trace:
         """Checking, summing up or refining of drafts; checking twice as often as the others."""
         board = self._boards[rng.integers(len(self._boards))]
-        case = replace(roles.draw_case(rng), board=int(board))
+        drawn = roles.draw_case(rng, drafts=(1, roles.DRAFTS[1]))
+        case = replace(drawn, board=int(board))
         pick = rng.integers(4)
         if pick < 2:
             return trace_of(self.writer, roles.checker(case, rng))
-        return trace_of(self.writer, (roles.summariser if pick == 2 else roles.refiner)(case))
+        if pick == 2:
+            return trace_of(self.writer, roles.summariser(case))
+        return trace_of(self.writer, roles.refiner(case, roles.echoed(rng, case.drafts)))
 
     def _judge(self, rng: np.random.Generator) -> Trace:
-        """A single draft to check, without the picture, for cheap practice."""
-        return trace_of(self.writer, roles.checker(roles.draw_case(rng, drafts=(1, 1)), rng))
+        """A draft to check, most often a single one, without the picture, for cheap practice."""
+        drafts = (1, 1) if rng.random() < SINGLE_SHARE else (2, 3)
+        return trace_of(self.writer, roles.checker(roles.draw_case(rng, drafts=drafts), rng))
 
     def _again(self, rng: np.random.Generator) -> Trace:
-        """A later round of `refine` on one of the shorter items."""
-        options = self._by_length[LENGTHS[rng.integers(0, 3)]]
+        """A later round of `refine` on an item that is not too long."""
+        options = self._by_length[LENGTHS[rng.integers(0, 4)]]
         kept = self.worlds.items[options[rng.integers(len(options))]]
         return trace_of(self.writer, roles.again(rng, kept.item, TILING), (kept.page, kept.patch))
+
+
+def _unzoomed(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Leaves out where is zoomed to."""
+    skipped = 0
+    for piece, following in zip(pieces, [*pieces[1:], Piece()], strict=True):
+        if following.text.startswith("zoom("):
+            skipped = 5  # The call, its mark, and an empty result.
+        if skipped:
+            skipped -= 1
+        else:
+            yield piece
 
 
 def _one(rng: np.random.Generator, options: Sequence[int]) -> int:

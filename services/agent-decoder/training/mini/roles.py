@@ -23,7 +23,7 @@ from cogitate.evals.outside import REFUSAL
 from cogitate.evals.render import COLOUR_NAMES
 
 from mini import tokenizer as names
-from mini.scripts import Piece, View, answer, script
+from mini.scripts import Piece, View, answer, call, script
 from mini.traces import COLUMN_NAMES
 
 RIGHT, WRONG = "10", "0"
@@ -175,11 +175,37 @@ def summariser(case: Case) -> list[Piece]:
     return [*pieces, *_concluded(case, case.drafts)]
 
 
-def refiner(case: Case) -> list[Piece]:
-    """`refine`'s later round: the same from the distilled workspace, in its letters' order."""
+def echoed(rng: np.random.Generator, drafts: Sequence[Draft]) -> list[Draft]:
+    """Adds up to two agents that came to an answer of others."""
+    told = list(drafts)
+    for i in rng.integers(len(drafts), size=rng.integers(0, 3)).tolist():
+        told.append(replace(drafts[i], ballot=replace(drafts[i].ballot, agent_id=len(told))))
+    return told
+
+
+def refiner(case: Case, drafts: Sequence[Draft]) -> list[Piece]:
+    """`refine`'s later round: the same from the distilled workspace, in its letters' order.
+
+    `drafts` are the case's, some perhaps more than once. It has tools: if none holds it searches.
+    """
     by_key = {one.ballot.key: one for one in case.drafts}
-    shown = [by_key[tally.key] for tally in candidates(case.drafts)]
-    return [*_prompt(case, workspace(case.drafts), refine.REQUEST), *_concluded(case, shown)]
+    shown = [by_key[tally.key] for tally in candidates(drafts)]
+    prompt = _prompt(case, workspace(drafts), refine.REQUEST)
+    if any(holds for _, holds in case.judged):
+        return [*prompt, *_concluded(case, shown)]
+    told = _concluded(case, shown)[0].text
+    return [*prompt, Piece(f"{told} ", own=True), *_searched(case.puzzle)]
+
+
+def _searched(puzzle: Puzzle) -> list[Piece]:
+    """A search that finds, as solvers write it."""
+    listed, steps = " ".join(map(str, puzzle.numbers)), chain(puzzle.steps)
+    pieces = [Piece(f"Numbers {listed}, target {puzzle.target}.", own=True)]
+    for step in puzzle.steps:
+        asked = f"calculator({step.left}{step.operator}{step.right})"
+        pieces += call(asked, Piece(str(step.result)))
+    proof = f"prove({puzzle.target}, {listed}, {steps.removesuffix('.')})"
+    return [*pieces, *call(proof, Piece("proved")), *answer(steps)]
 
 
 def _concluded(case: Case, shown: Sequence[Draft]) -> list[Piece]:
@@ -198,19 +224,24 @@ def again(rng: np.random.Generator, item: Item, tiling: Tiling | None) -> list[P
     """`refine`'s later round on an item with a picture: it reads again, whatever the drafts say."""
     told = f"{item.seen[:1].upper()}{item.seen[1:]}. " if item.seen else ""
     reads = ", ".join(read.text for read in item.reads)
-    answers = [item.truth] * int(rng.integers(0, 4))
-    answers += [_off(rng, item.truth) for _ in range(rng.integers(1, 4))]
-    drafts = [
-        draft(i, answers[j], f"{told}{reads}. ")
-        for i, j in enumerate(rng.permutation(len(answers)).tolist())
-    ]
+    answered, request = later(rng, item.truth, f"{told}{reads}. ")
     whole = script(item, tiling)
     begun = next(i for i, piece in enumerate(whole) if piece.own)
     turns = (
-        Piece(names.ANSWER), Piece(workspace(drafts)), Piece(names.END), Piece(names.USER),
-        Piece(refine.REQUEST), Piece(names.END), Piece(names.ASSISTANT),
+        Piece(names.ANSWER), Piece(answered), Piece(names.END), Piece(names.USER),
+        Piece(request), Piece(names.END), Piece(names.ASSISTANT),
     )  # fmt: skip
     return [*whole[:begun], *turns, *whole[begun:]]
+
+
+def later(rng: np.random.Generator, truth: str, thought: str) -> tuple[str, str]:
+    """What stands before a later round: the drafts, of which some may be right, and the request."""
+    answers = [truth] * int(rng.integers(0, 4))
+    answers += [_off(rng, truth) for _ in range(rng.integers(1, 4))]
+    drafts = [
+        draft(i, answers[j], thought) for i, j in enumerate(rng.permutation(len(answers)).tolist())
+    ]
+    return workspace(drafts), refine.REQUEST
 
 
 def _off(rng: np.random.Generator, answer: str) -> str:

@@ -20,6 +20,8 @@ from mini import tokenizer as names
 
 # After what was read: go on looking, this is what is wanted, that was all.
 NEXT, FOUND, LAST = MARKS = ", ", ": ", ". "
+# Kinds in which what is wanted is counted.
+COUNTED = ".above"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def script(item: Item, tiling: Tiling | None, hint: str = "") -> list[Piece]:
     pieces += _reading(item.reads, found(item))
     for use in item.uses:
         pieces += call(use.call, Piece(use.result or _missed(use.call, item.tables)))
-    return [*pieces, *_reading(item.last, found_last(item)), *answer(item.truth)]
+    counted = item.kind.endswith(COUNTED)
+    last = _reading(item.last, found_last(item), is_counted=counted)
+    return [*pieces, *last, *answer(item.truth)]
 
 
 def _missed(text: str, tables: Sequence[Table]) -> str:
@@ -139,7 +143,7 @@ def found(item: Item) -> list[bool]:
 
 def found_last(item: Item) -> list[bool]:
     """Tells which reads after the tools are what is wanted: those above what was calculated."""
-    if not item.kind.endswith(".above"):
+    if not item.kind.endswith(COUNTED):
         return [False] * len(item.last)
     limit = float(item.uses[-1].result)
     return [float(read.text) > limit for read in item.last]
@@ -151,10 +155,13 @@ def is_named(name: str, text: str) -> bool:
     return bool(name) and match is not None
 
 
-def _reading(reads: Sequence[Read], is_found: Sequence[bool]) -> Iterator[Piece]:
+def _reading(
+    reads: Sequence[Read], is_found: Sequence[bool], *, is_counted: bool = False
+) -> Iterator[Piece]:
     """Zooms into each box and states what stands there: `zoom(0, 20, 40, 30)` … `Bread, `.
 
-    A colon marks what is wanted, so that it is said before the next step depends on it.
+    A colon marks what is wanted, so that it is said before the next step depends on it. What is
+    counted is numbered: `0.875: 1`.
     """
     for i, read in enumerate(reads):
         view = View(read.picture, read.box, says=read.text)
@@ -162,6 +169,8 @@ def _reading(reads: Sequence[Read], is_found: Sequence[bool]) -> Iterator[Piece]
         yield Piece(read.text, own=True)
         mark = LAST if i == len(reads) - 1 else NEXT
         yield Piece(FOUND if is_found[i] else mark, own=True)
+        if is_counted and is_found[i]:
+            yield Piece(str(sum(is_found[: i + 1])), own=True)
 
 
 def zoom(box: Box, picture: int) -> str:

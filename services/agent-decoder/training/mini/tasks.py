@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 from cogitate.evals import countdown, easy_vqa
-from cogitate.evals.boards import KINDS, QUESTION_FORMS, Cell, answer_sentence
+from cogitate.evals.boards import KINDS, QUESTION_FORMS, RULES, Cell, answer_sentence
 from cogitate.evals.countdown import Step, draw_puzzle
 from cogitate.evals.render import COLOUR_NAMES
 from tokenizers import Tokenizer
 
-from mini import item_tasks, traces
+from mini import item_tasks, roles, traces
 from mini.item_tasks import ItemTasks
 from mini.model import CROP_TOKENS
 from mini.pictures import Pictures
@@ -78,6 +78,7 @@ VERDICTS = {
     (False, True): "out",
 }
 HINT_SHARE = 0.2
+AGAIN_BOARD_SHARE = 0.35
 MISS_SHARE, SEARCH_MISS_SHARE, NEAR_MISS = 0.4, 0.2, 3
 
 
@@ -140,6 +141,8 @@ class Tasks:
     def draw(self, bucket: str, rng: np.random.Generator) -> Trace:
         """Draws one trace of a bucket; never longer than the bucket's tokens."""
         if bucket in item_tasks.BUCKET_TOKENS:
+            if bucket == "again" and rng.random() < AGAIN_BOARD_SHARE:
+                return self.again(rng)
             return self.items.draw(bucket, rng)
         kinds = self.buckets[bucket]
         shares = np.array([share for share, _ in kinds])
@@ -202,6 +205,17 @@ class Tasks:
         kind = KINDS[rng.integers(4)]
         question = self._question(rng, kind, asked.colour)
         return traces.board_trace(self.writer, question, kind, asked, self._hint(rng))
+
+    def again(self, rng: np.random.Generator) -> Trace:
+        """A later round of `refine` on a board: it reads again, whatever the drafts say."""
+        kind = KINDS[rng.integers(5)]
+        asked = self._pick(rng, (1, 2, 3, 4))
+        name = COLOUR_NAMES[asked.colour]
+        value = RULES[kind](asked.numbers)
+        thought = f"{', '.join(map(str, asked.numbers))}. "
+        later = roles.later(rng, answer_sentence(kind, name, value), thought)
+        question = self._question(rng, kind, asked.colour)
+        return traces.board_trace(self.writer, question, kind, asked, "", later)
 
     def plan(self, rng: np.random.Generator) -> Trace:
         """The beginning of a board question: where the cards of the colour lie, and no more."""

@@ -103,13 +103,22 @@ class Writer:
         trace.ids.extend(ids)
         trace.own.extend([False] * count)
 
-    def ask(self, question: str, whole: Look | None, hint: str = "") -> Trace:
-        """Starts a trace: question, picture, and the agent's hint."""
+    def ask(
+        self, question: str, whole: Look | None, hint: str = "", later: Sequence[str] = ()
+    ) -> Trace:
+        """Starts a trace: question, picture, and the agent's hint.
+
+        Of a `later` round also what was answered before, and the request that follows it.
+        """
         trace = Trace()
         self.put(trace, names.BEGIN, names.USER, question, own=False)
         if whole is not None:
             self.look(trace, whole)
         self.put(trace, names.END, names.ASSISTANT, own=False)
+        if later:
+            answered, request = later
+            self.put(trace, names.ANSWER, answered, names.END, own=False)
+            self.put(trace, names.USER, request, names.END, names.ASSISTANT, own=False)
         if hint:
             self.put(trace, hint, own=False)
         return trace
@@ -165,10 +174,12 @@ def _expression(kind: str, numbers: Sequence[int]) -> str | None:
     return f"{kind}({listed})" if len(numbers) > 1 else None
 
 
-def board_trace(writer: Writer, question: str, kind: str, asked: Asked, hint: str) -> Trace:
-    """A question about one colour of a board."""
+def board_trace(
+    writer: Writer, question: str, kind: str, asked: Asked, hint: str, later: Sequence[str] = ()
+) -> Trace:
+    """A question about one colour of a board, in a `later` round as `Writer.ask` says."""
     assert kind in KINDS
-    trace = writer.ask(question, asked.whole, hint)
+    trace = writer.ask(question, asked.whole, hint, later)
     writer.plan(trace, asked)
     name = COLOUR_NAMES[asked.colour]
     if kind == "count":
