@@ -313,7 +313,7 @@ def test_a_response_streamed_looked_up_and_told_again_is_one(openai_client: open
     )
     assert [event.sequence_number for event in rest] == numbers[len(numbers) // 2 + 1 :]
     one = openai_client.responses.create(
-        model="mini", input="How many red cards are there?", previous_response_id=final.id,
+        model="mini", input=QUESTION, previous_response_id=final.id,
         reasoning={"effort": "medium"},
     )  # fmt: skip
     assert one.output_text and one.previous_response_id == final.id

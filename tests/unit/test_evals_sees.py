@@ -264,3 +264,30 @@ def test_a_comparison_brings_two_pictures_and_a_chain_its_table() -> None:
     asked = datasets.load("chains", 4)
     assert all(len(question.tables) == 1 for question in asked)
     assert len({question.digest for question in asked}) == 4
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_what_is_absent_is_as_new_as_what_is_there(held_out: bool) -> None:
+    rng = np.random.default_rng(5)
+    there = tuple(nouns.draw(rng, nouns.PLACES, 4, held_out=held_out))
+    for _ in range(30):
+        absent = nouns.draw_absent(rng, nouns.PLACES, there, held_out=held_out)
+        assert absent in nouns.PLACES and absent not in there
+        assert nouns.is_held_out(absent) == held_out
+    # Of a list that is all there, a name.
+    absent = nouns.draw_absent(rng, nouns.DAYS, nouns.DAYS, held_out=held_out)
+    assert absent in nouns.NAMES
+
+
+def test_made_up_words_have_abbreviations_where_the_list_has() -> None:
+    rng = np.random.default_rng(6)
+    token = nouns.INVENTED.set(1.0)
+    tests = nouns.draw(rng, tuple(one.name for one in nouns.ANALYTES), 60, held_out=False)
+    places = nouns.draw(rng, nouns.PLACES, 60, held_out=False)
+    nouns.INVENTED.reset(token)
+    assert 8 < sum(one.isupper() for one in tests) < 35
+    assert not any(one.isupper() for one in places) and all(one[0].isupper() for one in places)
+    assert not any(map(nouns.is_held_out, (*tests, *places)))
+    assert nouns.analyte(tests[0]) == nouns.analyte(tests[0])
+    assert nouns.analyte(tests[0]).name == tests[0]
+    assert nouns.analyte("Sodium") in nouns.ANALYTES

@@ -52,7 +52,9 @@ ENCODER = Plan("encoder", 5000, 6e-3, seed=1, warmup=80, measure_every_s=240, fl
 TEXT = Plan("text", 1400, 4e-3, seed=2, warmup=60, stop_after=900)
 ALIGN = Plan("align", 100, 3e-3, seed=3, warmup=20, floor=0.8)
 LOCATE = Plan("locate", 800, 3e-3, seed=4, warmup=20, slow=BODY, stop_after=350)
-JOINT = Plan("joint", 4700, 3e-3, seed=5, warmup=20, measure_every_s=720, slow=BODY)
+JOINT = Plan(
+    "joint", 4700, 3e-3, seed=5, warmup=20, measure_every_s=720, slow=BODY, stop_after=4425
+)
 
 
 @dataclass(frozen=True)
