@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -110,6 +111,46 @@ def _tokens(pool: str) -> int:
     from mini.model import CROP_TOKENS, WHOLE_TOKENS
 
     return CROP_TOKENS if pool == "crop" else WHOLE_TOKENS
+
+
+def test_later_turns_are_written_as_the_mesh_writes_them(tokenizer: Any) -> None:
+    from cogitate.agent_decoder.model.templates import Image, MiniTemplate, Text, Turn
+    from mini.model import CROP_TOKENS, WHOLE_TOKENS
+    from mini.tokenizer import IMAGE
+    from mini.traces import Look, Writer
+
+    template = MiniTemplate(
+        tokenizer, {"image_tokens": {"whole": WHOLE_TOKENS, "crop": CROP_TOKENS}}
+    )
+    asked, told, later = "What is the sum?", "The sum is 3.", "And the blue cards?"
+    picture = Image("board", is_crop=False)
+    turns = [
+        Turn("user", (Text(asked), picture)), Turn("assistant", (Text(told),)),
+        Turn("user", (Text(later),)),
+    ]  # fmt: skip
+    prompt: list[int] = []
+    for one in template.prompt(turns, instant=False):
+        views = [tokenizer.token_to_id(IMAGE)] * WHOLE_TOKENS
+        prompt += views if isinstance(one, Image) else [one]
+    writer = Writer(tokenizer, symbolic=False)
+    assert writer.ask(asked, Look("board", 0, ()), "", (told, later)).ids == prompt
+
+
+def test_a_later_round_on_a_board_reads_again(tokenizer: Any, pictures: Any) -> None:
+    from cogitate.evals.boards import RULES
+    from mini.item_tasks import BUCKET_TOKENS
+
+    tasks, num_read = make_tasks(tokenizer, pictures, symbolic=True), 0
+    for seed in range(40):
+        trace = tasks.again(np.random.default_rng(seed))
+        assert len(trace.ids) <= BUCKET_TOKENS["again"]
+        own = [i for i, is_own in zip(trace.ids, trace.own, strict=True) if is_own]
+        said = tokenizer.decode(own)
+        if numbers := [int(one) for one in re.findall(r"\)(\d+)[,.]", said)]:
+            num_read += 1
+            answer = int(re.findall(r"\d+", said)[-1])
+            assert answer in {rule(numbers) for rule in RULES.values()}, said
+    assert num_read > 20
 
 
 def test_calls_in_traces_are_understood_by_the_tools(tokenizer: Any, pictures: Any) -> None:

@@ -68,8 +68,10 @@ def is_reckoned(item: Item) -> bool:
 
 
 def redraw(rng: np.random.Generator, item: Item) -> Item:
-    """Puts new figures in the place of those that go into the last calculation, the larger again
-    in the place of the larger."""
+    """Puts new figures in the place of those that go into the last calculation.
+
+    The larger stands again where the larger was, so that the calculation is the same.
+    """
     old = sorted(_reckoned(item), key=float)
     new: set[str] = set()
     while len(new) < len(old):

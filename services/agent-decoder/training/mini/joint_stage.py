@@ -238,7 +238,7 @@ def train_joint(
     is_frozen = "encoder.body" not in plan.slow
     model.encoder.body.requires_grad_(not is_frozen)
     for layer in model.decoder.layers:
-        layer.compile(dynamic=True)  # a step takes four fifths of the time then
+        layer.compile(dynamic=True)  # its passes take four fifths of the time then
     stage = JointStage(model, tokenizer, train, dev, mix)
     run(plan, model, stage.losses, stage.measure, path)
 

@@ -172,7 +172,9 @@ def checker(case: Case, rng: np.random.Generator) -> list[Piece]:
 def summariser(case: Case) -> list[Piece]:
     """`synthesis`: one agent gives the draft that holds. Drafts stand in the order they came."""
     pieces = _prompt(case, growing(case.drafts, len(case.drafts)), synthesis.REQUEST)
-    return [*pieces, *_concluded(case, case.drafts)]
+    told, holding = _gone_through(case, case.drafts)
+    sentence = holding or f"I could not make {case.puzzle.target}."
+    return [*pieces, Piece(told, own=True), *answer(sentence)]
 
 
 def echoed(rng: np.random.Generator, drafts: Sequence[Draft]) -> list[Draft]:
@@ -191,9 +193,9 @@ def refiner(case: Case, drafts: Sequence[Draft]) -> list[Piece]:
     by_key = {one.ballot.key: one for one in case.drafts}
     shown = [by_key[tally.key] for tally in candidates(drafts)]
     prompt = _prompt(case, workspace(drafts), refine.REQUEST)
-    if any(holds for _, holds in case.judged):
-        return [*prompt, *_concluded(case, shown)]
-    told = _concluded(case, shown)[0].text
+    told, holding = _gone_through(case, shown)
+    if holding:
+        return [*prompt, Piece(told, own=True), *answer(holding)]
     return [*prompt, Piece(f"{told} ", own=True), *_searched(case.puzzle)]
 
 
@@ -208,16 +210,19 @@ def _searched(puzzle: Puzzle) -> list[Piece]:
     return [*pieces, *call(proof, Piece("proved")), *answer(steps)]
 
 
-def _concluded(case: Case, shown: Sequence[Draft]) -> list[Piece]:
-    """Goes through the drafts by their letters up to the first that holds; gives it, or admits."""
-    told, sentence = [], f"I could not make {case.puzzle.target}."
+def _gone_through(case: Case, shown: Sequence[Draft]) -> tuple[str, str]:
+    """Goes through the drafts by their letters up to the first that holds.
+
+    Returns what is said, and that draft's answer, empty if none holds.
+    """
+    told, holding = [], ""
     for letter, one in zip(LETTERS, shown, strict=False):
         said, holds = case.judged[one.ballot.agent_id]
         told.append(f"{letter}: {said}")
         if holds:
-            sentence = one.ballot.answer
+            holding = one.ballot.answer
             break
-    return [Piece(" ".join(told), own=True), *answer(sentence)]
+    return " ".join(told), holding
 
 
 def again(rng: np.random.Generator, item: Item, tiling: Tiling | None) -> list[Piece]:
