@@ -32,11 +32,8 @@ constexpr float kMostWhole = 127.0f * 256.0f;  // what the largest of a row's gr
 constexpr size_t kHugePage = size_t(2) << 20;
 constexpr size_t kAhead = 8192;  // bytes of weights asked for before they are needed
 
-#if defined(__AVX512F__)
-constexpr int kMaxRows = 12;  // 24 accumulators of 32 registers
-#else
-constexpr int kMaxRows = 4;
-#endif
+// Rows whose sums stay in registers: 24 of 32 registers, 12 of 16, and 8 of 16.
+constexpr int kMaxRows = kNative == 16 ? 12 : kNative == 8 ? 3 : 1;
 
 // How weights are kept. kExact: in bfloat16, but multiplied as floats where kBFloat16 may not be.
 enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kExact = 3 };
@@ -110,8 +107,7 @@ static inline void to_quads(const float* x, int depth, uint32_t* out, float* sca
       const IVec whole = (IVec)(load(x + k) * factor + magic) - (IVec)magic;
       total += whole;
       const IVec lower = whole << 24 >> 24;
-      const BVec low = __builtin_convertvector(lower, BVec);
-      const BVec high = __builtin_convertvector((whole - lower) >> 8, BVec);
+      const BVec low = Lanes<BVec>::of(lower), high = Lanes<BVec>::of((whole - lower) >> 8);
       std::memcpy(reinterpret_cast<int8_t*>(out) + k, &high, sizeof high);
       std::memcpy(reinterpret_cast<int8_t*>(out) + depth + k, &low, sizeof low);
     }
@@ -120,12 +116,6 @@ static inline void to_quads(const float* x, int depth, uint32_t* out, float* sca
     sums[g] = 128 * sum_of_all;
     scales[g] = sum(spoilt) == 0.0f ? scale : NAN;
   }
-}
-
-static inline UVec load_words(const void* p) {
-  UVec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
 }
 
 // Weights that come up, asked for while others are multiplied: processors that have dot products are
@@ -253,8 +243,8 @@ static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, c
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
       const float own = x.scales[(row + r) * x.groups + g];
-      out[r].low += __builtin_convertvector(low[r], Vec) * (scale0 * own);
-      out[r].high += __builtin_convertvector(high[r], Vec) * (scale1 * own);
+      out[r].low += Lanes<Vec>::of(low[r]) * (scale0 * own);
+      out[r].high += Lanes<Vec>::of(high[r]) * (scale1 * own);
     }
   }
 }

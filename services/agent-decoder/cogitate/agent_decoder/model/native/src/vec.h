@@ -4,8 +4,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -13,11 +14,117 @@ namespace cogitate {
 
 constexpr int kLanes = 16;
 
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IVec __attribute__((vector_size(64)));
-typedef uint32_t UVec __attribute__((vector_size(64)));
-typedef uint16_t HVec __attribute__((vector_size(32)));
-typedef int8_t BVec __attribute__((vector_size(16)));
+// As many lanes as one register holds.
+#if defined(__AVX512F__)
+constexpr int kNative = 16;
+#elif defined(__AVX2__)
+constexpr int kNative = 8;
+#else
+constexpr int kNative = 4;
+#endif
+typedef float NativeVec __attribute__((vector_size(4 * kNative)));
+typedef int32_t NativeIVec __attribute__((vector_size(4 * kNative)));
+typedef uint32_t NativeUVec __attribute__((vector_size(4 * kNative)));
+typedef uint16_t NativeHVec __attribute__((vector_size(2 * kNative)));
+typedef int8_t NativeBVec __attribute__((vector_size(kNative)));
+
+// Twice as many lanes, as two values of their own: a vector wider than a register is kept in memory by
+// compilers, and every multiply-add then waits for a store.
+template <class H>
+struct Twice {
+  H low, high;
+
+  // The same bits as lanes of another type.
+  template <class O>
+  explicit operator Twice<O>() const { return {(O)low, (O)high}; }
+
+  auto operator[](int i) const {
+    constexpr int half = sizeof(H) / sizeof(low[0]);
+    return i < half ? low[i] : high[i - half];
+  }
+};
+
+// A vector of some native type's lanes, sixteen of them.
+template <class V, int Lanes = kNative>
+struct Wide {
+  using Type = typename Wide<Twice<V>, 2 * Lanes>::Type;
+};
+template <class V>
+struct Wide<V, kLanes> {
+  using Type = V;
+};
+
+using Vec = Wide<NativeVec>::Type;
+using IVec = Wide<NativeIVec>::Type;
+using UVec = Wide<NativeUVec>::Type;
+using HVec = Wide<NativeHVec>::Type;
+using BVec = Wide<NativeBVec>::Type;
+
+template <class S>
+using Number = std::enable_if_t<std::is_arithmetic<S>::value>;
+
+#define COGITATE_LANEWISE(op)                                                               \
+  template <class H>                                                                        \
+  static inline auto operator op(Twice<H> a, Twice<H> b) {                                  \
+    return Twice<decltype(a.low op b.low)>{a.low op b.low, a.high op b.high};               \
+  }                                                                                         \
+  template <class H, class S, class = Number<S>>                                            \
+  static inline auto operator op(Twice<H> a, S b) {                                         \
+    return Twice<decltype(a.low op b)>{a.low op b, a.high op b};                            \
+  }                                                                                         \
+  template <class H, class S, class = Number<S>>                                            \
+  static inline auto operator op(S a, Twice<H> b) {                                         \
+    return Twice<decltype(a op b.low)>{a op b.low, a op b.high};                            \
+  }
+COGITATE_LANEWISE(+)
+COGITATE_LANEWISE(-)
+COGITATE_LANEWISE(*)
+COGITATE_LANEWISE(/)
+COGITATE_LANEWISE(&)
+COGITATE_LANEWISE(|)
+COGITATE_LANEWISE(^)
+COGITATE_LANEWISE(<<)
+COGITATE_LANEWISE(>>)
+COGITATE_LANEWISE(<)
+COGITATE_LANEWISE(>)
+COGITATE_LANEWISE(==)
+#undef COGITATE_LANEWISE
+
+template <class H, class Other>
+static inline Twice<H>& operator+=(Twice<H>& a, Other b) { return a = a + b; }
+
+// Lane by lane `a` where the mask is set, else `b`.
+template <class Mask, class V>
+static inline V select(Mask mask, V a, V b) { return mask ? a : b; }
+template <class M, class H>
+static inline Twice<H> select(Twice<M> mask, Twice<H> a, Twice<H> b) {
+  return {select(mask.low, a.low, b.low), select(mask.high, a.high, b.high)};
+}
+
+// The same numbers as lanes of another type, and vectors from and to memory.
+template <class V>
+struct Lanes {
+  template <class From>
+  static V of(From v) { return __builtin_convertvector(v, V); }
+  static V load(const void* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(void* p, V v) { std::memcpy(p, &v, sizeof v); }
+};
+template <class H>
+struct Lanes<Twice<H>> {
+  template <class From>
+  static Twice<H> of(Twice<From> v) { return {Lanes<H>::of(v.low), Lanes<H>::of(v.high)}; }
+  static Twice<H> load(const void* p) {
+    return {Lanes<H>::load(p), Lanes<H>::load(static_cast<const char*>(p) + sizeof(H))};
+  }
+  static void store(void* p, Twice<H> v) {
+    Lanes<H>::store(p, v.low);
+    Lanes<H>::store(static_cast<char*>(p) + sizeof(H), v.high);
+  }
+};
 
 // Whether products are taken by the machine's dot products of bfloat16 pairs and of byte quads.
 // COGITATE_SLOW_DOTS takes them by other instructions, so that all but the two can be tested anywhere.
@@ -32,13 +139,9 @@ constexpr bool kByteDot = true;
 constexpr bool kByteDot = false;
 #endif
 
-static inline Vec load(const float* p) {
-  Vec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+static inline Vec load(const float* p) { return Lanes<Vec>::load(p); }
+static inline UVec load_words(const void* p) { return Lanes<UVec>::load(p); }
+static inline void store(float* p, Vec v) { Lanes<Vec>::store(p, v); }
 
 static inline Vec all(float x) { return Vec{} + x; }
 
@@ -70,7 +173,7 @@ static inline HVec to_halves(Vec x) {
   const UVec bits = (UVec)x;
   const UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const UVec spoilt = (UVec)((bits & 0x7fffffffu) > 0x7f800000u) & ((bits >> 16 | 0x40u) ^ rounded);
-  return __builtin_convertvector(spoilt ^ rounded, HVec);
+  return Lanes<HVec>::of(spoilt ^ rounded);
 #endif
 }
 
@@ -87,25 +190,32 @@ static inline void put(float* p, float x) { *p = x; }
 static inline void put(BFloat16* p, float x) { *p = to_bfloat16(x); }
 
 // Widening is the one thing that compilers make badly of the generic form.
+#if defined(__AVX512F__)
 static inline Vec load(const BFloat16* p) {
-  HVec half;
-  std::memcpy(&half, p, sizeof half);
-#if defined(__AVX512F__)
-  return (Vec)((UVec)_mm512_cvtepu16_epi32((__m256i)half) << 16);
-#else
-  return (Vec)(__builtin_convertvector(half, UVec) << 16);
-#endif
+  return (Vec)((UVec)_mm512_cvtepu16_epi32((__m256i)Lanes<HVec>::load(p)) << 16);
 }
-
 static inline Vec load(const int8_t* p) {
-  BVec bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-#if defined(__AVX512F__)
-  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
-#else
-  return __builtin_convertvector(__builtin_convertvector(bytes, IVec), Vec);
-#endif
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)Lanes<BVec>::load(p)));
 }
+#elif defined(__AVX2__)
+static inline NativeVec widen(const BFloat16* p) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (NativeVec)((NativeUVec)_mm256_cvtepu16_epi32(halves) << 16);
+}
+static inline NativeVec widen(const int8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return (NativeVec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+static inline Vec load(const BFloat16* p) { return {widen(p), widen(p + kNative)}; }
+static inline Vec load(const int8_t* p) { return {widen(p), widen(p + kNative)}; }
+#else
+static inline Vec load(const BFloat16* p) {
+  return (Vec)(Lanes<UVec>::of(Lanes<HVec>::load(p)) << 16);
+}
+static inline Vec load(const int8_t* p) {
+  return Lanes<Vec>::of(Lanes<IVec>::of(Lanes<BVec>::load(p)));
+}
+#endif
 
 // sum + the products of a pair of bfloat16 `a`, the same in each lane, with the pairs of `w`.
 static inline Vec dot_pairs(Vec sum, UVec w, uint32_t a) {
@@ -128,6 +238,9 @@ static inline IVec dot_quads(IVec sum, UVec w, uint32_t a) {
 #endif
 }
 
+static inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
+
+#if defined(__AVX512F__)
 template <int... I>
 static inline Vec pick(Vec v) {
 #if defined(__clang__)
@@ -151,14 +264,31 @@ static inline float sum(Vec v) {
   return (v + upper1(v))[0];
 }
 
-static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
 static inline float largest(Vec v) {
   v = larger(upper8(v), v);
   v = larger(upper4(v), v);
   v = larger(upper2(v), v);
   return larger(upper1(v), v)[0];
 }
+#else
+// Folds the lanes to one in a fixed order, the upper half onto the lower.
+template <class F>
+static inline float fold(Vec v, F&& join) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] = join(lanes[i + half], lanes[i]);
+  return lanes[0];
+}
+
+static inline float sum(Vec v) {
+  return fold(v, [](float upper, float lower) { return lower + upper; });
+}
+
+static inline float largest(Vec v) {
+  return fold(v, [](float upper, float lower) { return upper > lower ? upper : lower; });
+}
+#endif
 
 // e^x for x <= 88 to about one unit in the last place; 0 below -87. NaN stays NaN.
 // Source: Cody and Waite's reduction; the polynomial is that of Cephes' expf.
@@ -168,7 +298,7 @@ static inline Vec exp(Vec x) {
   const Vec bounded = (Vec)_mm512_max_ps((__m512)low, (__m512)x);  // NaN stays NaN
 #else
   const IVec tiny = x < low;
-  const Vec bounded = tiny ? low : x;
+  const Vec bounded = select(tiny, low, x);
 #endif
   const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   const Vec shifted = bounded * 1.44269504088896341f + magic;
@@ -187,7 +317,7 @@ static inline Vec exp(Vec x) {
 #else
   const IVec power = ((IVec)shifted - (IVec)magic) << 23;
   const Vec scaled = (Vec)((IVec)p + power);
-  return tiny ? all(0.0f) : (x == x ? scaled : x);
+  return select(tiny, all(0.0f), select(x == x, scaled, x));
 #endif
 }
 
