@@ -32,8 +32,11 @@ constexpr float kMostWhole = 127.0f * 256.0f;  // what the largest of a row's gr
 constexpr size_t kHugePage = size_t(2) << 20;
 constexpr size_t kAhead = 8192;  // bytes of weights asked for before they are needed
 
-// Rows whose sums stay in registers: 24 of 32 registers, 12 of 16, and 8 of 16.
-constexpr int kMaxRows = kNative == 16 ? 12 : kNative == 8 ? 3 : 1;
+// Rows that are multiplied at a time, so that their sums stay in registers: 24 of 32 hold sums, or 12 of
+// 16. Where registers are few, more than kWholeRows take one half of a panel after the other.
+constexpr int kVecRegisters = kLanes / kNative;
+constexpr int kMaxRows = 12 / kVecRegisters;
+constexpr int kWholeRows = kVecRegisters == 1 ? kMaxRows : 4 / kVecRegisters;
 
 // How weights are kept. kExact: in bfloat16, but multiplied as floats where kBFloat16 may not be.
 enum class Store : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kExact = 3 };
@@ -67,6 +70,8 @@ class Arena {
 // One k of a panel as floats: 32 columns in two vectors.
 struct Pair {
   Vec low, high;
+
+  Vec& half(int i) { return i ? high : low; }
 };
 
 // The rows of a product, as floats and as what the weights' dot products take.
@@ -141,31 +146,68 @@ class Ahead {
   size_t step_;
 };
 
-// R rows from `row` times one panel, k from .. end - 1: weights that are floats or bytes.
-template <int R, class W>
+// R rows from `row` times V halves of a panel from half H on, k from .. end - 1: weights that are floats
+// or bytes.
+template <int R, int H, int V, class W>
 static inline void multiply(const Rows& x, int row, const W* panel, int from, int end, Pair* out) {
   const float* floats = x.floats + row * x.stride;
-  Vec low[R], high[R];
+  Vec y[R][V];
 #pragma GCC unroll 12
-  for (int r = 0; r < R; r++) low[r] = high[r] = Vec{};
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) y[r][v] = Vec{};
   for (int k = from; k < end; k++) {
-    const Vec w0 = load(panel + size_t(k) * kPanel), w1 = load(panel + size_t(k) * kPanel + kLanes);
+    Vec w[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) w[v] = load(panel + size_t(k) * kPanel + (H + v) * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
       const float a = floats[r * x.stride + k];
-      low[r] += a * w0;
-      high[r] += a * w1;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) y[r][v] += a * w[v];
     }
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < R; r++) out[r] = {low[r], high[r]};
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) out[r].half(H + v) = y[r][v];
 }
 
-// The same for bfloat16: a word holds two k of a column, the first in its lower half.
-template <int R, bool Dot>
+// The same for bfloat16: a word holds two k of a column, the first in its lower half. All rows take the
+// first of each word, then all the second, so that few registers hold weights.
+template <int R, int H, int V>
+static inline void multiply_words(const Rows& x, int row, const BFloat16* panel, int depth, Pair* out) {
+  const float* floats = x.floats + row * x.stride;
+  Vec y[R][V];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) y[r][v] = Vec{};
+  for (int k = 0; k < depth; k += 2) {
+    UVec w[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++)
+      w[v] = load_words(panel + size_t(k) * kPanel + (H + v) * 2 * kLanes);
+#pragma GCC unroll 2
+    for (int second = 0; second < 2; second++)
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) {
+        const float a = floats[r * x.stride + k + second];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++)
+          y[r][v] += a * (Vec)(second ? w[v] & 0xffff0000u : w[v] << 16);
+      }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) out[r].half(H + v) = y[r][v];
+}
+
+// The same by dot products of pairs.
+template <int R>
 static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel, int depth,
                                   const Ahead& ahead, Pair* out) {
-  const float* floats = x.floats + row * x.stride;
   const uint32_t* words = x.words.data() + row * x.words_stride;
   Vec low[R], high[R];
 #pragma GCC unroll 12
@@ -173,29 +215,28 @@ static inline void multiply_pairs(const Rows& x, int row, const BFloat16* panel,
   for (int k = 0; k < depth; k += 2) {
     const UVec w0 = load_words(panel + size_t(k) * kPanel);
     const UVec w1 = load_words(panel + size_t(k) * kPanel + 2 * kLanes);
-    if (Dot) {
-      ahead.fetch(k / 2);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; r++) {
-        const uint32_t a = words[r * x.words_stride + k / 2];
-        low[r] = dot_pairs(low[r], w0, a);
-        high[r] = dot_pairs(high[r], w1, a);
-      }
-      continue;
-    }
-    const Vec first0 = (Vec)(w0 << 16), first1 = (Vec)(w1 << 16);
-    const Vec second0 = (Vec)(w0 & 0xffff0000u), second1 = (Vec)(w1 & 0xffff0000u);
+    ahead.fetch(k / 2);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
-      const float a = floats[r * x.stride + k], b = floats[r * x.stride + k + 1];
-      low[r] += a * first0;
-      high[r] += a * first1;
-      low[r] += b * second0;
-      high[r] += b * second1;
+      const uint32_t a = words[r * x.words_stride + k / 2];
+      low[r] = dot_pairs(low[r], w0, a);
+      high[r] = dot_pairs(high[r], w1, a);
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) out[r] = {low[r], high[r]};
+}
+
+// Calls f with the first half and the number of halves to multiply R rows with, as constants.
+template <int R, class F>
+static inline void by_halves(F&& f) {
+  using std::integral_constant;
+  if constexpr (R <= kWholeRows) {
+    f(integral_constant<int, 0>(), integral_constant<int, 2>());
+  } else {
+    f(integral_constant<int, 0>(), integral_constant<int, 1>());
+    f(integral_constant<int, 1>(), integral_constant<int, 1>());
+  }
 }
 
 // The same for bytes, group by group: exact sums of whole numbers where there are dot products of
@@ -210,7 +251,9 @@ static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, c
     const int end = std::min(depth, from + kGroup);
     const Vec scale0 = load(scales), scale1 = load(scales + kLanes);
     if (!kByteDot) {
-      multiply<R>(x, row, panel, from, end, part);
+      by_halves<R>([&](auto first, auto count) {
+        multiply<R, first, count>(x, row, panel, from, end, part);
+      });
       for (int r = 0; r < R; r++) {
         out[r].low += part[r].low * scale0;
         out[r].high += part[r].high * scale1;
@@ -256,10 +299,13 @@ static void with_rows(int rows, F&& f) {
 #define COGITATE_CASE(R) \
   case R:                \
     return f(std::integral_constant<int, R>());
-    COGITATE_CASE(1) COGITATE_CASE(2) COGITATE_CASE(3) COGITATE_CASE(4)
+    COGITATE_CASE(1) COGITATE_CASE(2) COGITATE_CASE(3)
+#if defined(__AVX2__)
+    COGITATE_CASE(4) COGITATE_CASE(5) COGITATE_CASE(6)
+#endif
 #if defined(__AVX512F__)
-    COGITATE_CASE(5) COGITATE_CASE(6) COGITATE_CASE(7) COGITATE_CASE(8)
-    COGITATE_CASE(9) COGITATE_CASE(10) COGITATE_CASE(11) COGITATE_CASE(12)
+    COGITATE_CASE(7) COGITATE_CASE(8) COGITATE_CASE(9)
+    COGITATE_CASE(10) COGITATE_CASE(11) COGITATE_CASE(12)
 #endif
 #undef COGITATE_CASE
   }
@@ -381,14 +427,16 @@ class Matrix {
       const int height = (rows - row + (tiles - tile) - 1) / (tiles - tile);
       with_rows(height, [&](auto count) {
         constexpr int R = decltype(count)::value;
-        if (store_ == Store::kFloat32)
-          multiply<R>(x, row, as<float>() + offset, 0, depth_, out);
-        else if (store_ == Store::kInt8)
-          multiply_bytes<R>(x, row, as<int8_t>() + offset, scales, depth_, ahead, out);
-        else if (store_ == Store::kBFloat16 && kHalfDot)
-          multiply_pairs<R, kHalfDot>(x, row, as<BFloat16>() + offset, depth_, ahead, out);
-        else
-          multiply_pairs<R, false>(x, row, as<BFloat16>() + offset, depth_, ahead, out);
+        if (store_ == Store::kInt8)
+          return multiply_bytes<R>(x, row, as<int8_t>() + offset, scales, depth_, ahead, out);
+        if (store_ == Store::kBFloat16 && kHalfDot)
+          return multiply_pairs<R>(x, row, as<BFloat16>() + offset, depth_, ahead, out);
+        by_halves<R>([&](auto first, auto halves) {
+          if (store_ == Store::kFloat32)
+            multiply<R, first, halves>(x, row, as<float>() + offset, 0, depth_, out);
+          else
+            multiply_words<R, first, halves>(x, row, as<BFloat16>() + offset, depth_, out);
+        });
       });
       for (int r = 0; r < height; r++) epilogue(panel, row + r, out[r]);
       row += height;
