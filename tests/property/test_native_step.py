@@ -136,21 +136,41 @@ def invariant(request: pytest.FixtureRequest) -> ModelRunner:
     return made
 
 
+def built(name: str, flags: tuple[str, ...]) -> Iterator[None]:
+    """The step as it is built with other flags than this machine's."""
+
+    def forget() -> None:
+        library.load.cache_clear()
+        library.digest.cache_clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(library.CAPABILITIES, name, flags)
+        patch.setattr(library, "capability", lambda: name)
+        forget()
+        yield
+    forget()
+
+
 @pytest.fixture(scope="module")
 def dots() -> Iterator[None]:
     """The step as machines run it that have dot products of pairs and quads.
 
     Where this machine has none, other instructions take their place; all around them is the same.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        flags = (*library.CAPABILITIES[library.capability()], "-DCOGITATE_SLOW_DOTS")
-        patch.setitem(library.CAPABILITIES, "SLOW_DOTS", flags)
-        patch.setattr(library, "capability", lambda: "SLOW_DOTS")
-        library.load.cache_clear()
-        library.digest.cache_clear()
-        yield
-    library.load.cache_clear()
-    library.digest.cache_clear()
+    flags = (*library.CAPABILITIES[library.capability()], "-DCOGITATE_SLOW_DOTS")
+    yield from built("SLOW_DOTS", flags)
+
+
+def lesser() -> list[str]:
+    """Instruction sets of older machines than this one, which it runs, too."""
+    names = list(library.CAPABILITIES)
+    return names[names.index(library.capability()) + 1 :]
+
+
+@pytest.fixture(scope="module", params=lesser())
+def older(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The step as older machines run it."""
+    yield from built(request.param, library.CAPABILITIES[request.param])
 
 
 # -- against torch --------------------------------------------------------------------------------
@@ -196,7 +216,35 @@ def test_weights_in_bfloat16_lose_nothing_in_float32() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dot_products_stay_near(shape: str, dtype: str, bound: float) -> None:
     """Rows are rounded, too; what they give does not depend on the others or on chunks."""
-    c, text = SHAPES[shape], tokens(90)
+    stays_near(SHAPES[shape], dtype, bound)
+
+
+@pytest.mark.usefixtures("older")
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.06), ("int8", 0.05)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_older_machines_stay_near(shape: str, dtype: str, bound: float) -> None:
+    """The same of registers of eight and of four lanes."""
+    stays_near(SHAPES[shape], dtype, bound)
+
+
+@pytest.mark.usefixtures("older")
+def test_older_machines_draw_likewise() -> None:
+    """Folds and sums over fewer lanes find the same likeliest tokens and draws."""
+    logits = torch.randn(24, SHAPE.vocab_size, generator=torch.Generator().manual_seed(3)) * 4
+    rows = [
+        Row(SamplingParams(temperature=0.8, top_k=k, top_p=p, logprobs=5), (), (i + 0.5) / 24)
+        for i, (k, p) in enumerate([(0, 1.0), (7, 1.0), (0, 0.7)] * 8)
+    ]
+    first, second = native(SHAPE).sample(logits, rows), sample(logits, rows)
+    assert first.token_ids == second.token_ids
+    torch.testing.assert_close(first.logprobs, second.logprobs, atol=1e-5, rtol=0)
+    assert [ids for ids, _ in first.top] == [ids for ids, _ in second.top]
+
+
+def stays_near(c: LlamaConfig, dtype: str, bound: float) -> None:
+    text = tokens(90)
     fast = native(c, dtype)
     (whole,) = compute(fast, sequence(text, list(range(6))))
     (exact,) = compute(reference(c), sequence(text, list(range(6))))

@@ -5,9 +5,9 @@
 // gives does not depend on what else is in the batch. Weights that are bytes are summed up a group of
 // 32 at a time, then over the groups.
 //
-// Where the machine has dot products of bfloat16 pairs or of byte quads (vec.h), rows are rounded to
-// them first: to bfloat16, or to whole numbers of 16 bits, an upper and a lower byte, with a scale for
-// each group of 32 of a row. (One byte of a row is too little: SmolLM2's likeliest token then changes at
+// Where the machine has dot products of bfloat16 pairs, of byte quads or of short pairs (vec.h), rows are rounded to
+// them first: to bfloat16, or to whole numbers of 16 bits with a scale for each group of 32 of a row, an
+// upper and a lower byte for quads. (One byte of a row is too little: SmolLM2's likeliest token then changes at
 // 5 % of positions, with two at 2.)
 #pragma once
 
@@ -80,7 +80,7 @@ struct Rows {
   size_t stride;
   std::vector<uint32_t> words;  // (rows, depth / 2): pairs, or quads of upper, then of lower bytes
   size_t words_stride = 0;
-  std::vector<float> scales;  // (rows, groups) of quads
+  std::vector<float> scales;  // (rows, groups) of whole numbers
   std::vector<int32_t> sums;  // (rows, groups) of quads, times the 128 that is added to weights
   size_t groups = 0;
 };
@@ -93,9 +93,9 @@ static inline void to_pairs(const float* x, int depth, uint32_t* out) {
   }
 }
 
-// Rounds `depth` floats to two bytes with a scale for each group; what is not finite makes its scale
-// NaN.
-static inline void to_quads(const float* x, int depth, uint32_t* out, float* scales, int32_t* sums) {
+// Rounds `depth` floats to 16 bits with a scale for each group, as pairs, or as quads of upper and of lower
+// bytes; what is not finite makes its scale NaN.
+static inline void to_whole(const float* x, int depth, uint32_t* out, float* scales, int32_t* sums) {
   for (int from = 0, g = 0; from < depth; from += kGroup, g++) {
     const int end = std::min(depth, from + kGroup);
     Vec most = Vec{}, spoilt = Vec{};
@@ -110,6 +110,10 @@ static inline void to_quads(const float* x, int depth, uint32_t* out, float* sca
     IVec total = IVec{};
     for (int k = from; k < end; k += kLanes) {
       const IVec whole = (IVec)(load(x + k) * factor + magic) - (IVec)magic;
+      if (kShortDot) {
+        Lanes<HVec>::store(reinterpret_cast<uint16_t*>(out) + k, Lanes<HVec>::of(whole));
+        continue;
+      }
       total += whole;
       const IVec lower = whole << 24 >> 24;
       const BVec low = Lanes<BVec>::of(lower), high = Lanes<BVec>::of((whole - lower) >> 8);
@@ -239,18 +243,85 @@ static inline void by_halves(F&& f) {
   }
 }
 
-// The same for bytes, group by group: exact sums of whole numbers where there are dot products of
-// quads. A word then holds four k of a column, each 128 more than it is.
+// Exact sums of the products of one group of bytes: a word holds two k of a row, two bytes of a column.
+template <int R, int H, int V>
+static inline void multiply_shorts(const Rows& x, int row, const int8_t* panel, int from, int end,
+                                   IVec (*out)[2]) {
+  const uint32_t* words = x.words.data() + row * x.words_stride;
+  IVec y[R][V];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) y[r][v] = IVec{};
+  for (int k = from; k < end; k += 2)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++)
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++)
+        y[r][v] = dot_bytes(y[r][v], panel + size_t(k) * kPanel + (H + v) * 2 * kLanes,
+                            words[r * x.words_stride + k / 2]);
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) out[r][H + v] = y[r][v];
+}
+
+// The same by quads: a word holds four k of a column, each 128 more than it is.
+template <int R>
+static inline void multiply_quads(const Rows& x, int row, const int8_t* panel, int depth, int from, int end,
+                                  const Ahead& ahead, IVec (*out)[2]) {
+  IVec low[R], high[R];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) low[r] = high[r] = IVec{};
+  for (int byte = 0; byte < 2; byte++) {
+    const uint32_t* words = x.words.data() + row * x.words_stride + byte * depth / 4;
+    for (int k = from; k < end; k += 4) {
+      const UVec w0 = load_words(panel + size_t(k) * kPanel);
+      const UVec w1 = load_words(panel + size_t(k) * kPanel + 4 * kLanes);
+      if (!byte) ahead.fetch(k / 4);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) {
+        const uint32_t a = words[r * x.words_stride + k / 4];
+        low[r] = dot_quads(low[r], w0, a);
+        high[r] = dot_quads(high[r], w1, a);
+      }
+    }
+    if (byte) break;
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      const int32_t sum = x.sums[(row + r) * x.groups + from / kGroup];
+      low[r] = (low[r] << 8) - sum;
+      high[r] = (high[r] << 8) - sum;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) out[r][0] = low[r], out[r][1] = high[r];
+}
+
+// R rows times one panel of bytes, group by group.
 template <int R>
 static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, const float* scales,
                                   int depth, const Ahead& ahead, Pair* out) {
-  Pair part[R];
-  IVec low[R], high[R];
   for (int r = 0; r < R; r++) out[r] = {Vec{}, Vec{}};
   for (int from = 0, g = 0; from < depth; from += kGroup, g++, scales += kPanel) {
     const int end = std::min(depth, from + kGroup);
     const Vec scale0 = load(scales), scale1 = load(scales + kLanes);
-    if (!kByteDot) {
+    if constexpr (kByteDot || kShortDot) {
+      IVec whole[R][2];
+      if constexpr (kByteDot)
+        multiply_quads<R>(x, row, panel, depth, from, end, ahead, whole);
+      else
+        by_halves<R>([&](auto first, auto count) {
+          multiply_shorts<R, first, count>(x, row, panel, from, end, whole);
+        });
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) {
+        const float own = x.scales[(row + r) * x.groups + g];
+        out[r].low += Lanes<Vec>::of(whole[r][0]) * (scale0 * own);
+        out[r].high += Lanes<Vec>::of(whole[r][1]) * (scale1 * own);
+      }
+    } else {
+      Pair part[R];
       by_halves<R>([&](auto first, auto count) {
         multiply<R, first, count>(x, row, panel, from, end, part);
       });
@@ -258,36 +329,6 @@ static inline void multiply_bytes(const Rows& x, int row, const int8_t* panel, c
         out[r].low += part[r].low * scale0;
         out[r].high += part[r].high * scale1;
       }
-      continue;
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++) low[r] = high[r] = IVec{};
-    for (int byte = 0; byte < 2; byte++) {
-      const uint32_t* words = x.words.data() + row * x.words_stride + byte * depth / 4;
-      for (int k = from; k < end; k += 4) {
-        const UVec w0 = load_words(panel + size_t(k) * kPanel);
-        const UVec w1 = load_words(panel + size_t(k) * kPanel + 4 * kLanes);
-        if (!byte) ahead.fetch(k / 4);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-          const uint32_t a = words[r * x.words_stride + k / 4];
-          low[r] = dot_quads(low[r], w0, a);
-          high[r] = dot_quads(high[r], w1, a);
-        }
-      }
-      if (byte) break;
-#pragma GCC unroll 12
-      for (int r = 0; r < R; r++) {
-        const int32_t sum = x.sums[(row + r) * x.groups + g];
-        low[r] = (low[r] << 8) - sum;
-        high[r] = (high[r] << 8) - sum;
-      }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++) {
-      const float own = x.scales[(row + r) * x.groups + g];
-      out[r].low += Lanes<Vec>::of(low[r]) * (scale0 * own);
-      out[r].high += Lanes<Vec>::of(high[r]) * (scale1 * own);
     }
   }
 }
@@ -381,7 +422,7 @@ class Matrix {
   // Where the weight of column c and depth k lies.
   size_t place(int c, int k) const {
     const int half = c % kPanel / kLanes, lane = c % kLanes;
-    const int together = store_ == Store::kFloat32 ? 1 : store_ == Store::kInt8 ? (kByteDot ? 4 : 1) : 2;
+    const int together = store_ == Store::kFloat32 ? 1 : store_ != Store::kInt8 ? 2 : kByteDot ? 4 : kShortDot ? 2 : 1;
     return size_t(c / kPanel) * depth_ * kPanel + size_t(k / together) * together * kPanel +
            size_t(half * kLanes + lane) * together + k % together;
   }
@@ -394,8 +435,8 @@ class Matrix {
     made.floats = x;
     made.stride = stride;
     const bool pairs = kHalfDot && store_ == Store::kBFloat16;
-    const bool quads = kByteDot && store_ == Store::kInt8;
-    if (!pairs && !quads) return;
+    const bool whole = (kByteDot || kShortDot) && store_ == Store::kInt8;
+    if (!pairs && !whole) return;
     made.words_stride = depth_ / 2;
     made.groups = groups_;
     made.words.resize(rows * made.words_stride);
@@ -408,7 +449,7 @@ class Matrix {
         if (pairs)
           to_pairs(x + r * stride, depth_, words);
         else
-          to_quads(x + r * stride, depth_, words, &made.scales[size_t(r) * groups_],
+          to_whole(x + r * stride, depth_, words, &made.scales[size_t(r) * groups_],
                    &made.sums[size_t(r) * groups_]);
       }
     });

@@ -138,6 +138,12 @@ constexpr bool kByteDot = true;
 #else
 constexpr bool kByteDot = false;
 #endif
+// Where bytes have none, those of pairs of 16 bits, which bytes are widened to.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kShortDot = !kByteDot;
+#else
+constexpr bool kShortDot = false;
+#endif
 
 static inline Vec load(const float* p) { return Lanes<Vec>::load(p); }
 static inline UVec load_words(const void* p) { return Lanes<UVec>::load(p); }
@@ -237,6 +243,20 @@ static inline IVec dot_quads(IVec sum, UVec w, uint32_t a) {
   return sum;
 #endif
 }
+
+// sum + the products of a pair of whole numbers of 16 bits `a`, the same in each lane, with the pairs of
+// signed bytes at `w`.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+static inline IVec dot_bytes(IVec sum, const int8_t* w, uint32_t a) {
+  const auto products = [&](int half) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w) + half);
+    return (NativeIVec)_mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), _mm256_set1_epi32(int(a)));
+  };
+  return {sum.low + products(0), sum.high + products(1)};
+}
+#else
+IVec dot_bytes(IVec sum, const int8_t* w, uint32_t a);  // never called
+#endif
 
 static inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 
