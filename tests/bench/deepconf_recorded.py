@@ -6,8 +6,8 @@ A real mesh with two decoders; every agent reports the 20 likeliest tokens of ea
 journal holds recordings. The reference (arXiv 2508.15260, section 3.2) computes everything of them
 anew with numpy: token confidence, the mean over a window of 32, the lowest of a run, the warm-up's
 percentile, who falls under it, and the weighed vote. Compared are the threshold, who is stopped and
-at which token, and the winner. The threshold travels, and tokens travel together: those that came
-within 0.15 s of the last ballot of the warm-up are on neither side.
+at which token, and the winner. The threshold travels: an agent is held to it from the token on that
+its endpoint says it had when it came.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ QUESTIONS = (
 )
 TOP_K, WINDOW = 20, 32
 FLOAT32 = 1e-4  # confidences travel as float32
-TRAVEL_NS = 150_000_000  # thrice the time for which tokens are collected
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Recording:
     """One agent as its endpoint told it: a confidence for each token, and its ending."""
 
     confidences: list[float] = field(default_factory=list)
-    told: int = 0  # its tokens when the threshold is surely known where it runs
+    unheld: int = 0  # its tokens when the threshold came to where it runs
     stopped: bool = False
     answer: str = ""
 
@@ -75,7 +74,7 @@ class Compared:
     warm_up: int = 0
     stopped: int = 0
     agree: int = 0
-    in_flight: int = 0  # fell, or rose again, while the threshold was on its way
+    late: int = 0  # fell before the threshold came, and ran on
     threshold_differs: int = 0
     winner_differs: int = 0
     others: list[dict[str, Any]] = field(default_factory=list)  # who is not judged alike
@@ -117,25 +116,21 @@ def recorded(entries: Sequence[bytes], num_warm_up: int) -> tuple[dict[int, Reco
     """Agents' recordings, and who ended first: the warm-up."""
     agents: dict[int, Recording] = {}
     ended: list[int] = []
-    known_ns = 2**63
     for raw in entries:
         entry = journal_pb2.JournalInput.FromString(raw)
-        response, ns = entry.heard.response, entry.input_time.ToNanoseconds()
+        response = entry.heard.response
         for delta in response.step.deltas:
             agent = agents.setdefault(delta.agent_id, Recording())
             for top in delta.top_logprobs:
                 agent.confidences.append(-float(np.mean(np.float64(top.logprobs[:TOP_K]))))
-            if ns < known_ns:
-                agent.told = len(agent.confidences)
         if response.HasField("finished"):
             finished = response.finished
             agent = agents.setdefault(finished.agent_id, Recording())
             agent.stopped = finished.finish_reason == common.FINISH_REASON_CONFIDENCE
             agent.answer = finished.answer
+            agent.unheld = finished.confidence.threshold_token_count
             if not agent.stopped:
                 ended.append(finished.agent_id)
-                if len(ended) == num_warm_up:
-                    known_ns = ns + TRAVEL_NS
     return agents, ended[:num_warm_up]
 
 
@@ -164,17 +159,15 @@ def compare(
 def _judge(made: Compared, agent: Recording, bar: float) -> None:
     """Whether the reference stops it, and where."""
     falls = [WINDOW + i for i, group in enumerate(agent.groups) if group < bar - FLOAT32]
-    later = [at for at in falls if at > agent.told]
+    later = [at for at in falls if at > agent.unheld]
     at = len(agent.confidences)
+    made.late += len(later) < len(falls)
+    agrees = all(fall == at for fall in later)  # or with that token it ended by itself
     if agent.stopped:
-        here = bool(agent.groups) and agent.groups[-1] < bar + FLOAT32
-        agrees = here and all(fall == at for fall in later)
-        made.in_flight += at <= agent.told
-    else:
-        agrees = all(fall == at for fall in later)  # with that token it ended by itself
+        agrees = agrees and at > agent.unheld and agent.groups[-1] < bar + FLOAT32
     made.agree += agrees
     if not agrees:
-        made.others.append({"tokens": at, "stopped": agent.stopped, "told": agent.told,
+        made.others.append({"tokens": at, "stopped": agent.stopped, "unheld": agent.unheld,
                             "falls": later})  # fmt: skip
 
 
@@ -216,7 +209,7 @@ def main() -> None:
                 "agents judged",
                 "stopped",
                 "the reference agrees",
-                "in flight",
+                "fell earlier",
                 "other thresholds",
                 "other winners",
             ),
@@ -225,7 +218,7 @@ def main() -> None:
                     judged,
                     total.stopped,
                     total.agree,
-                    total.in_flight,
+                    total.late,
                     total.threshold_differs,
                     total.winner_differs,
                 )

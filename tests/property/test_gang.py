@@ -508,11 +508,34 @@ def test_closing_ends_what_waits_for_a_command_and_lets_the_rest_go_on() -> None
 def test_low_confidence_ends_an_agent_only_after_a_full_window() -> None:
     gang = gang_of(agent_start(params=SamplingParams(max_tokens=100)), prefix=1)
     gang.rules = GangRules(RULES.control, decode, True, 1000, 0)
-    gang.threshold = 5.0
+    gang.set_threshold(5.0)
     for i in range(32):
         assert not ends(gang), i
         gang.take(gang.agents[0], 97, -0.5, 1.0)
     assert ends(gang) == [(Finish.CONFIDENCE, "CONFIDENCE")]
+
+
+def test_a_threshold_holds_from_the_token_at_which_it_came() -> None:
+    """Who is under it already runs on to its next token, and its end says from where it was held."""
+    params = SamplingParams(max_tokens=100)
+    gang = gang_of(*(agent_start(agent_id=i, params=params) for i in range(3)), prefix=1)
+    gang.rules = GangRules(RULES.control, decode, True, 1000, 0)
+    for _ in range(40):
+        gang.take(gang.agents[0], 97, -0.5, 1.0)
+    gang.finish(gang.agents[2], Finish.CANCELLED)
+    gang.set_threshold(5.0)
+    gang.add_agent(agent_start(agent_id=3, params=params))
+    gang.take(gang.agents[0], 97, -0.5, 1.0)
+    for agent_id in (1, 3):
+        for _ in range(32):
+            gang.take(gang.agents[agent_id], 97, -0.5, 1.0)
+    ended = [e for e in gang.events if isinstance(e, Finished)]
+    assert [(e.agent_id, e.num_sampled, e.num_unheld) for e in ended] == [
+        (2, 0, None),
+        (0, 41, 40),
+        (1, 32, 0),
+        (3, 32, 0),
+    ]
 
 
 def test_what_does_not_fit_is_told_before_it_runs() -> None:

@@ -795,6 +795,7 @@ class Confidence(_message.Message):
     MEAN_LOGPROB_FIELD_NUMBER: _builtins.int
     LOWEST_GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
     GROUP_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     mean_logprob: _builtins.float
     """Mean log probability of the sampled tokens, natural logarithm, at most 0."""
     lowest_group_confidence: _builtins.float
@@ -803,18 +804,25 @@ class Confidence(_message.Message):
     """
     group_confidence: _builtins.float
     """Confidence of the last full window."""
+    threshold_token_count: _builtins.int
+    """Tokens the sequence had when the threshold it is held to came to its endpoint; later ones were held to it.
+    Absent where none came.
+    """
     def __init__(
         self,
         *,
         mean_logprob: _builtins.float = ...,
         lowest_group_confidence: _builtins.float = ...,
         group_confidence: _builtins.float = ...,
+        threshold_token_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold_token_count", b"_threshold_token_count", "threshold_token_count", b"threshold_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_confidence", b"group_confidence", "lowest_group_confidence", b"lowest_group_confidence", "mean_logprob", b"mean_logprob"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold_token_count", b"_threshold_token_count", "group_confidence", b"group_confidence", "lowest_group_confidence", b"lowest_group_confidence", "mean_logprob", b"mean_logprob", "threshold_token_count", b"threshold_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__threshold_token_count: _TypeAlias = _typing.Literal["threshold_token_count"]  # noqa: Y015
+    _WhichOneofArgType__threshold_token_count: _TypeAlias = _typing.Literal["_threshold_token_count", b"_threshold_token_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold_token_count) -> _WhichOneofReturnType__threshold_token_count | None: ...
 
 Global___Confidence: _TypeAlias = Confidence  # noqa: Y015
 

@@ -152,7 +152,7 @@ class Engine:
 
     def set_threshold(self, key: int, group_confidence: float) -> None:
         """Sets the confidence under which agents are killed."""
-        self._with_gang(key, lambda gang: setattr(gang, "threshold", group_confidence))
+        self._with_gang(key, lambda gang: gang.set_threshold(group_confidence))
 
     def hold(self, key: int, held: bool) -> None:
         """Stops stepping a gang whose reader is behind, or goes on with it."""

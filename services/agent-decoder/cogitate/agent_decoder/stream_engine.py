@@ -241,7 +241,7 @@ class StreamEngine:
 
     def set_threshold(self, key: int, group_confidence: float) -> None:
         """Sets the confidence under which agents are killed."""
-        self._with(key, lambda gang: setattr(gang, "threshold", group_confidence))
+        self._with(key, lambda gang: gang.set_threshold(group_confidence))
 
     def hold(self, key: int, held: bool) -> None:
         """Stops reading calls of a gang whose reader is behind, or goes on."""

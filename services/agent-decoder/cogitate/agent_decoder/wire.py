@@ -433,6 +433,7 @@ def _finished(event: ev.Finished) -> pb.AgentFinished:
             mean_logprob=event.mean_logprob,
             lowest_group_confidence=min(event.lowest_confidence, event.group_confidence),
             group_confidence=event.group_confidence,
+            threshold_token_count=event.num_unheld,
         ),
         kill_reason=event.kill_reason,
     )

@@ -128,6 +128,7 @@ class Finished:
     lowest_confidence: float
     group_confidence: float
     kill_reason: str = ""
+    num_unheld: int | None = None  # tokens from before the threshold; None where there was none
 
     @classmethod
     def unstarted(cls, agent_id: int, attempt: int, reason: str) -> Finished:

@@ -133,7 +133,9 @@ class Gang:
         """
         if earlier := self.agents.get(start.agent_id):
             self.finish(earlier, Finish.CANCELLED, "SUPERSEDED")
-        self.agents[start.agent_id] = self.begin(start)
+        agent = self.agents[start.agent_id] = self.begin(start)
+        if self.threshold:
+            agent.num_unheld = len(agent.sampled)
 
     def start_agent(self, agent: Agent) -> None:
         """Has an agent begin whose memory is another engine's."""
@@ -244,6 +246,12 @@ class Gang:
                 waits = agent.sequence.state is State.AWAITING_GRANT
                 if waits and agent.granted > len(agent.sampled):
                     self._go_on(agent)
+
+    def set_threshold(self, group_confidence: float) -> None:
+        """Agents end at the first of their coming tokens at which they are less sure than this."""
+        self.threshold = group_confidence
+        for agent in self.agents.values():
+            agent.num_unheld = len(agent.sampled)
 
     def close(self) -> None:
         """No more commands will come: what waits for one is ended, the rest goes on."""
@@ -356,7 +364,7 @@ class Gang:
             Finished(
                 agent.agent_id, agent.attempt, finish, agent.transcript.final_answer(),
                 len(agent.sampled), agent.num_injected, agent.mean_logprob,
-                agent.lowest_confidence, agent.group_confidence, kill_reason,
+                agent.lowest_confidence, agent.group_confidence, kill_reason, agent.num_unheld,
             )
         )  # fmt: skip
 

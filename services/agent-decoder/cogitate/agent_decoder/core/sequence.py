@@ -86,6 +86,7 @@ class Agent:
     logprob_sum: float = 0.0
     confidences: deque[float] = field(default_factory=lambda: deque(maxlen=CONFIDENCE_WINDOW))
     lowest_confidence: float = float("inf")
+    num_unheld: int | None = None  # tokens from before the gang's threshold; None: it has none
     _draws: list[float] = field(default_factory=list)
     _draws_from: int = 0
 
