@@ -220,7 +220,7 @@ class ItemTasks:
         """
         pick = rng.random()
         if pick < RANKED_SHARE:
-            options = self._ordered[RANKED_KINDS[rng.integers(len(RANKED_KINDS))]]
+            options = self._of_kinds(rng, RANKED_KINDS)
             item = _refigured(rng, self.worlds.items[_one(rng, options)].item)
         else:
             is_there = pick >= RANKED_SHARE + NOT_THERE_SHARE
@@ -237,10 +237,14 @@ class ItemTasks:
         last = max(i for i, piece in enumerate(shown) if piece.own)
         return trace_of(self.writer, shown[: last + 1])
 
+    def _of_kinds(self, rng: np.random.Generator, kinds: Sequence[str]) -> Sequence[int]:
+        """Items of one of the kinds; a small part may lack some of them."""
+        there = [self._ordered[kind] for kind in kinds if self._ordered[kind]]
+        return there[rng.integers(len(there))]
+
     def _order(self, rng: np.random.Generator) -> Trace:
         """Only figures, many of them, and which are wanted."""
-        kind = ORDER_KINDS[rng.integers(len(ORDER_KINDS))]
-        item = _varied(rng, self.worlds.items[_one(rng, self._ordered[kind])].item)
+        item = _varied(rng, self.worlds.items[_one(rng, self._of_kinds(rng, ORDER_KINDS))].item)
         told = figures.draw(rng, item)
         shown = [piece for piece in prompt(item, TILING) if piece.view is None]
         for use in item.uses:
@@ -249,7 +253,7 @@ class ItemTasks:
         for text, is_wanted in told:
             shown += [Piece(text), Piece(FOUND if is_wanted else NEXT, own=True)]
             count += is_wanted
-            if is_wanted and kind == COUNTED:
+            if is_wanted and item.kind.endswith(COUNTED):
                 shown.append(Piece(str(count), own=True))
         return trace_of(self.writer, shown)
 
