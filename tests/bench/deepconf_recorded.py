@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Recording:
     """One agent as its endpoint told it: a confidence for each token, and its ending."""
 
     confidences: list[float] = field(default_factory=list)
-    unheld: int = 0  # its tokens when the threshold came to where it runs
+    unheld: float = math.inf  # its tokens when the threshold came to where it runs, if it did
     stopped: bool = False
     answer: str = ""
 
@@ -128,7 +129,8 @@ def recorded(entries: Sequence[bytes], num_warm_up: int) -> tuple[dict[int, Reco
             agent = agents.setdefault(finished.agent_id, Recording())
             agent.stopped = finished.finish_reason == common.FINISH_REASON_CONFIDENCE
             agent.answer = finished.answer
-            agent.unheld = finished.confidence.threshold_token_count
+            if finished.confidence.HasField("threshold_token_count"):
+                agent.unheld = finished.confidence.threshold_token_count
             if not agent.stopped:
                 ended.append(finished.agent_id)
     return agents, ended[:num_warm_up]
@@ -164,10 +166,10 @@ def _judge(made: Compared, agent: Recording, bar: float) -> None:
     made.late += len(later) < len(falls)
     agrees = all(fall == at for fall in later)  # or with that token it ended by itself
     if agent.stopped:
-        agrees = agrees and at > agent.unheld and agent.groups[-1] < bar + FLOAT32
+        agrees = agrees and at > agent.unheld and bool(agent.groups[-1] < bar + FLOAT32)
     made.agree += agrees
     if not agrees:
-        made.others.append({"tokens": at, "stopped": agent.stopped, "unheld": agent.unheld,
+        made.others.append({"tokens": at, "stopped": agent.stopped, "unheld": str(agent.unheld),
                             "falls": later})  # fmt: skip
 
 

@@ -516,7 +516,7 @@ def test_low_confidence_ends_an_agent_only_after_a_full_window() -> None:
 
 
 def test_a_threshold_holds_from_the_token_at_which_it_came() -> None:
-    """Who is under it already runs on to its next token, and its end says from where it was held."""
+    """Who is under it already runs on to its next token; its end says from where it was held."""
     params = SamplingParams(max_tokens=100)
     gang = gang_of(*(agent_start(agent_id=i, params=params) for i in range(3)), prefix=1)
     gang.rules = GangRules(RULES.control, decode, True, 1000, 0)

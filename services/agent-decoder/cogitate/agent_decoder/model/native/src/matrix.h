@@ -150,6 +150,15 @@ class Ahead {
   size_t step_;
 };
 
+// Calls f with every row and vector, as constants once it is compiled.
+template <int R, int V, class F>
+static inline void each(F&& f) {
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) f(r, v);
+}
+
 // Where registers are few, several rows read a panel in strides, which processors do not foresee: the
 // second cache is asked for what comes up.
 template <int R, int H>
@@ -165,10 +174,7 @@ template <int R, int H, int V, class W>
 static inline void multiply(const Rows& x, int row, const W* panel, int from, int end, Pair* out) {
   const float* floats = x.floats + row * x.stride;
   Vec y[R][V];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) y[r][v] = Vec{};
+  each<R, V>([&](int r, int v) { y[r][v] = Vec{}; });
   for (int k = from; k < end; k++) {
     Vec w[V];
 #pragma GCC unroll 2
@@ -180,10 +186,7 @@ static inline void multiply(const Rows& x, int row, const W* panel, int from, in
       for (int v = 0; v < V; v++) y[r][v] += a * w[v];
     }
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) out[r].half(H + v) = y[r][v];
+  each<R, V>([&](int r, int v) { out[r].half(H + v) = y[r][v]; });
 }
 
 // The same for bfloat16: a word holds two k of a column, the first in its lower half. All rows take the
@@ -192,10 +195,7 @@ template <int R, int H, int V>
 static inline void multiply_words(const Rows& x, int row, const BFloat16* panel, int depth, Pair* out) {
   const float* floats = x.floats + row * x.stride;
   Vec y[R][V];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) y[r][v] = Vec{};
+  each<R, V>([&](int r, int v) { y[r][v] = Vec{}; });
   for (int k = 0; k < depth; k += 2) {
     UVec w[V];
     ask_ahead<R, H>(panel + size_t(k) * kPanel, 2);
@@ -212,10 +212,7 @@ static inline void multiply_words(const Rows& x, int row, const BFloat16* panel,
           y[r][v] += a * (Vec)(second ? w[v] & 0xffff0000u : w[v] << 16);
       }
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) out[r].half(H + v) = y[r][v];
+  each<R, V>([&](int r, int v) { out[r].half(H + v) = y[r][v]; });
 }
 
 // The same by dot products of pairs.
@@ -259,10 +256,7 @@ static inline void multiply_shorts(const Rows& x, int row, const int8_t* panel, 
                                    IVec (*out)[2]) {
   const uint32_t* words = x.words.data() + row * x.words_stride;
   IVec y[R][V];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) y[r][v] = IVec{};
+  each<R, V>([&](int r, int v) { y[r][v] = IVec{}; });
   for (int k = from; k < end; k += 2) {
     ask_ahead<R, H>(panel + size_t(k) * kPanel, 1);
 #pragma GCC unroll 2
@@ -272,10 +266,7 @@ static inline void multiply_shorts(const Rows& x, int row, const int8_t* panel, 
         y[r][v] = dot_bytes(y[r][v], panel + size_t(k) * kPanel + (H + v) * 2 * kLanes,
                             words[r * x.words_stride + k / 2]);
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) out[r][H + v] = y[r][v];
+  each<R, V>([&](int r, int v) { out[r][H + v] = y[r][v]; });
 }
 
 // The same by quads: a word holds four k of a column, each 128 more than it is.
