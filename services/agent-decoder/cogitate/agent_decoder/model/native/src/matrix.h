@@ -5,10 +5,10 @@
 // gives does not depend on what else is in the batch. Weights that are bytes are summed up a group of
 // 32 at a time, then over the groups.
 //
-// Where the machine has dot products of bfloat16 pairs, of byte quads or of short pairs (vec.h), rows are rounded to
-// them first: to bfloat16, or to whole numbers of 16 bits with a scale for each group of 32 of a row, an
-// upper and a lower byte for quads. (One byte of a row is too little: SmolLM2's likeliest token then changes at
-// 5 % of positions, with two at 2.)
+// Where the machine has dot products of bfloat16 pairs, of byte quads or of pairs of 16 bits (vec.h), rows
+// are rounded to them first: to bfloat16, or to whole numbers of 16 bits with a scale for each group of 32
+// of a row, an upper and a lower byte for quads. (One byte of a row is too little: SmolLM2's likeliest token
+// then changes at 5 % of positions, with two at 2.)
 #pragma once
 
 #include <sys/mman.h>
