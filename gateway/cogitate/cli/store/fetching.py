@@ -6,6 +6,7 @@ installed or run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -107,11 +108,10 @@ def _watch(child: subprocess.Popen[bytes], tell: Callable[[], None]) -> None:
 def _bytes_in(*folders: Path) -> int:
     total = 0
     for folder in folders:
-        for path in folder.rglob("*"):
-            try:
-                total += path.stat().st_size if path.is_file() else 0
-            except OSError:  # pip moved it meanwhile
-                continue
+        for parent, _, names in os.walk(folder):  # leaves out what pip has removed meanwhile
+            for name in names:
+                with contextlib.suppress(OSError):  # pip moved it meanwhile
+                    total += Path(parent, name).stat().st_size
     return total
 
 
