@@ -47,10 +47,10 @@ class Way:
         self.took.setdefault(what, []).append(ms)
 
 
-def ways(config: LlamaConfig, checkpoint: Checkpoint) -> Iterator[Way]:
-    """All that this machine runs, best first."""
+def ways(config: LlamaConfig, checkpoint: Checkpoint, num_builds: int | None) -> Iterator[Way]:
+    """What this machine runs, best first; all builds of the native step, or so many."""
     names, weights = list(library.CAPABILITIES), checkpoint.weights
-    for name in names[names.index(library.capability()) :]:
+    for name in names[names.index(library.capability()) :][:num_builds]:
         with_native(name)
         for dtype in NATIVE_TYPES:
             runner = NativeRunner(config, weights, dtype=dtype, threads=1)
@@ -132,12 +132,13 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=200, help="tokens (%(default)s)")
     parser.add_argument("--steps", type=int, default=15, help="of each size (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--builds", type=int, metavar="N", help="of the native step, best first")
     args = parser.parse_args()
     checkpoint = loader.read_checkpoint(args.model)
     shapes = {name: tuple(weight.shape) for name, weight in checkpoint.weights.items()}
     config, _ = loader.interpret(checkpoint, shapes)
     peaks = machine.peaks(1)  # and leaves torch with one thread
-    all_ways = list(ways(config, checkpoint))
+    all_ways = list(ways(config, checkpoint, args.builds))
     blocks = args.prompt // BLOCK + 2 + max(AGENTS) * (args.steps // BLOCK + 2)
     for way in all_ways:
         way.runner.allocate(blocks, BLOCK)

@@ -71,6 +71,15 @@ def test_mixed_fleet(tmp_path: Path) -> None:
         assert min(share["steps"] for share in one["shares"]) > 0
 
 
+def test_step(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    shape = ("--prompt", "40", "--steps", "2", "--rounds", "1", "--builds", "1")
+    assert "GFLOP/s" in run("tests.bench.step", *shape, "--json", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["way"].partition(",")[0] for row in rows][:4] == [*3 * ["native"], "torch"]
+    assert all(row["prompt_ms"] > 0 and list(row["agents_ms"]) == ["1", "8", "16"] for row in rows)
+
+
 def test_security_cost(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     printed = run("tests.bench.security_cost", "--rounds", "1", "--count", "5", "--json", str(out))
