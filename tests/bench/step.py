@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ def ways(config: LlamaConfig, checkpoint: Checkpoint, num_builds: int | None) ->
 
 def with_native(name: str) -> None:
     """Has the native step be loaded as built for an instruction set."""
-    own: Callable[[], str] = lambda: name  # noqa: E731
-    library.capability = own  # type: ignore[assignment]
+    library.capability = lambda: name  # type: ignore[assignment]
     library.load.cache_clear()
     library.digest.cache_clear()
 
