@@ -331,3 +331,26 @@ async def test_who_hears_nobody_takes_nobody_for_dead(tmp_path: Path) -> None:
             assert await other.abandoned() == []
             # It hears again: who falls silent now is found.
             await abandoned(other, ("c1", 1))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_is_cancelled_as_the_answer_comes_ends(fails: bool) -> None:
+    module = pytest.importorskip("cogitate.aggregator.nats_journal", reason="no nats-py")
+    answer = asyncio.get_running_loop().create_future()
+
+    class Owners:
+        async def put(self, *_: Any) -> None:
+            await asyncio.wait_for(answer, 60)  # as the client library waits
+
+    journal = module.NatsJournal("nats://nobody")
+    journal._kv["owners"] = Owners()
+    beating = asyncio.create_task(journal.beat())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if fails:
+        answer.set_exception(TimeoutError())
+    else:
+        answer.set_result(None)
+    beating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beating

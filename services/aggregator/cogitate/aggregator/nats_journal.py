@@ -429,14 +429,30 @@ async def _parsed(asked: Awaitable[Any]) -> tuple[int, pb.JournalBatch] | None:
 
 @contextmanager
 def _failing() -> Any:
-    """Whatever the client library raises becomes JournalError."""
+    """Whatever the client library raises becomes JournalError; a cancellation is never lost.
+
+    The library waits with ``asyncio.wait_for``, which before Python 3.12 returns as if nothing
+    had been when the answer and a cancellation come in the same turn of the loop. A task that
+    beats for ever would then not end.
+    """
+    cancelled_before = _cancellations()
     try:
         yield
     except (nats.errors.Error, OSError, DecodeError, TimeoutError) as error:
+        if _cancellations() > cancelled_before:
+            raise asyncio.CancelledError from None
         raise JournalError(
             f"the journal cannot be used just now ({type(error).__name__}); ask again",
             retry_after_s=1.0,
         ) from error
+    if _cancellations() > cancelled_before:
+        raise asyncio.CancelledError
+
+
+def _cancellations() -> int:
+    """How often the running task was asked to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 async def _on_error(error: Exception) -> None:
