@@ -310,8 +310,24 @@ async def test_a_tool_is_called_and_its_result_comes_as_a_message() -> None:
         assert provider.streams[-1]["messages"][1:] == [assistant, tool]
 
 
-async def test_resume_steer_and_fork_go_on_behind_the_text() -> None:
-    async with Provider(words=6) as provider, adapter(provider) as made:
+async def test_probabilities_are_left_out_beside_tools_where_the_server_tells_not_both() -> None:
+    provider = Provider(tops_beside_tools=False)
+    async with provider, adapter(provider) as made:
+        plain, calling = await made.run(), await made.run(tools=[TOOL], gang_id="2")
+        assert ["logprobs" in body for body in provider.streams] == [True, False]
+        told = [
+            [x for r in s.seen for d in r.step.deltas for x in d.logprobs] for s in (plain, calling)
+        ]
+        assert told[0] and not told[1]
+        assert calling.text(0) == plain.text(0)
+        refused = await made.opened(spec(sampling={"logprobs": 1}), tools=[TOOL], gang_id="3")
+        (response,) = await refused.end()
+        assert "likeliest tokens beside tools" in response.refused.message
+
+
+@pytest.mark.parametrize("echoes", [False, True])
+async def test_resume_steer_and_fork_go_on_behind_the_text(echoes: bool) -> None:
+    async with Provider(words=6, echoes=echoes) as provider, adapter(provider) as made:
         stream = await made.opened(spec(granted_token_count=3))
         await stream.until("awaiting_grant")
         await stream.send(request_resume_states=pb.RequestResumeStates())
@@ -320,6 +336,7 @@ async def test_resume_steer_and_fork_go_on_behind_the_text() -> None:
         resumed = await made.run(spec(attempt=2, resume_state=state), gang_id="2")
         assert provider.streams[-1]["messages"][-1] == {"role": "assistant", "content": begun}
         assert len(resumed.tokens(0)) == 3
+        assert len(resumed.text(0).split()) == 3  # what was begun is not said again
         fork = pb.ForkAgent(agent_id=0, token_offset=2, agent=pb.AgentSpec(agent_id=7, seed=8))
         await stream.send(fork=fork)
         end = await stream.until("finished")

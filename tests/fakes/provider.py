@@ -35,9 +35,11 @@ class Provider:
     gap_s: float = 0.0
     tops: int = 20
     continues: bool = True
+    echoes: bool = False  # where it continues, it says what was begun again, as llama.cpp does
     seeds: bool = True
     schemas: bool = True
     takes_tools: bool = True
+    tops_beside_tools: bool = True  # newer llama.cpp refuses both in a stream
     takes_images: bool = False
     counts: bool = True  # tells usage
     extra_tokens: int = 0  # tokens it says it sampled beside those it showed
@@ -59,8 +61,8 @@ class Provider:
 
     @property
     def streams(self) -> list[Json]:
-        """What was asked to stream."""
-        return [body for body in self.bodies if body.get("stream")]
+        """What was asked to stream, but for the adapter's trials."""
+        return [body for body in self.bodies if body.get("stream") and not _is_trial(body)]
 
     async def __aenter__(self) -> Provider:
         await self.listen()
@@ -133,6 +135,9 @@ class Provider:
             return "images"
         if body.get("logprobs") and body.get("top_logprobs", 0) > self.tops:
             return "logprobs"
+        both = body.get("logprobs") and body.get("tools") and body.get("stream")
+        if both and not self.tops_beside_tools:
+            return "logprobs with tools and a stream"
         return "response_format" if body.get("response_format") and not self.schemas else ""
 
     def _tokens(self, body: Json) -> list[str]:
@@ -140,13 +145,19 @@ class Provider:
             schema = form["json_schema"]["schema"]
             values = {k: v["enum"][0] for k, v in schema.get("properties", {}).items()}
             return list(json.dumps(values if schema.get("type") == "object" else schema["enum"][0]))
-        last = body["messages"][-1]
-        begun = last["content"] if last["role"] == "assistant" and self.continues else ""
+        begun = self._begun(body)
         if begun.endswith("Par"):
             return ["is"]
         seed = body.get("seed", 0) if self.seeds and body["temperature"] else 0
         start = len(begun.split())
         return [f" {self._word(seed, i)}" for i in range(start, max(start, self.words))]
+
+    def _begun(self, body: Json) -> str:
+        last = body["messages"][-1]
+        return last["content"] if last["role"] == "assistant" and self.continues else ""
+
+    def _echo(self, body: Json) -> str:
+        return self._begun(body) if self.echoes else ""
 
     def _word(self, seed: int, place: int) -> str:
         digest = hashlib.sha256(f"{seed}:{place}".encode()).digest()
@@ -171,7 +182,7 @@ class Provider:
         finish = "stop" if len(tokens) <= body["max_tokens"] else "length"
         tokens = tokens[: body["max_tokens"]]
         if not body.get("stream"):
-            message = {"role": "assistant", "content": "".join(tokens)}
+            message = {"role": "assistant", "content": self._echo(body) + "".join(tokens)}
             choice: Json = {"index": 0, "message": message, "finish_reason": finish}
             if self.reasons:
                 message["reasoning_content"] = self.reasons
@@ -200,7 +211,8 @@ class Provider:
         self, writer: asyncio.StreamWriter, body: Json, tokens: list[str], finish: str
     ) -> None:
         fault = self.choose_fault(body) if self.choose_fault else ""
-        fault = fault or (self.faults.pop(0) if self.faults else "")
+        if self.faults and not _is_trial(body):
+            fault = fault or self.faults.pop(0)
         if await self._faulty(writer, fault):
             return
         writer.write(
@@ -219,7 +231,7 @@ class Provider:
         await send({"role": "assistant", "content": ""})
         for word in self.reasons.split():
             await send({"reasoning_content": word + " "})
-        if self.calls and body.get("tools"):
+        if self.calls and body.get("tools") and not _is_trial(body):
             tokens, finish = [], "tool_calls"
             name, arguments = self.calls.pop(0)
             function = {"name": name, "arguments": ""}
@@ -243,7 +255,8 @@ class Provider:
                 entry = self._entry(token)
                 entry |= {"logprob": float("nan")} if fault == "nan" else {}
                 more = {"logprobs": {"content": [entry]}}
-            await send({"content": token}, **more)
+            said = self._echo(body) + token if number == 0 else token
+            await send({"content": said}, **more)
         await send({}, finish)
         if self.counts:
             usage = self._usage(body, len(tokens) + self.extra_tokens)
@@ -280,3 +293,8 @@ class Provider:
             await asyncio.sleep(3600)
         writer.write(wrong.get(fault, b'data: {"model": "ser'))
         await writer.drain()
+
+
+def _is_trial(body: Json) -> bool:
+    """Whether the adapter tries what the server can do."""
+    return bool(body["messages"][0]["content"] == "Say hello.")

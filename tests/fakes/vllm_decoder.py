@@ -47,18 +47,18 @@ class Decoder:
         return [pid for pid, command in named.items() if b"resource_tracker" not in command]
 
 
-def python() -> str:
-    """The environment's Python; skips the test where none is named."""
+def python(model: str = MODEL) -> str:
+    """The environment's Python; skips the test where none is named, or the model is not there."""
     found = os.environ.get("COGITATE_TEST_VLLM", "")
     if not found:
         pytest.skip("COGITATE_TEST_VLLM names no Python that has vLLM")
-    if not (MODELS / MODEL).is_dir():
+    if model == MODEL and not (MODELS / MODEL).is_dir():
         pytest.skip(f"the model is not there: cogitate models fetch {MODEL}")
     return found
 
 
 @contextmanager
-def running(*flags: str, **arguments: Any) -> Iterator[Decoder]:
+def running(*flags: str, served: str = MODEL, **arguments: Any) -> Iterator[Decoder]:
     """Starts one with more flags and arguments of vLLM's, waits for it, and ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -72,7 +72,7 @@ def running(*flags: str, **arguments: Any) -> Iterator[Decoder]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     command = [
-        python(), "-m", "cogitate.agent_decoder", "--engine", "vllm", "--model", MODEL,
+        python(served), "-m", "cogitate.agent_decoder", "--engine", "vllm", "--model", served,
         "--models-path", str(MODELS), "--vllm-arguments", json.dumps(QUICK | arguments),
         "--listen", f"127.0.0.1:{port}", "--drain-grace-s", "1", *flags,
     ]  # fmt: skip

@@ -7,8 +7,9 @@ import os
 import re
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
-from cogitate.cli.mesh.plan import Options
+from cogitate.cli.mesh.plan import Options, Server
 
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h)?")
@@ -46,6 +47,17 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def server(text: str) -> Server:
+    """Parses "http://host:8080/v1#model"; an address without a path has its API at /v1."""
+    url = urlsplit(text.strip())
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise argparse.ArgumentTypeError(
+            f"{text[:200]!r} is no address of a server; say http://127.0.0.1:8080/v1"
+        )
+    base = url._replace(path=url.path.rstrip("/") or "/v1", fragment="")
+    return Server(base.geturl(), url.fragment)
+
+
 def json_schema(text: str) -> str:
     """Takes a JSON Schema, or the file it is in; the mesh judges what it says."""
     if text.lstrip().startswith("{"):
@@ -73,9 +85,23 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--decoders",
         type=positive,
-        default=2,
         metavar="N",
-        help="agent-decoders, posing as providers in turn (%(default)s)",
+        help="agent-decoders of ours, posing as providers in turn (2; none beside --server)",
+    )
+    group.add_argument(
+        "--server",
+        type=server,
+        action="append",
+        default=[],
+        metavar="URL[#MODEL]",
+        help="a server that speaks OpenAI's chat completions, such as llama.cpp, vLLM, Ollama or a "
+        "hosted API, whose MODEL agents run on, too; may be given again",
+    )
+    group.add_argument(
+        "--server-key-variable",
+        default="",
+        metavar="NAME",
+        help="the environment variable that holds the servers' key",
     )
     group.add_argument(
         "--aggregators",
@@ -90,7 +116,11 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compute threads of each process (default: the cores shared by the decoders)",
     )
-    group.add_argument("--serve-model", metavar="NAME", help="model (that of --model, else mini)")
+    group.add_argument(
+        "--serve-model",
+        metavar="NAME",
+        help="model (that of --model, else mini, or the one that the server has)",
+    )
     group.add_argument(
         "--otlp-endpoint",
         default="",
@@ -106,14 +136,17 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
 
 
 def mesh_options(args: argparse.Namespace) -> Options:
-    """Returns what the mesh is made of."""
+    """Returns what the mesh is made of; no model is one that the servers are to tell."""
+    decoders = args.decoders or (0 if args.server else 2)
     return Options(
-        decoders=args.decoders,
+        decoders=decoders,
         aggregators=args.aggregators,
-        model=args.serve_model or getattr(args, "model", "") or "mini",
-        threads=args.threads or default_threads(args.decoders),
+        model=args.serve_model or getattr(args, "model", "") or ("" if args.server else "mini"),
+        threads=args.threads or default_threads(decoders),
         otlp_endpoint=args.otlp_endpoint,
         log_level=args.log_level,
+        servers=tuple(args.server),
+        key_variable=args.server_key_variable,
     )
 
 
@@ -121,4 +154,4 @@ def default_threads(decoders: int, cores: int | None = None) -> int:
     """Returns the cores that each decoder gets if all work at once; at least 1."""
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // decoders)
+    return max(1, (cores or 1) // max(1, decoders))

@@ -10,6 +10,7 @@ from cogitate.cli.commands import ask
 from cogitate.cli.mesh import access
 from cogitate.cli.mesh.processes import MeshError
 from cogitate.cli.starting import Starting
+from cogitate.cli.store import offering
 from cogitate.client import AskOptions
 from rich.rule import Rule
 
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     folder = _examples(args.examples)
     console = screen.console()
     starting = Starting(console, "starting a private mesh of separate processes")
-    with access.private(args.name, flags.mesh_options(args), starting) as found:
+    mesh = offering.located(flags.mesh_options(args), console)
+    with access.private(args.name, mesh, starting) as found:
         for image, question, quorum in QUESTIONS:
             if not (folder / image).is_file():
                 continue

@@ -47,6 +47,7 @@ environment variable, such as COGITATE_GATEWAY_MAX_AGENT_COUNT=16.
   cogitate up --detach              in the background; `cogitate down` stops it
   cogitate up --decoders 4 --base-port 8100 --name wide
   cogitate up --model smollm2-135m-instruct
+  cogitate up --server http://127.0.0.1:8080/v1      agents run on a server that is there already
   cogitate up --tls                 services show each other certificates, made for this mesh
 """
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             f"the mesh {args.name!r} is noted as {note.state} by process {note.supervisor.pid}, "
             "and does not answer; `cogitate down` ends it"
         )
-    offering.find(flags.mesh_options(args).model, console)  # may ask, which a child cannot
+    offering.located(flags.mesh_options(args), console)  # may ask, which a child cannot
     return _detach(args, console) if args.detach else _foreground(args, console)
 
 
@@ -200,9 +201,16 @@ def _plan(args: argparse.Namespace) -> tuple[Member, ...]:
 
 
 def _again(args: argparse.Namespace) -> list[str]:
-    again = ["--base-port", args.base_port, "--name", args.name, "--decoders", args.decoders]
-    again += ["--aggregators", args.aggregators]
-    again += ["--serve-model", flags.mesh_options(args).model, "--log-level", args.log_level]
+    again = ["--base-port", args.base_port, "--name", args.name]
+    again += ["--aggregators", args.aggregators, "--log-level", args.log_level]
+    if args.decoders:
+        again += ["--decoders", args.decoders]
+    if model := flags.mesh_options(args).model:
+        again += ["--serve-model", model]
+    for server in args.server:
+        again += ["--server", f"{server.url}#{server.model}" if server.model else server.url]
+    if args.server_key_variable:
+        again += ["--server-key-variable", args.server_key_variable]
     if args.tls:
         again += ["--tls"]
     if args.threads:

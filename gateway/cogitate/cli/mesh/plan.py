@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Services before decoders; their order is the order of the ports from the base.
@@ -44,6 +45,14 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Server:
+    """A server that speaks OpenAI's chat completions, and what it calls the model."""
+
+    url: str
+    model: str = ""
+
+
+@dataclass(frozen=True)
 class Options:
     """What `up` lets one choose."""
 
@@ -57,6 +66,8 @@ class Options:
     otlp_endpoint: str = ""
     log_level: str = "INFO"
     certificates: str = ""  # folder of them, one a service; empty speaks plaintext
+    servers: tuple[Server, ...] = ()  # each behind a decoder of its own, after the other decoders
+    key_variable: str = ""  # the environment variable that holds the servers' key
 
 
 def members(
@@ -65,7 +76,7 @@ def members(
     """Returns the processes in the order of their ports; `folder` holds journal and ready files."""
     addresses = [f"{options.host}:{port}" for port in ports]
     at = dict(zip(SERVICES, addresses, strict=False))
-    *more, http = addresses[len(SERVICES) + options.decoders :]
+    *more, http = addresses[len(SERVICES) + options.decoders + len(options.servers) :]
     needs = {
         "gateway": _flags(
             aggregator_address=",".join([at["aggregator"], *more]),
@@ -91,24 +102,13 @@ def members(
         _member(name, name, at[name], needs[name], options, folder, trace_store)
         for name in SERVICES
     ]
-    for i in range(options.decoders):
-        who = PROVIDERS[i % len(PROVIDERS)]
-        endpoint = f"{who.name}-{i // len(PROVIDERS) + 1}"
-        flags = _flags(
-            router_addresses=at["router"],
-            vision_encoder_address=at["vision-encoder"],
-            endpoint_id=endpoint,
-            provider=who.name,
-            region=who.region,
-            price_per_hour_micro_usd=who.price_per_hour_micro_usd,
-            model=options.model,
-            models_path=options.models_path,
-            threads=options.threads,
+    decoders = _decoders(options, at)
+    made += [
+        _member("agent-decoder", name, address, flags, options, folder, trace_store)
+        for (name, flags), address in zip(
+            decoders.items(), addresses[len(SERVICES) :], strict=False
         )
-        address = addresses[len(SERVICES) + i]
-        made.append(
-            _member("agent-decoder", endpoint, address, flags, options, folder, trace_store)
-        )
+    ]
     made += [
         _member(
             "aggregator", f"aggregator-{number}", address, needs["aggregator"], options, folder,
@@ -119,9 +119,43 @@ def members(
     return (replace(made[0], http=http), *made[1:])
 
 
+def _decoders(options: Options, at: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Names and flags of our own decoders, then of those with a server behind them."""
+    shared = {
+        "router_addresses": at["router"],
+        "vision_encoder_address": at["vision-encoder"],
+        "model": options.model,
+    }
+    made = {}
+    for i in range(options.decoders):
+        who = PROVIDERS[i % len(PROVIDERS)]
+        name = f"{who.name}-{i // len(PROVIDERS) + 1}"
+        made[name] = _flags(
+            **shared,
+            models_path=options.models_path,
+            threads=options.threads,
+            endpoint_id=name,
+            provider=who.name,
+            region=who.region,
+            price_per_hour_micro_usd=who.price_per_hour_micro_usd,
+        )
+    for number, server in enumerate(options.servers, start=1):
+        name = f"server-{number}"
+        made[name] = _flags(
+            **shared,
+            endpoint_id=name,
+            provider=urlsplit(server.url).hostname or "",
+            engine="openai",
+            openai_base_url=server.url,
+            openai_model=server.model,
+            openai_key_variable=options.key_variable,
+        )
+    return made
+
+
 def port_count(options: Options) -> int:
     """Returns how many ports a mesh takes; the last is the gateway's for HTTP."""
-    return len(SERVICES) + options.decoders + options.aggregators
+    return len(SERVICES) + options.decoders + len(options.servers) + options.aggregators
 
 
 def ready_file(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 
+from cogitate.cli.mesh import servers
 from cogitate.cli.mesh.plan import Options
 from cogitate.cli.store import catalogue, fetching, folder
 from cogitate.cli.store.folder import Entry, ModelError
@@ -14,7 +15,14 @@ from rich.prompt import Confirm
 
 
 def located(options: Options, console: Console) -> Options:
-    """Returns the options with the folder that has the model. Raises ModelError if none has."""
+    """Returns the options with the folder that has the model, and what servers call it.
+
+    Raises ModelError if no folder has it, and MeshError if a server has not.
+    """
+    if options.servers:
+        options = servers.located(options)
+    if not options.decoders:
+        return options
     if os.environ.get("COGITATE_AGENT_DECODER_MODELS_PATH"):
         return options  # the decoders know themselves
     entry = find(options.model, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,8 @@ from google.protobuf.message import DecodeError, Message
 
 # Stands for a log probability that is no number: it never breaks a tie.
 WORST_LOGPROB = -1000.0
+# Reasons are words of ours or of an endpoint's engine, never text.
+_REASON = re.compile(r"[A-Z_]{1,40}")
 
 
 class Damaged(CogitateError):
@@ -93,6 +96,7 @@ def _finished(gang_id: str, event: decoder_pb.AgentFinished) -> m.Input:
         mean_logprob=_finite(event.confidence.mean_logprob, WORST_LOGPROB),
         lowest_confidence=_finite(event.confidence.lowest_group_confidence, 0.0),
         group_confidence=_finite(event.confidence.group_confidence, 0.0),
+        reason=event.kill_reason if _REASON.fullmatch(event.kill_reason) else "",
     )
 
 

@@ -182,7 +182,7 @@ class ChatRenderer:
         start = AgentStart(
             agent_id=spec.agent_id,
             attempt=max(1, spec.attempt),
-            params=self._params(spec.sampling_params),
+            params=self._params(spec.sampling_params, has_tools=bool(gang.tools)),
             seed=spec.seed,
             opening=self._text(opening),
             replay=tuple(replay),
@@ -198,7 +198,7 @@ class ChatRenderer:
             )
         return start
 
-    def _params(self, params: common.SamplingParams) -> ChatParams:
+    def _params(self, params: common.SamplingParams, *, has_tools: bool) -> ChatParams:
         can = self._can
         made = wire.to_sampling_params(
             params,
@@ -213,8 +213,11 @@ class ChatRenderer:
             raise _lacks(
                 "top_k, min_p, min_tokens, ignore_eos and repetition_penalty", "sampling_params"
             )
-        if made.logprobs > can.num_top:
-            raise _lacks(f"more than {can.num_top} likeliest tokens", "sampling_params.logprobs")
+        num_top = can.num_top_with(has_tools=has_tools)
+        if made.logprobs > num_top:
+            beside = " beside tools" if num_top < can.num_top else ""
+            what = f"more than {num_top} likeliest tokens{beside}"
+            raise _lacks(what, "sampling_params.logprobs")
         plain = {
             name: getattr(made, name)
             for name in SamplingParams.__dataclass_fields__

@@ -26,6 +26,18 @@ TOPS = (20, 5)
 CONTINUATIONS: Mapping[str, Json] = {
     "vllm": {"continue_final_message": True, "add_generation_prompt": False},
 }
+# An answer that was begun in the middle of a word.
+BEGUN = "The capital of France is Par"
+NOTE: list[Json] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "note",
+            "description": "Notes a text.",
+            "parameters": {"type": "object", "properties": {"text": {"type": "string"}}},
+        },
+    }
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +49,19 @@ class Abilities:
     num_top: int = 0  # likeliest tokens it tells the probabilities of; 0: none at all
     seeds: bool = False
     continues: bool = False
+    echoes: bool = False  # where it continues, it first says the begun text again
     tools: bool = False
+    tops_beside_tools: bool = False  # tells probabilities in a stream that may call tools
     images: bool = False
     schemas: bool = False
     regexes: bool = False
     reasons: bool = False  # tells its reasoning apart from its answer
     extended: bool = False  # takes sampling parameters that OpenAI's API lacks
     continuation: Mapping[str, Any] = field(default_factory=dict)
+
+    def num_top_with(self, *, has_tools: bool) -> int:
+        """Likeliest tokens that are told where tools may be called, or may not."""
+        return self.num_top if self.tops_beside_tools or not has_tools else 0
 
     def capabilities(self) -> tuple[pb.Capability.ValueType, ...]:
         """As the mesh calls them. A kill always works: it closes the stream."""
@@ -69,20 +87,26 @@ async def probe(server: ChatServer, config: AgentDecoderConfig) -> Abilities:
 class _Probe:
     def __init__(self, server: ChatServer, config: AgentDecoderConfig) -> None:
         self._server, self._config = server, config
-        self._reasons = False
+        self._reasons = self._echoes = False
 
     async def run(self) -> Abilities:
         flavour, max_model_len = await self._flavour()
         continuation = CONTINUATIONS.get(flavour, {})
         await self._say("Say hello.", max_tokens=4)  # what goes wrong here goes wrong always
         num_top = await self._tops()
+        continues = await self._chosen("continue", lambda: self._continues(continuation))
+        tools = await self._may("tools", self._tools)
+        both = lambda: self._tops_beside_tools(num_top)  # noqa: E731
         return Abilities(
             flavour=flavour,
             max_model_len=max_model_len,
             num_top=num_top,
             seeds=await self._may("seeds", self._seeds),
-            continues=await self._chosen("continue", lambda: self._continues(continuation)),
-            tools=await self._may("tools", self._tools),
+            continues=continues,
+            echoes=self._echoes,
+            tools=tools,
+            tops_beside_tools=bool(tools and num_top)
+            and await self._may("likeliest tokens beside tools", both),
             images=await self._chosen("images", self._images),
             schemas=await self._may("JSON schemas", self._schemas),
             regexes=flavour == "vllm" and await self._may("regular expressions", self._regexes),
@@ -178,17 +202,33 @@ class _Probe:
         """Ends a word that was begun, which no new turn begins with."""
         messages = [
             {"role": "user", "content": "What is the capital of France?"},
-            {"role": "assistant", "content": "The capital of France is Par"},
+            {"role": "assistant", "content": BEGUN},
         ]
         choice = await self._say("", messages=messages, max_tokens=4, **continuation)
-        return bool(choice["message"]["content"].startswith("is"))
+        text = choice["message"]["content"]
+        self._echoes = text.startswith(BEGUN)
+        return bool(text.removeprefix(BEGUN).startswith("is"))
 
     async def _tools(self) -> bool:
         """Takes them. Whether its model calls one is the model's affair."""
-        parameters = {"type": "object", "properties": {"text": {"type": "string"}}}
-        function = {"name": "note", "description": "Notes a text.", "parameters": parameters}
-        tools = [{"type": "function", "function": function}]
-        await self._say("Say hello.", max_tokens=2, tools=tools, parallel_tool_calls=False)
+        await self._say("Say hello.", max_tokens=2, tools=NOTE, parallel_tool_calls=False)
+        return True
+
+    async def _tops_beside_tools(self, num_top: int) -> bool:
+        """Takes both in a stream, which newer llama.cpp does not."""
+        body = {
+            "model": self._server.settings.model,
+            "messages": [{"role": "user", "content": "Say hello."}],
+            "temperature": 0.0,
+            "max_tokens": 2,
+            "tools": NOTE,
+            "parallel_tool_calls": False,
+            "logprobs": True,
+            "top_logprobs": num_top,
+            "stream": True,
+        }
+        async for _ in self._server.stream(body):
+            pass
         return True
 
     async def _images(self) -> bool:

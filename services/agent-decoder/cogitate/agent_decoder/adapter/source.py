@@ -55,10 +55,13 @@ class ChatSource:
 
     async def draw(self, gang: Gang, agent: Agent, max_tokens: int) -> AsyncGenerator[Chunk, None]:
         """Streams one completion. Raises UpstreamError."""
-        reader = _Reader(self._pieces, agent, self.rules.marks_answers)
         body = self._body(gang, agent, max_tokens)
-        if body["messages"][-1]["role"] == "assistant" and not self.continues(agent):
+        last = body["messages"][-1]
+        begun = last["content"] if last["role"] == "assistant" else ""
+        if last["role"] == "assistant" and not self.continues(agent):
             raise InvalidRequest("the model server cannot go on behind what the agent wrote")
+        echo = begun if self._abilities.echoes else ""
+        reader = _Reader(self._pieces, agent, self.rules.marks_answers, echo)
         async with aclosing(self._server.stream(body)) as chunks:
             async for chunk in chunks:
                 yield reader.read(chunk)
@@ -94,8 +97,8 @@ class ChatSource:
         body |= {name: value for name in penalties if (value := getattr(params, name))}
         if can.seeds:
             body["seed"] = seed_of(agent.seed, agent.agent_id, len(agent.sampled))
-        if can.num_top:
-            body |= {"logprobs": True, "top_logprobs": can.num_top}
+        if num_top := can.num_top_with(has_tools=bool(start.tools)):
+            body |= {"logprobs": True, "top_logprobs": num_top}
         if start.tools:
             body |= {"tools": list(start.tools), "parallel_tool_calls": False}
         if isinstance(params, ChatParams):
@@ -107,8 +110,10 @@ class ChatSource:
 class _Reader:
     """Reads one stream's chunks."""
 
-    def __init__(self, pieces: Pieces, agent: Agent, marks_answers: bool) -> None:
+    def __init__(self, pieces: Pieces, agent: Agent, marks_answers: bool, echo: str) -> None:
+        """``echo`` is what the server says again before it goes on."""
         self._pieces, self._agent, self._marks = pieces, agent, marks_answers
+        self._echo = echo
         self._counted = 0  # tokens told so far
         self._sampled = 0  # tokens the server says it sampled
         self._calls: set[int] = set()
@@ -151,15 +156,28 @@ class _Reader:
         if thought:
             # Where the server was not seen to reason, what it thinks is counted and not shown.
             yield Drawn(self._pieces.id_of(thought) if self._marks else PAD)
-        if delta.get("content"):
+        if content := self._behind_echo(delta.get("content") or ""):
             if self._marks and not self._answers:
                 self._answers = True
                 yield Drawn(ANSWER)
-            yield from self._text(delta["content"], choice)
+            yield from self._text(content, choice)
         for call in delta.get("tool_calls") or ():
             yield from self._call(call)
         if reason := choice.get("finish_reason"):
             self._finish = FINISHES.get(reason, Finish.STOP)
+
+    def _behind_echo(self, text: str) -> str:
+        """What is new in a piece of text."""
+        if self._echo.startswith(text):
+            self._echo = self._echo[len(text) :]
+            return ""
+        if not text.startswith(self._echo):
+            raise UpstreamError(
+                "UPSTREAM_MALFORMED",
+                "the model server did not go on behind what the agent wrote",
+            )
+        new, self._echo = text[len(self._echo) :], ""
+        return new
 
     def _text(self, text: str, choice: Json) -> Iterator[Drawn]:
         """Token by token where the server tells them with their probabilities."""

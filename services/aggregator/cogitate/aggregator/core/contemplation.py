@@ -164,7 +164,8 @@ class Contemplation:
         if broke and not agent.killing:
             # Nobody asked for it: the engine failed or is going away.
             self.accounts.lost += max(0, event.num_sampled - agent.num_sampled)
-            self.places.move([agent], "ENGINE_FAILURE", "the engine stopped the agent")
+            why = f"the engine stopped the agent ({event.reason or event.finish})"
+            self.places.move([agent], "ENGINE_FAILURE", why)
             return
         agent.num_sampled = max(0, event.num_sampled)
         self.accounts.injected += max(0, event.num_injected)

@@ -147,6 +147,7 @@ class AgentEnded:
     mean_logprob: float = 0.0
     lowest_confidence: float = 0.0
     group_confidence: float = 0.0
+    reason: str = ""  # of a kill or an error, in the endpoint's word
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class Places:
         self.lost_attempts: list[m.LostAttempt] = []
         self.gave_up = False
         self.failure: m.Failure | None = None  # the last thing that went wrong
+        self._last_loss = ""  # why an agent lost its endpoint last, to be told with what follows
         self._rounds, self._agents, self._budget = rounds, rounds.agents, rounds.budget
         self._accounts = accounts
         self._out, self._patience_s, self._max_losses = outbox, spec.patience_s, spec.max_losses
@@ -147,7 +148,8 @@ class Places:
             self.ask(agents, asked.failed, anew=True)  # a router that does not know the lease
             return
         retry_after_s = event.retry_after_s
-        failure = m.Failure(event.reason, event.message, retry_after_s is not None, retry_after_s)
+        why = f"{event.message}{self._last_loss}"
+        failure = m.Failure(event.reason, why, retry_after_s is not None, retry_after_s)
         self._without_place(agents, failure, None if event.is_final else retry_after_s)
 
     def queued(self, event: m.Queued) -> None:
@@ -310,6 +312,7 @@ class Places:
         endpoint_id = self.gangs[agents[0].gang_id].endpoint_id
         stale_state = reason == "BUILD_MISMATCH"
         self._note(m.Failure(reason, message, reason not in _FOR_GOOD))
+        self._last_loss = f"; on {endpoint_id} {message}"
         moving = []
         for agent in agents:
             agent.gang_id, agent.starved = "", False
