@@ -98,6 +98,9 @@ async def test_a_gang_of_calls_and_its_account() -> None:
         assert account.usage.cached_token_count == 9
         prompt = account.usage.prompt_token_count
         assert prompt > 0 and account.cost_micro_usd == prompt + 3 * 15
+        told = [r.prefilled.prompt_token_count for r in stream.seen if r.HasField("prefilled")]
+        assert sum(told) + sum(e.usage.prompt_token_count for e in ends) == prompt
+        assert sum(e.usage.cached_token_count for e in ends) == 9
         load = (await made.endpoint()).load
         assert (load.used_token_count, load.lost_token_count) == (15, 0)
         assert provider.most_running == 3

@@ -14,9 +14,13 @@ from tests.integration.mesh import cogitate
 pytestmark = pytest.mark.integration
 
 
-async def test_a_server_answers_with_many_agents(tmp_path: Path) -> None:
+async def test_a_server_answers_with_many_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     provider = Provider(model="/models/Word-1B.gguf", owner="llamacpp", echoes=True, words=3)
     provider.tops_beside_tools = False
+    price = "COGITATE_AGENT_DECODER_OPENAI_PRICE_PER_MILLION_PROMPT_TOKENS_MICRO_USD"
+    monkeypatch.setenv(price, "2000000")
     async with provider:
         asked = await asyncio.to_thread(
             cogitate, tmp_path, "ask", "--server", f"http://{provider.address}", "--agents", "3",
@@ -29,6 +33,10 @@ async def test_a_server_answers_with_many_agents(tmp_path: Path) -> None:
     assert {placed["endpoint_id"] for placed in certificate["placements"]} == {"server-1"}
     assert len({ballot["answer"] for ballot in certificate["ballots"]}) == 3  # seeds differ
     assert len(provider.streams) == 3
+    # What the server says its prompts were, and what they cost by the price that is set.
+    prompts = sum(len(json.dumps(body["messages"])) // 4 for body in provider.streams)
+    assert verdict["usage"]["prompt_tokens"] == prompts
+    assert certificate["ledger"]["cost_usd"] == pytest.approx(prompts * 2e-6)
     assert not list(tmp_path.glob("private-*"))
 
 

@@ -1232,7 +1232,9 @@ class AgentFinished(_message.Message):
     """The kill's reason, if it was killed."""
     @_builtins.property
     def usage(self) -> _common_pb2.Usage:
-        """Its tokens."""
+        """Its tokens. Of prompts only those of calls of its own, where an engine makes them: what GangPrefilled told is the
+        gang's.
+        """
 
     @_builtins.property
     def confidence(self) -> _common_pb2.Confidence:

@@ -589,6 +589,7 @@ class PlacedGang(_message.Message):
     PRICE_PER_HOUR_MICRO_USD_FIELD_NUMBER: _builtins.int
     PRICE_PER_MILLION_TOKENS_MICRO_USD_FIELD_NUMBER: _builtins.int
     TAKES_CONVERSATION_REFERENCES_FIELD_NUMBER: _builtins.int
+    PRICE_PER_MILLION_PROMPT_TOKENS_MICRO_USD_FIELD_NUMBER: _builtins.int
     gang_id: _builtins.str
     """Unique within the contemplation."""
     endpoint_id: _builtins.str
@@ -613,6 +614,8 @@ class PlacedGang(_message.Message):
     """Price per million sampled tokens, in millionths of a US dollar."""
     takes_conversation_references: _builtins.bool
     """Whether the endpoint declares CAPABILITY_CONVERSATION_REFERENCE."""
+    price_per_million_prompt_tokens_micro_usd: _builtins.int
+    """Price per million tokens of prompts, in millionths of a US dollar."""
     @_builtins.property
     def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The agents."""
@@ -638,10 +641,11 @@ class PlacedGang(_message.Message):
         price_per_hour_micro_usd: _builtins.int = ...,
         price_per_million_tokens_micro_usd: _builtins.int = ...,
         takes_conversation_references: _builtins.bool = ...,
+        price_per_million_prompt_tokens_micro_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predicted_duration", b"predicted_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_ids", b"agent_ids", "endpoint_id", b"endpoint_id", "gang_id", b"gang_id", "model", b"model", "predicted_cost_micro_usd", b"predicted_cost_micro_usd", "predicted_duration", b"predicted_duration", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "reason", b"reason", "region", b"region", "role", b"role", "takes_conversation_references", b"takes_conversation_references"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_ids", b"agent_ids", "endpoint_id", b"endpoint_id", "gang_id", b"gang_id", "model", b"model", "predicted_cost_micro_usd", b"predicted_cost_micro_usd", "predicted_duration", b"predicted_duration", "price_per_hour_micro_usd", b"price_per_hour_micro_usd", "price_per_million_prompt_tokens_micro_usd", b"price_per_million_prompt_tokens_micro_usd", "price_per_million_tokens_micro_usd", b"price_per_million_tokens_micro_usd", "provider", b"provider", "reason", b"reason", "region", b"region", "role", b"role", "takes_conversation_references", b"takes_conversation_references"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

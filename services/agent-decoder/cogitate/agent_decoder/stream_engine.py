@@ -108,6 +108,7 @@ class _Live:
     flush: asyncio.TimerHandle | None = None
     num_prompt: int = 0
     num_cached: int = 0
+    prompts: dict[int, tuple[int, int]] = field(default_factory=dict)  # by agent, cached ones apart
 
 
 def seed_of(seed: int, agent_id: int, num_sampled: int) -> int:
@@ -379,6 +380,8 @@ class StreamEngine:
             gang.events.append(Prefilled(num_positions, 0.0, took_s, chunk.num_cached, 1))
             self.stats.book_step(0, num_positions - chunk.num_cached, 0, took_s)
             return now
+        prompt, cached = live.prompts.get(agent.agent_id, (0, 0))
+        live.prompts[agent.agent_id] = prompt + chunk.num_prompt, cached + chunk.num_cached
         self.stats.num_prompt += chunk.num_prompt - chunk.num_cached
         if chunk.tokens and next(iter(live.calls), None) == agent.agent_id:
             # The calls go in step, more or less: one of them tells the time for all.
@@ -411,7 +414,10 @@ class StreamEngine:
         self._count()
 
     def _priced(self, live: _Live, event: Event) -> Event:
-        """The gang's account, with what its prompts took and what a provider asks for it all."""
+        """Accounts with what prompts took, the gang's with what a provider asks for it all."""
+        if isinstance(event, Finished):
+            prompt, cached = live.prompts.pop(event.agent_id, (0, 0))
+            return replace(event, num_prompt=prompt, num_cached=cached)
         if not isinstance(event, GangDone):
             return event
         prompt, prices = live.num_prompt, self._prices

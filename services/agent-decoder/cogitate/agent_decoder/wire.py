@@ -427,7 +427,10 @@ def _finished(event: ev.Finished) -> pb.AgentFinished:
         finish_reason=common.FinishReason.Value(f"FINISH_REASON_{event.finish.value}"),
         answer=event.answer,
         usage=common.Usage(
-            sampled_token_count=event.num_sampled, injected_token_count=event.num_injected
+            prompt_token_count=event.num_prompt,
+            cached_token_count=event.num_cached,
+            sampled_token_count=event.num_sampled,
+            injected_token_count=event.num_injected,
         ),
         confidence=common.Confidence(
             mean_logprob=event.mean_logprob,

@@ -86,12 +86,17 @@ def cost(machine: Contemplation, seconds: float) -> int:
     """What it cost so far, an upper estimate: hours are shared by nobody, tokens cost the most."""
     endpoints = {gang.endpoint_id: gang.payload for gang in machine.places.gangs.values()}
     hourly: int = sum(placed.price_per_hour_micro_usd for placed in endpoints.values())
-    per_million: int = max(
+    sampled_price: int = max(
         (placed.price_per_million_tokens_micro_usd for placed in endpoints.values()), default=0
     )
+    prompt_price: int = max(
+        (placed.price_per_million_prompt_tokens_micro_usd for placed in endpoints.values()),
+        default=0,
+    )
     running = sum(agent.num_sampled for agent in machine.agents.values() if agent.open)
-    tokens = (machine.accounts.generated + running) * per_million / 1_000_000
-    return round(hourly * seconds * 1_000_000 / MICROSECONDS_PER_HOUR + tokens)
+    tokens = (machine.accounts.generated + running) * sampled_price
+    tokens += machine.accounts.prompt * prompt_price
+    return round(hourly * seconds * 1_000_000 / MICROSECONDS_PER_HOUR + tokens / 1_000_000)
 
 
 def _verdict(

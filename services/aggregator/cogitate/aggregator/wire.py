@@ -96,6 +96,8 @@ def _finished(gang_id: str, event: decoder_pb.AgentFinished) -> m.Input:
         mean_logprob=_finite(event.confidence.mean_logprob, WORST_LOGPROB),
         lowest_confidence=_finite(event.confidence.lowest_group_confidence, 0.0),
         group_confidence=_finite(event.confidence.group_confidence, 0.0),
+        num_prompt=max(0, event.usage.prompt_token_count),
+        num_cached=max(0, event.usage.cached_token_count),
         reason=event.kill_reason if _REASON.fullmatch(event.kill_reason) else "",
     )
 

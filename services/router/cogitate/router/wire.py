@@ -57,7 +57,11 @@ def description(message: decoder_pb2.EndpointDescription, dialled: str = "") -> 
     _check(max(map(len, texts)) <= _MAX_NAME_CHARS, "description", "contains a text too long")
     _check(message.max_sequence_count > 0, "max_sequence_count", "must be at least 1")
     counts = (message.total_block_count, message.block_size_count, message.max_model_len)
-    prices = (message.price_per_hour_micro_usd, message.price_per_million_tokens_micro_usd)
+    prices = (
+        message.price_per_hour_micro_usd,
+        message.price_per_million_tokens_micro_usd,
+        message.price_per_million_prompt_tokens_micro_usd,
+    )
     _check(min(*counts, *prices) >= 0, "description", "contains a negative number")
     return Description(
         endpoint_id=message.endpoint_id,
@@ -71,6 +75,7 @@ def description(message: decoder_pb2.EndpointDescription, dialled: str = "") -> 
         hardware=message.hardware,
         price_per_hour_micro_usd=message.price_per_hour_micro_usd,
         price_per_million_tokens_micro_usd=message.price_per_million_tokens_micro_usd,
+        price_per_million_prompt_tokens_micro_usd=message.price_per_million_prompt_tokens_micro_usd,
         is_spot=message.is_spot,
         total_blocks=message.total_block_count,
         block_size=message.block_size_count,
@@ -281,6 +286,9 @@ def _placed(gang: GrantedShare) -> router_pb2.PlacedGang:
         predicted_cost_micro_usd=gang.share.predicted_cost_micro_usd,
         price_per_hour_micro_usd=gang.description.price_per_hour_micro_usd,
         price_per_million_tokens_micro_usd=gang.description.price_per_million_tokens_micro_usd,
+        price_per_million_prompt_tokens_micro_usd=(
+            gang.description.price_per_million_prompt_tokens_micro_usd
+        ),
         takes_conversation_references="CONVERSATION_REFERENCE" in gang.description.capabilities,
     )
 
@@ -307,6 +315,7 @@ def _description(what: Description) -> decoder_pb2.EndpointDescription:
         hardware=what.hardware,
         price_per_hour_micro_usd=what.price_per_hour_micro_usd,
         price_per_million_tokens_micro_usd=what.price_per_million_tokens_micro_usd,
+        price_per_million_prompt_tokens_micro_usd=what.price_per_million_prompt_tokens_micro_usd,
         is_spot=what.is_spot,
         total_block_count=what.total_blocks,
         block_size_count=what.block_size,

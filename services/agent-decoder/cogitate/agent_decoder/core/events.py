@@ -129,6 +129,8 @@ class Finished:
     group_confidence: float
     kill_reason: str = ""
     num_unheld: int | None = None  # tokens from before the threshold; None where there was none
+    num_prompt: int = 0  # positions of calls of its own, beside what Prefilled told
+    num_cached: int = 0
 
     @classmethod
     def unstarted(cls, agent_id: int, attempt: int, reason: str) -> Finished:

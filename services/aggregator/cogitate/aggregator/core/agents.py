@@ -203,6 +203,11 @@ class Accounts:
     prompt: int = 0
     cached: int = 0
 
+    def add_prompt(self, count: int, cached: int) -> None:
+        """Counts a prompt, of a gang or of a call."""
+        self.prompt += count
+        self.cached += cached
+
     @property
     def generated(self) -> int:
         """All tokens the engines sampled."""

@@ -158,6 +158,7 @@ class Contemplation:
         self.races.decided_by(event)
         if (agent := self._current(event.gang_id, event.agent_id, event.attempt)) is None:
             return
+        self.accounts.add_prompt(event.num_prompt, event.num_cached)
         if event.finish == "CONFIDENCE":
             agent.killing = agent.killing or "CONFIDENCE"
         broke = event.finish in ("CANCELLED", "ERROR", "CONFIDENCE")

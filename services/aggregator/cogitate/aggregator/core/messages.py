@@ -148,6 +148,8 @@ class AgentEnded:
     lowest_confidence: float = 0.0
     group_confidence: float = 0.0
     reason: str = ""  # of a kill or an error, in the endpoint's word
+    num_prompt: int = 0  # positions of calls of its own, beside the gang's prompt
+    num_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

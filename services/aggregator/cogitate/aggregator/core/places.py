@@ -258,8 +258,7 @@ class Places:
 
     def book_prompt(self, event: m.Prefilled, endpoint_id: str) -> None:
         """Counts a prompt's positions, and tells of them."""
-        self._accounts.prompt += event.num_prompt
-        self._accounts.cached += event.num_cached
+        self._accounts.add_prompt(event.num_prompt, event.num_cached)
         self._out.emit(
             "prefilled",
             gang_id=event.gang_id,

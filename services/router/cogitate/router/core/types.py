@@ -47,6 +47,7 @@ class Description:
     build_digest: str = ""
     max_model_len: int = 0
     process_id: str = ""  # of this start of it; empty: not told
+    price_per_million_prompt_tokens_micro_usd: int = 0
 
     @property
     def domain(self) -> tuple[str, str]:
