@@ -38,7 +38,7 @@ class Lines:
                         f"agents {ids(place.agent_ids)} run on {place.endpoint_id} "
                         f"({place.provider}, {place.region}): {place.reason}"
                     )
-            case "prefilled":
+            case "prefilled" if event.prefilled.prompt_token_count:  # an adapter tells it later
                 done = event.prefilled
                 yield (
                     f"{done.endpoint_id} read the prompt once: {done.prompt_token_count} "

@@ -20,8 +20,9 @@ export function drawPlaces(root, state, fleet, hues) {
     const place = cards.get(name) ?? {};
     const provider = place.provider || state.lanes.get(here[0])?.provider || "";
     const sampled = here.reduce((sum, id) => sum + state.lanes.get(id).tokens, 0);
-    const prefill = state.prefills.find((one) => one.endpointId === name);
-    const prompt = prefill && `, prompt of ${grouped(prefill.promptTokenCount ?? 0)} computed once`;
+    // A server behind an adapter tells how long prompts are at the end only.
+    const prefill = state.prefills.find((one) => one.endpointId === name && Number(one.promptTokenCount ?? 0));
+    const prompt = prefill && `, prompt of ${grouped(prefill.promptTokenCount)} computed once`;
     return h(
       "li",
       { "data-hue": hues(provider) },
