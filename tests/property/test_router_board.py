@@ -33,16 +33,23 @@ def test_a_board_kept_up_to_date_is_one_made_anew(
             there.pop(name, None)
             continue
         models = ("mini",) if running else ("other",)
-        what = Description(name, "host:1", provider, models=models, max_sequences=9)
+        what = Description(
+            name, "host:1", provider, models=models, max_sequences=9, max_model_len=running * 100
+        )
         there[name] = EndpointSnapshot(what, load=Load(running))
         kept.put(there[name])
     made = Board.of(there.values(), CostModel())
     assert len(kept) == len(made) == len(there)
     assert kept.rows == {s.endpoint_id: i for i, s in enumerate(kept.snapshots)}
     rows = [kept.rows[s.endpoint_id] for s in made.snapshots]
-    for column in range(18):
+    for column in range(19):
         assert np.array_equal(kept.number(column)[rows], made.number(column))
-    assert np.array_equal(kept.mixed("c")[rows], made.mixed("c"))
+    here, all_ = np.array(rows, np.int64), np.arange(len(made))
+    assert np.array_equal(kept.mixed("c", here), made.mixed("c", all_))
+    kinds = [list(board.kinds()) for board in (kept, made)]
+    assert [kinds[0][i] for i in kept.index(b.KIND)[rows]] == [
+        kinds[1][i] for i in made.index(b.KIND)
+    ]
     for board in (kept, made):
         answers = board.group_answers(need)[board.index(b.GROUP)]
         for row, snapshot in enumerate(board.snapshots):

@@ -6,9 +6,11 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from cogitate.router.core import solve
 from cogitate.router.core.board import Board
 from cogitate.router.core.estimate import CostModel, Estimate
 from cogitate.router.core.learning import Speed
@@ -282,6 +284,10 @@ def test_gang_with_survivors_agrees_with_brute_force(
         assert objective([(e, k) for e, k in used if k], CostModel()) == pytest.approx(best)
 
 
+# How many endpoints are looked at one by one: with few, a small fleet is treated as a large one.
+smalls = st.sampled_from([4, 128])
+
+
 def many(seed: int, count: int) -> list[EndpointSnapshot]:
     """More unlike endpoints than Hypothesis would draw: few are promising."""
     draw = random.Random(seed)
@@ -303,10 +309,10 @@ def many(seed: int, count: int) -> list[EndpointSnapshot]:
 @settings(max_examples=80, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(30, 80), st.integers(1, 16), st.integers(0, 4),
-    st.sampled_from([0.0, 0.02, 0.1, 0.5]),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5]), smalls,
 )  # fmt: skip
 def test_gang_agrees_with_the_exhaustive_one(
-    seed: int, count: int, agents: int, domains: int, penalty: float
+    seed: int, count: int, agents: int, domains: int, penalty: float, small: int
 ) -> None:
     fleet, model = many(seed, count), CostModel(spread_penalty=penalty)
     need = GangNeed(
@@ -314,10 +320,9 @@ def test_gang_agrees_with_the_exhaustive_one(
         constraints=Constraints(min_failure_domains=domains),
     )  # fmt: skip
     values = []
-    for split in (
-        spread(place(need, fleet, NOW, PlacementPolicy("gang", model))),
-        exhaustive_gang(need, fleet, NOW, model),
-    ):
+    with patch.object(solve, "_SMALL", small):
+        found = spread(place(need, fleet, NOW, PlacementPolicy("gang", model)))
+    for split in (found, exhaustive_gang(need, fleet, NOW, model)):
         used = [(Estimate(s, need, model), split.get(s.endpoint_id, 0)) for s in fleet]
         values.append(objective([(e, k) for e, k in used if k], model))
     assert values[0] == pytest.approx(values[1])
@@ -326,10 +331,10 @@ def test_gang_agrees_with_the_exhaustive_one(
 @settings(max_examples=80, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(20, 60), st.integers(2, 16), st.integers(1, 15),
-    st.sampled_from([0.0, 0.02, 0.1, 0.5]),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5]), smalls,
 )  # fmt: skip
 def test_gang_with_survivors_agrees_with_all_values_tried(
-    seed: int, count: int, agents: int, survivors: int, penalty: float
+    seed: int, count: int, agents: int, survivors: int, penalty: float, small: int
 ) -> None:
     fleet, model = many(seed, count), CostModel(spread_penalty=penalty)
     limit = max(1, agents - survivors)
@@ -337,12 +342,81 @@ def test_gang_with_survivors_agrees_with_all_values_tried(
         "c1", "mini", tuple(range(agents)), prefix_tokens=300, tokens_per_agent=200, region="r",
         constraints=Constraints(min_survivors=survivors),
     )  # fmt: skip
-    split = spread(place(need, fleet, NOW, PlacementPolicy("gang", model)))
+    with patch.object(solve, "_SMALL", small):
+        split = spread(place(need, fleet, NOW, PlacementPolicy("gang", model)))
     used = [(Estimate(s, need, model), split.get(s.endpoint_id, 0)) for s in fleet]
     value = objective([(e, k) for e, k in used if k], model)
     while (best := least_within(need, fleet, limit, model)) == float("inf"):
         limit += 1  # there are fewer providers than it would take
     assert value == pytest.approx(best)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(4, 60), st.integers(1, 3), st.integers(2, 16),
+    st.integers(1, 15), st.integers(2, 6), st.sampled_from([0.0, 0.1, 0.5]), smalls,
+)  # fmt: skip
+def test_domains_and_survivors_at_once_are_kept(
+    seed: int, count: int, providers: int, agents: int, survivors: int, wanted: int,
+    penalty: float, small: int,
+) -> None:  # fmt: skip
+    fleet, model = many(seed, count), CostModel(spread_penalty=penalty)
+    named = [f"p{i % providers}" for i in range(count)]
+    fleet = [
+        replace(s, description=replace(s.description, provider=name))
+        for s, name in zip(fleet, named, strict=True)
+    ]
+    need = GangNeed(
+        "c1", "mini", tuple(range(agents)), prefix_tokens=300, tokens_per_agent=200,
+        constraints=Constraints(min_survivors=survivors, min_failure_domains=wanted),
+    )  # fmt: skip
+    rooms = {s.endpoint_id: min(agents, Estimate(s, need, model).room()) for s in fleet}
+    if sum(rooms.values()) < agents:
+        return
+    with patch.object(solve, "_SMALL", small):
+        split = spread(place(need, fleet, NOW, PlacementPolicy("gang", model)))
+    room: dict[str, int] = {}
+    held: dict[str, int] = {}
+    zones: dict[str, set[str]] = {}
+    for s in fleet:
+        name, zone = s.description.provider, s.description.failure_domain
+        room[name] = room.get(name, 0) + rooms[s.endpoint_id]
+        held[name] = held.get(name, 0) + split.get(s.endpoint_id, 0)
+        if rooms[s.endpoint_id]:
+            zones.setdefault(name, set()).add(zone)
+    limit = max(1, agents - survivors)
+    while sum(min(limit, each) for each in room.values()) < agents:
+        limit += 1
+    assert sum(held.values()) == agents
+    assert max(held.values()) <= limit
+    reachable = sum(min(limit, len(each)) for each in zones.values())
+    used = {s.description.domain for s in fleet if s.endpoint_id in split}
+    assert len(used) >= min(wanted, agents, reachable)
+    # Not always the least, but never better than what the limit alone allows.
+    used_ = [(Estimate(s, need, model), split.get(s.endpoint_id, 0)) for s in fleet]
+    value = objective([(e, k) for e, k in used_ if k], model)
+    assert value >= least_within(need, fleet, limit, model) * (1 - 1e-6)
+
+
+def test_two_providers_of_three_zones_hold_four_domains_and_eight_survivors() -> None:
+    fleet = [
+        replace(
+            s,
+            description=replace(
+                s.description, provider="pq"[i % 2], failure_domain="xyz"[i % 3],
+                max_sequences=64, total_blocks=0,
+            ),
+        )
+        for i, s in enumerate(many(1, 200))
+    ]  # fmt: skip
+    need = GangNeed(
+        "c1", "mini", tuple(range(16)), prefix_tokens=300, tokens_per_agent=200,
+        constraints=Constraints(min_survivors=8, min_failure_domains=4),
+    )  # fmt: skip
+    split = spread(place(need, fleet, NOW, PlacementPolicy()))
+    used = [s.description for s in fleet if s.endpoint_id in split]
+    assert sum(k for e, k in split.items() if int(e[1:]) % 2) == 8 == sum(split.values()) // 2
+    assert len({what.domain for what in used}) >= 4
 
 
 def test_a_provider_may_have_more_agents_than_a_byte_counts() -> None:

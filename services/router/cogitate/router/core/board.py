@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 from cogitate.router.core.estimate import CostModel, positions_of, prompt_position_s, speed_of
-from cogitate.router.core.types import EndpointSnapshot, GangNeed, State
+from cogitate.router.core.types import Description, EndpointSnapshot, GangNeed, State
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -29,8 +29,8 @@ Ints = NDArray[np.int64]
     TOTAL_BLOCKS, BLOCK_SIZE, WINDOW, BASE, SLOPE, PER_POSITION, PROMPT, PER_HOUR, PER_TOKEN,
     PROMPTS_UNTIL,
 ) = range(19)  # fmt: skip
-# Columns of indices: into groups, providers, failure domains, regions.
-GROUP, PROVIDER, DOMAIN, REGION = range(4)
+# Columns of indices: into groups, providers, failure domains, regions, kinds of memory.
+GROUP, PROVIDER, DOMAIN, REGION, KIND = range(5)
 # Why a group is filtered; 0: it is not.
 WRONG_MODEL, LACKS, WRONG_PROVIDER, WRONG_REGION = 1, 2, 3, 4
 _MAX_ANSWERS: Final = 256
@@ -47,9 +47,9 @@ class Board:
         self.snapshots: list[EndpointSnapshot] = []
         self.rows: dict[str, int] = {}
         self._numbers = np.zeros((19, 16))
-        self._indices = np.zeros((4, 16), np.int64)
+        self._indices = np.zeros((5, 16), np.int64)
         self._hashes = np.zeros(16, np.uint64)
-        self._named: tuple[dict[object, int], ...] = ({}, {}, {}, {})
+        self._named: tuple[dict[object, int], ...] = ({}, {}, {}, {}, {})
         self._answers: dict[_Asked, NDArray[np.int8]] = {}
 
     @classmethod
@@ -123,18 +123,26 @@ class Board:
             known = self._answers[asked] = np.array(answers, np.int8)
         return known
 
-    def mixed(self, text: str) -> Floats:
-        """A number in [0, 1) for each row that depends on its endpoint and on `text` alone."""
-        with np.errstate(over="ignore"):
-            x = self._hashes[: len(self.snapshots)] ^ np.uint64(hash64(text))
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    def kinds(self) -> Iterable[tuple[int, int]]:
+        """Block size (0: memory is not counted) and window of each kind, by its index."""
+        return self._named[KIND]  # type: ignore[return-value]
+
+    def mixed(self, text: str, rows: Ints) -> Floats:
+        """A number in [0, 1) for each of the rows that depends on endpoint and `text` alone."""
+        x = self._hashes[rows]
+        x ^= np.uint64(hash64(text))
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(0x94D049BB133111EB)
+        x >>= np.uint64(11)
+        return x.astype(np.float64) * 2.0**-53
 
     def _name(self, row: int, snapshot: EndpointSnapshot) -> None:
         what = snapshot.description
         group = (what.models, what.capabilities, what.provider, what.region)
-        values: tuple[object, ...] = (group, what.provider, what.domain, what.region)
+        kind = (_block_size(what), what.max_model_len)
+        values: tuple[object, ...] = (group, what.provider, what.domain, what.region, kind)
         for column, value in enumerate(values):
             named = self._named[column]
             self._indices[column, row] = named.setdefault(value, len(named))
@@ -143,6 +151,10 @@ class Board:
 def hash64(text: str) -> int:
     """64 bits that depend on the text alone, in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _block_size(what: Description) -> int:
+    return what.block_size if what.total_blocks else 0
 
 
 def _row(snapshot: EndpointSnapshot, model: CostModel) -> tuple[float, ...]:
@@ -160,7 +172,7 @@ def _row(snapshot: EndpointSnapshot, model: CostModel) -> tuple[float, ...]:
         max(0, what.max_sequences - sequences),
         snapshot.free_blocks,
         what.total_blocks,
-        what.block_size if what.total_blocks else 0,
+        _block_size(what),
         what.max_model_len,
         base + speed.per_position_s * positions_of(snapshot),
         speed.per_sequence_s,

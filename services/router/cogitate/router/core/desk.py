@@ -75,7 +75,9 @@ class Desk:
         """
         touched = self.fleet.touched | self.leases.touched
         while self._settles and self._settles[0][0] <= now:
-            touched.add(heapq.heappop(self._settles)[1])
+            _, settled = heapq.heappop(self._settles)
+            if self.leases.has_booked(settled):
+                touched.add(settled)
         for endpoint_id in sorted(touched):
             entry = self.fleet.entries.get(endpoint_id)
             if entry is None:

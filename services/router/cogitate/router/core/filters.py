@@ -40,12 +40,16 @@ def codes(need: GangNeed, board: Board, now: float) -> Codes:
         checks.append((BUDGET, all_.cost_micro_usd(1, all_.duration_s(1)) > budget))
     if limits.excluded:
         checks.append((EXCLUDED, named(board, limits.excluded)))
-    window = board.number(b.WINDOW)
-    checks.append((WINDOW, (window > 0) & (window <= need.prefix_tokens)))
+    if any(0 < window <= need.prefix_tokens for _, window in board.kinds()):
+        window = board.number(b.WINDOW)
+        checks.append((WINDOW, (window > 0) & (window <= need.prefix_tokens)))
     if need.failed:
         checks.append((FAILED, named(board, need.failed)))
-    checks.append((DRAINING, board.number(b.DRAINING) > 0))
-    checks.append((STALE, (board.number(b.STALE) > 0) | (board.number(b.EXPIRES) <= now)))
+    if board.number(b.DRAINING).any():
+        checks.append((DRAINING, board.number(b.DRAINING) > 0))
+    expired = board.number(b.EXPIRES) <= now
+    if board.number(b.STALE).any() or expired.any():
+        checks.append((STALE, (board.number(b.STALE) > 0) | expired))
     for code, holds in checks:
         why[(why == 0) & holds] = code
     if need.avoided:
@@ -62,17 +66,23 @@ def named(board: Board, names: frozenset[str]) -> NDArray[np.bool_]:
     return found
 
 
-def summary(need: GangNeed, board: Board, why: Codes) -> tuple[Rejection, ...]:
-    """Says why endpoints were not used: all of a small fleet, by id, or few of each kind."""
+def summary(
+    need: GangNeed, board: Board, why: Codes, scores: Scores | None = None
+) -> tuple[Rejection, ...]:
+    """Says why endpoints were not used: all of a small fleet, by id, or few of each kind.
+
+    `scores` are of those that were not filtered, if anybody was used.
+    """
     if len(board) <= LISTED:
-        told = [_told(need, board, int(row), int(why[row])) for row in np.flatnonzero(why)]
+        rows = np.flatnonzero(why)
+        told = _told(need, board, rows, why[rows].tolist(), scores)
         return tuple(sorted(told, key=lambda r: r.endpoint_id))
     found: list[Rejection] = []
     counts = np.bincount(why, minlength=UNNEEDED + 1).tolist()
     for code in range(1, UNNEEDED + 1):
         if counts[code]:
-            rows: Ints = np.flatnonzero(why == code)[:EXAMPLES]
-            told = [_told(need, board, row, code) for row in rows.tolist()]
+            rows = np.flatnonzero(why == code)[:EXAMPLES]
+            told = _told(need, board, rows, [code] * len(rows), scores)
             speaks_for = counts[code] - len(told) + 1
             first = told[0]
             told[0] = Rejection(first.endpoint_id, first.reason, first.temporary, speaks_for)
@@ -85,11 +95,25 @@ def may_return(why: Codes) -> bool:
     return bool(np.isin(why, list(_TEMPORARY)).any())
 
 
-def _told(need: GangNeed, board: Board, row: int, code: int) -> Rejection:
-    snapshot = board.snapshots[row]
-    estimate = Estimate(snapshot, need, board.model)
-    temporary = code in _TEMPORARY or (code == FULL and estimate.room(idle=True) > 0)
-    return Rejection(snapshot.endpoint_id, _SENTENCES[code](estimate), temporary)
+def _told(
+    need: GangNeed, board: Board, rows: Ints, codes: list[int], scores: Scores | None
+) -> list[Rejection]:
+    found: list[Rejection] = []
+    for row, code in zip(rows.tolist(), codes, strict=True):
+        snapshot = board.snapshots[row]
+        if code == UNNEEDED and scores is not None:  # nearly all of them: it is known already
+            place = int(np.searchsorted(scores.rows, row))
+            one_s = float(scores.effective(1)[place] / scores.hair[place])
+            found.append(Rejection(snapshot.endpoint_id, _unneeded(one_s)))
+            continue
+        estimate = Estimate(snapshot, need, board.model)
+        temporary = code in _TEMPORARY or (code == FULL and estimate.room(idle=True) > 0)
+        found.append(Rejection(snapshot.endpoint_id, _SENTENCES[code](estimate), temporary))
+    return found
+
+
+def _unneeded(one_s: float) -> str:
+    return f"others suit the gang better; one agent here: {one_s:.2f} s with its price"
 
 
 def _full(one: Estimate) -> str:
@@ -145,7 +169,5 @@ _SENTENCES: Final[dict[int, Callable[[Estimate], str]]] = {
     UNKNOWN: lambda one: (
         f"its load is unknown ({one.snapshot.unknown_because}) and others have room"
     ),
-    UNNEEDED: lambda one: (
-        f"others suit the gang better; one agent here: {one.effective_s(1):.2f} s with its price"
-    ),
+    UNNEEDED: lambda one: _unneeded(one.effective_s(1)),
 }

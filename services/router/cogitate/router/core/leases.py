@@ -178,14 +178,18 @@ class Leases:
 
     def booked(self, endpoint_id: str, load_at_s: float | None, now: float) -> Booked:
         """Adds up an endpoint's bookings; `load_at_s` is when its known load was reported."""
-        bookings = self._by_endpoint.get(endpoint_id, {}).values()
-        pending = [b for b in bookings if self._is_pending(b, load_at_s, now)]
-        return Booked(
-            agents=sum(b.agents for b in bookings),
-            blocks=sum(b.blocks for b in bookings),
-            pending_agents=sum(b.agents for b in pending),
-            pending_blocks=sum(b.blocks for b in pending),
-        )
+        agents = blocks = pending_agents = pending_blocks = 0
+        for booking in self._by_endpoint.get(endpoint_id, {}).values():
+            agents += booking.agents
+            blocks += booking.blocks
+            if self._is_pending(booking, load_at_s, now):
+                pending_agents += booking.agents
+                pending_blocks += booking.blocks
+        return Booked(agents, blocks, pending_agents, pending_blocks)
+
+    def has_booked(self, endpoint_id: str) -> bool:
+        """Whether anything is booked there."""
+        return endpoint_id in self._by_endpoint
 
     def news(self, changed: EndpointChanged) -> tuple[News, ...]:
         """Says whom a change concerns, by holder. A process that went away takes its bookings."""

@@ -46,7 +46,7 @@ def prefix_affine(scores: Scores, count: int, spread: Spread) -> Split:
     and Zadimoghaddam, Consistent hashing with bounded loads, SODA 2018).
     """
     digest = scores.need.prefix_digest or scores.need.contemplation_id
-    rank = scores.board.mixed(digest)[scores.rows]
+    rank = scores.board.mixed(digest, scores.rows)
     most = scores.board.number(b.MAX_SEQUENCES)[scores.rows]
     fullness = (scores.sequences + count) / most
     mean = (float(scores.sequences.sum()) + count) / float(most.sum())
@@ -62,7 +62,7 @@ def dynamo_kv(scores: Scores, count: int, spread: Spread) -> Split:
     blocks are those that would be in use. Temperature 0.
     """
     board, need = scores.board, scores.need
-    prefix, each = blocks(board, need, scores.rows, scores.steps)
+    prefix, each = blocks(board, need, scores.rows)
     size = np.maximum(1.0, board.number(b.BLOCK_SIZE)[scores.rows])
     prefix = np.where(prefix > 0, prefix, need.prefix_tokens / 16)  # no KV memory: as if of 16
     each = np.where(each > 0, each, scores.steps / 16)

@@ -27,7 +27,7 @@ from cogitate.router.core.deal import Split, Spread
 from cogitate.router.core.estimate import CostModel, Estimate
 from cogitate.router.core.filters import Codes
 from cogitate.router.core.policies import POLICIES
-from cogitate.router.core.scores import Scores, room, steps
+from cogitate.router.core.scores import Scores, idle_room
 from cogitate.router.core.types import EndpointSnapshot, GangNeed, Placement, Share
 
 
@@ -57,7 +57,7 @@ def place_on(need: GangNeed, board: Board, now: float, policy: str) -> Placement
     fits = np.flatnonzero(why == 0)
     scores = Scores(board, need, fits)
     least = 1 if need.max_fallbacks is None else count
-    if not (scores.room >= least).all():
+    if scores.least_room < least:
         why[fits[scores.room < least]] = filters.FULL
         scores = scores.part(scores.room >= least)
     if need.max_fallbacks is None:
@@ -129,7 +129,7 @@ def _spread(scores: Scores, count: int, used: Ints | None) -> Spread:
     domains, limit = 1, 2**31
     if limits.min_failure_domains > 1:
         before = 0 if used is None else len(np.unique(scores.board.index(b.DOMAIN)[used]))
-        there = len(np.unique(scores.domains))
+        there = int(np.count_nonzero(np.bincount(scores.domains)))
         domains = max(1, min(limits.min_failure_domains - before, count, there))
     if limits.min_survivors > 0:
         rooms = np.bincount(scores.providers, np.minimum(scores.room, count))
@@ -143,8 +143,10 @@ def _spread(scores: Scores, count: int, used: Ints | None) -> Spread:
 
 def _domains_within(scores: Scores, limit: int) -> int:
     """How many failure domains can be used when a provider may have only so many agents."""
-    _, firsts = np.unique(scores.domains, return_index=True)
-    return int(np.minimum(np.bincount(scores.providers[firsts]), limit).sum())
+    provider_of = np.full(scores.board.count(b.DOMAIN), -1)
+    provider_of[scores.domains] = scores.providers
+    counts = np.bincount(provider_of[provider_of >= 0])
+    return int(np.minimum(counts, limit).sum())
 
 
 def _placement(
@@ -171,22 +173,23 @@ def _placement(
                 fallbacks=fallbacks,
             )
         )
-    unused = np.ones(len(scores), np.bool_)
-    unused[list(split)] = False
-    rows = scores.rows[unused]
-    why[rows] = np.where(board.number(b.KNOWN)[rows] > 0, filters.UNNEEDED, filters.UNKNOWN)
+    is_known = board.number(b.KNOWN)[scores.rows] > 0
+    why[scores.rows] = np.where(is_known, filters.UNNEEDED, filters.UNKNOWN)
+    why[scores.rows[list(split)]] = 0
     return Placement(
         policy=policy,
         shares=tuple(shares),
-        rejected=filters.summary(need, board, why),
+        rejected=filters.summary(need, board, why, scores),
         makespan_s=max(share.predicted_s for share in shares),
     )
 
 
 def _alone(scores: Scores, count: int) -> float | None:
     """Returns how long the whole gang would take on the one endpoint best for it."""
-    roomy = scores.room >= count
-    return float(scores.duration_s(count)[roomy].min()) if roomy.any() else None
+    durations = scores.duration_s(count)
+    if scores.least_room < count:
+        durations = durations[scores.room >= count]
+    return float(durations.min()) if len(durations) else None
 
 
 def _why(estimate: Estimate, k: int, duration_s: float, used: int, alone: float | None) -> str:
@@ -232,7 +235,7 @@ def _denied(
         retryable = False
         denial = f"no endpoint with the model {need.model} has {', '.join(lacking)}"
     else:
-        rooms = room(board, need, fits, steps(board, need, fits), idle=True)
+        rooms = idle_room(board, need, fits)
         if need.max_fallbacks is not None:
             rooms = np.where(rooms >= count, count, 0)
         idle = int(rooms.sum())

@@ -5,7 +5,8 @@ the widest first, are worth min(limit, sum of their caps), a concave sum: what e
 shrinks. So r endpoints hold the gang iff the r largest of all these gains do, and the least T at
 which they do is looked for, for each r that can still win:
 
-* To begin with: the best endpoint of each of r providers, for ceil(N / r) agents, is a solution.
+* To begin with (``solve``): the best endpoint of each of r providers, for ceil(N / r) agents, is a
+  solution.
 * One look at the whole fleet, a hair under the best that is known, tells whether r endpoints can be
   better. It counts caps by provider, so it needs no sorting. Mostly they cannot.
 * If they can, those found are levelled among themselves, which lowers the bound, and so on. Every
@@ -21,7 +22,7 @@ from bisect import bisect_left, bisect_right
 
 import numpy as np
 from cogitate.router.core import board as b
-from cogitate.router.core.board import Floats, Ints
+from cogitate.router.core.board import Ints
 from cogitate.router.core.scores import Scores
 
 # What is better by less is no better: equal endpoints are told apart by less.
@@ -29,68 +30,37 @@ CLOSE = 1 - 1e-7
 _MOST = float(np.finfo(np.float64).max)
 
 
-def least_within(scores: Scores, count: int, limit: int, penalty: float) -> Ints:
-    """The places of the split with the least objective; none if they cannot hold the gang."""
-    least, best, places = beginning(scores, count, -(-count // limit), penalty)
+def least_within(
+    scores: Scores, count: int, limit: int, tried: list[tuple[float, int]], best: float
+) -> Ints:
+    """The places of the split with the least objective; none if none is better than `best`.
+
+    `tried` are numbers of endpoints, each with what it cannot be better than.
+    """
+    penalty = scores.board.model.spread_penalty
+    places = np.arange(0)
     looks: _Looks | None = None
-    for r in sorted(least, key=lambda r: least[r] * (1 + penalty * (r - 1))):
-        factor, low, is_near = 1 + penalty * (r - 1), least[r], True
+    for least, r in tried:
+        factor, is_near = 1 + penalty * (r - 1), True
+        low = least / factor
         while low * factor < best * CLOSE:
             bound = min(_MOST, best / factor * CLOSE)
             if looks is None:
-                highest = min(_MOST, best / (1 + penalty * (min(least) - 1)) * CLOSE)
+                fewest = min(r for _, r in tried)
+                highest = min(_MOST, best / (1 + penalty * (fewest - 1)) * CLOSE)
                 looks = _Looks(scores, count, limit, highest)
             if not is_near and bound < _MOST:
                 bound = (low + bound) / 2
-            caps, fewest = looks.fewest(bound)
-            if fewest is not None and fewest <= r:
-                places, value = looks.levelled(caps, fewest)
-                best = value * (1 + penalty * (fewest - 1))
+            caps, needed = looks.fewest(bound)
+            if needed is not None and needed <= r:
+                places, value = looks.levelled(caps, needed)
+                best = value * (1 + penalty * (needed - 1))
             elif is_near:
                 break
             else:
                 low = float(np.nextafter(bound, np.inf))
             is_near = not is_near
     return places
-
-
-def beginning(
-    scores: Scores, count: int, fewest: int, penalty: float
-) -> tuple[dict[int, float], float, Ints]:
-    """For each r that may win the bound that it cannot do with less; a solution to begin with.
-
-    That is on different providers. `fewest` endpoints are at least as many as the constraints need.
-    """
-    most = min(count, len(scores))
-    least: dict[int, float] = {}
-    best, places = np.inf, np.arange(0)
-    by_k: dict[int, tuple[float, Ints, Floats]] = {}
-    of_one = float(scores.effective(1).min())
-    for r in range(fewest, most + 1):
-        factor = 1 + penalty * (r - 1)
-        if of_one * factor >= best * CLOSE:
-            break
-        k = -(-count // r)
-        if k not in by_k:
-            by_k[k] = _heads(scores, k)
-        least[r], heads, values = by_k[k]
-        if len(heads) >= r and values[r - 1] * factor < best:
-            best, places = float(values[r - 1]) * factor, heads[:r]
-    return least, best, places
-
-
-def _heads(scores: Scores, k: int) -> tuple[float, Ints, Floats]:
-    """The least value of a column; its best place of each provider, in order, and their values."""
-    column, providers = scores.effective(k), scores.providers
-    best = np.full(scores.board.count(b.PROVIDER), np.inf)
-    np.minimum.at(best, providers, column)
-    # Equal ones differ by a hair, so each provider has one; two that do not are still a solution.
-    places = np.flatnonzero((column == best[providers]) & (column < np.inf))
-    values = column[places]
-    order = np.argsort(values)
-    _, firsts = np.unique(providers[places[order]], return_index=True)
-    order = order[np.sort(firsts)]
-    return float(best.min()), places[order], values[order]
 
 
 class _Looks:

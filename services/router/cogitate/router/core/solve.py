@@ -13,145 +13,208 @@ by bisection over the values that the curves take.
 
 What makes it fast is that few endpoints and few r come into question:
 
+* A split over the first r of a column, r as small as may be, bounds the best one. No endpoint is
+  used whose effective(1), times the penalty of so many, is over that: most of a fleet of unlike
+  endpoints is left aside by three columns.
 * Some endpoint has at least ceil(N / r) agents, so T >= the least value of that column; and the r
   best of that column are a solution. Most r fall to these two bounds alone.
-* A better solution with r endpoints uses only endpoints whose effective(1) is under its bound; and
-  of those only the first R of each column, since one that is not among them can be exchanged for an
-  unused one that is (with domains: or is the best of one of the first R domains).
+* Of those under the bound only the first R of each column are needed, since one that is not among
+  them can be exchanged for an unused one that is (with domains: or is the best of one of the first
+  R domains).
 
-A limit a provider is ``providers``' matter. With both constraints at once its split is the least if
-it has domains enough; else domains are served first, the places in question are found by a few
-columns, exact while they are all, and the result may not be the least.
+A limit a provider is ``providers``' matter where many endpoints are in question. With both
+constraints at once the split by the limit alone, over no fewer endpoints than domains, is the least
+if it has domains enough; else domains are served first, and the result may not be the least.
 Property test: test_gang_policy_agrees_with_brute_force, test_gang_agrees_with_the_exhaustive_one.
 """
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
+
 import numpy as np
+from cogitate.router.core import board as b
 from cogitate.router.core.board import Ints
-from cogitate.router.core.deal import Split, Spread, Tally, promising
+from cogitate.router.core.deal import Split, Spread, promising
 from cogitate.router.core.providers import CLOSE as _CLOSE
-from cogitate.router.core.providers import beginning, least_within
+from cogitate.router.core.providers import least_within
 from cogitate.router.core.scores import Scores
 
-# A fleet so small is looked at as a whole.
-_SMALL = 24
+# So many are looked at one by one.
+_SMALL = 128
 
 
 def gang(scores: Scores, count: int, spread: Spread) -> Split:
     """Returns the split with the least objective. O(E) array operations, then a few endpoints."""
-    penalty = scores.board.model.spread_penalty
-    if spread.provider_limit < count:
-        places = least_within(scores, count, spread.provider_limit, penalty)
-        if len(np.unique(scores.domains[places])) >= spread.domains:
-            return _level(scores, places, count, spread)
-        fewest = max(spread.domains, -(-count // spread.provider_limit))
-        lows, best, places = beginning(scores, count, fewest, penalty)
-        tried = [(low * (1 + penalty * (r - 1)), r) for r, low in lows.items()]
+    fewest = max(spread.domains, -(-count // spread.provider_limit))
+    if spread.provider_limit < count and spread.domains > 1:
+        places = _least(scores, count, replace(spread, domains=1), fewest)
+        if len(set(scores.domains[places].tolist())) < spread.domains:
+            places = _least(scores, count, spread, fewest)
     else:
-        tried, best, places = _beginning(scores, count, spread, penalty)
-    tried = [(least, r) for least, r in tried if least < best * _CLOSE]
-    if tried:
-        pool = _pool(scores, count, spread, tried, best, penalty)
-        exact = _Exact(scores, pool, count, spread)
-        for least, r in sorted(tried):
-            if least >= best * _CLOSE:
-                break
-            factor = 1 + penalty * (r - 1)
-            found_bound = exact.least_bound(r, best / factor)
-            if found_bound is not None:
-                best = found_bound * factor
-                places = exact.widest(r, found_bound)
-    return _level(scores, places, count, spread) if len(places) else {}
+        places = _least(scores, count, spread, fewest)
+    return _level(scores, places, count, spread)
 
 
-def _beginning(
-    scores: Scores, count: int, spread: Spread, penalty: float
-) -> tuple[list[tuple[float, int]], float, Ints]:
-    """What each r that may win cannot be better than; a solution to begin with, if there is one."""
-    best, places = np.inf, np.arange(0)
-    tried: list[tuple[float, int]] = []
-    firsts: dict[int, tuple[Ints, list[float]]] = {}
-    most = min(count, len(scores))
-    least_of_one = float(scores.effective(1).min())
-    for r in range(spread.domains, most + 1):
-        factor = 1 + penalty * (r - 1)
-        if least_of_one * factor >= best * _CLOSE:
+def _least(scores: Scores, count: int, spread: Spread, fewest: int) -> Ints:
+    """The places of the best split over at least `fewest` endpoints; none if there is none."""
+    penalty = scores.board.model.spread_penalty
+    begun = _Beginning(scores, count, spread, fewest)
+    best, places = begun.best, begun.places()
+    tried = begun.tried()
+    if not tried:
+        return places
+    part, names = begun.part, begun.names
+    limit = best / (1 + penalty * (min(r for _, r in tried) - 1))
+    pool = _able(part, count, tried, limit)
+    tried = [low for low in tried if low[1] <= len(pool)]
+    if not tried:
+        return places
+    if len(pool) > _SMALL:
+        part, names = part.part(pool), names[pool]
+        if spread.provider_limit < count and spread.domains == 1:
+            found = least_within(part, count, spread.provider_limit, tried, best)
+            return names[found] if len(found) else places
+        pool = _needed(part, count, spread, tried, limit)
+    exact = _Exact(part, pool, count, spread, tried, best)
+    for least, r in tried:
+        if least >= best * _CLOSE:
             break
-        k = -(-count // r)
-        if k not in firsts:
-            firsts[k] = _first(scores, k, most, spread)
-        found, values = firsts[k]
-        if not len(found) or values[0] * factor >= best * _CLOSE:
-            continue
-        tried.append((values[0] * factor, r))
-        taken = _in_domains(found, scores, r, spread.domains)
-        if taken is not None and (value := values[taken[-1]]) * factor < best:
-            best, places = value * factor, found[taken]
-    return tried, best, places
+        factor = 1 + penalty * (r - 1)
+        found_bound = exact.least_bound(r, least / factor, best / factor)
+        if found_bound is not None:
+            best = found_bound * factor
+            if not penalty:
+                r = exact.fewest(r, found_bound)
+            places = names[exact.widest(r, found_bound)]
+    return places
 
 
-def _first(scores: Scores, k: int, most: int, spread: Spread) -> tuple[Ints, list[float]]:
-    """The first places of a column, in order, that any solution of it needs, and their values."""
-    column = scores.effective(k)
-    places = promising(scores, column, most, spread)
-    places = places[np.argsort(column[places])]
-    values = column[places]
-    finite = int(np.searchsorted(values, np.inf, "left"))
-    return places[:finite], values[:finite].tolist()
+class _Beginning:
+    """What each number of endpoints cannot be better than, and a solution to begin with."""
+
+    def __init__(self, scores: Scores, count: int, spread: Spread, fewest: int) -> None:
+        self._whole, self._count, self._spread = scores, count, spread
+        self._penalty = penalty = scores.board.model.spread_penalty
+        self._limited = spread.provider_limit < count
+        self.part, self.names = scores, np.arange(len(scores))  # those in question
+        self.best = np.inf
+        self._lows: list[tuple[float, int]] = []
+        self._winner: tuple[int, float] | None = None
+        known: dict[int, tuple[float, list[float], list[float]]] = {}
+        of_one = float(scores.effective(1).min())
+        for r in range(fewest, min(count, len(scores)) + 1):
+            factor = 1 + penalty * (r - 1)
+            if of_one * factor >= self.best * _CLOSE:
+                break
+            k = -(-count // r)
+            if k not in known:
+                known[k] = self._column(k)
+            least, firsts, heads = known[k]
+            if least * factor >= self.best * _CLOSE:
+                continue
+            self._lows.append((least * factor, r))
+            value = self._value(r, firsts, heads)
+            if value * factor < self.best:
+                self.best, self._winner = value * factor, (r, value)
+            if r == fewest + 1:
+                self._leave_aside(r + 1)
+
+    def tried(self) -> list[tuple[float, int]]:
+        """The bounds and numbers that may be better than the solution, the least bound first."""
+        return sorted(low for low in self._lows if low[0] < self.best * _CLOSE)
+
+    def places(self) -> Ints:
+        """The places of the solution, none if there is none: the first of a column."""
+        if self._winner is None:
+            return np.arange(0)
+        r, value = self._winner
+        column = self._whole.effective(-(-self._count // r))
+        near = np.flatnonzero(column <= value)
+        near = near[column[near].argsort()]
+        # Those of different providers keep to any limit.
+        labels = self._whole.providers if self._limited else self._whole.domains
+        return near[_unlike(labels[near], r, r if self._limited else self._spread.domains)]
+
+    def _column(self, k: int) -> tuple[float, list[float], list[float]]:
+        """The least value, the first ones, and the least of each domain or provider, in order."""
+        column, scores = self.part.effective(k), self.part
+        firsts: list[float] = []
+        heads: list[float] = []
+        if not self._limited:
+            most = min(len(column), self._count if k == 1 else (self._count - 1) // (k - 1))
+            least = [column.min()] if most == 1 else np.partition(column, most - 1)[:most]
+            firsts = sorted(map(float, least))
+        if self._limited or self._spread.domains > 1:
+            what = b.PROVIDER if self._limited else b.DOMAIN
+            of_each = np.full(scores.board.count(what), np.inf)
+            np.minimum.at(of_each, scores.board.index(what)[scores.rows], column)
+            heads = sorted(of_each.tolist())
+        return (firsts or heads)[0], firsts, heads
+
+    def _value(self, r: int, firsts: list[float], heads: list[float]) -> float:
+        """The least bound at which `r` endpoints have the column's number of agents each."""
+        if self._limited:
+            return heads[r - 1] if r <= len(heads) else np.inf
+        value = firsts[r - 1] if r <= len(firsts) else np.inf
+        return max(value, heads[self._spread.domains - 1]) if heads else value
+
+    def _leave_aside(self, after: int) -> None:
+        """Leaves out who cannot be in a better solution of the numbers that are in question."""
+        fewest = min((r for _, r in self.tried()), default=after)
+        factor = 1 + self._penalty * (fewest - 1)
+        fits = np.flatnonzero(self.part.effective(1) * factor < self.best * _CLOSE)
+        if 0 < len(fits) < len(self.part) // 2:
+            self.part, self.names = self.part.part(fits), fits
 
 
-def _in_domains(places: Ints, scores: Scores, r: int, wanted: int) -> list[int] | None:
-    """Which of the places to take: the first, as few of domains already used as leave `wanted`."""
-    if len(places) < r:
-        return None
+def _able(scores: Scores, count: int, tried: list[tuple[float, int]], limit: float) -> Ints:
+    """The places that can have as many agents under `limit` as the others leave each of them."""
+    rs = [r for _, r in tried]
+    ks = range(1, count - min(rs) + 2)
+    most = bisect_left(ks, True, key=lambda k: bool(scores.effective(k).min() >= limit))
+    least = max(1, count - (max(rs) - 1) * most)
+    return np.flatnonzero(scores.effective(least) < limit)
+
+
+def _unlike(labels: Ints, r: int, wanted: int) -> list[int]:
+    """Which `r` to take: the first, as few of labels already used as leave `wanted` of them."""
     if wanted == 1:
         return list(range(r))
     seen: set[int] = set()
     taken: list[int] = []
     repeats = r - wanted
-    for i, domain in enumerate(scores.domains[places].tolist()):
+    for i, label in enumerate(labels.tolist()):
         if len(taken) == r:
             break
-        if domain in seen:
+        if label in seen:
             if not repeats:
                 continue
             repeats -= 1
-        seen.add(domain)
+        seen.add(label)
         taken.append(i)
-    return taken if len(taken) == r else None
+    return taken
 
 
-def _pool(
-    scores: Scores,
-    count: int,
-    spread: Spread,
-    tried: list[tuple[float, int]],
-    best: float,
-    penalty: float,
+def _needed(
+    part: Scores, count: int, spread: Spread, tried: list[tuple[float, int]], limit: float
 ) -> Ints:
-    """The places that a better solution can use."""
-    if len(scores) <= _SMALL:
-        return np.arange(len(scores))
+    """The places that a split with a bound under `limit` needs at most."""
     fewest = min(r for _, r in tried)
     most = max(r for _, r in tried)
-    places = np.flatnonzero(scores.effective(1) * (1 + penalty * (fewest - 1)) < best * _CLOSE)
-    if len(places) <= _SMALL:
-        return places
-    part = scores if len(places) == len(scores) else scores.part(places)
     if spread.provider_limit < count:
         ks = {1, spread.provider_limit, -(-spread.provider_limit // 2)}
         kept = [promising(part, part.effective(k), most, spread) for k in ks]
-        return places[np.unique(np.concatenate(kept))]
-    limit = best / (1 + penalty * (fewest - 1))
+        return np.unique(np.concatenate(kept))
     if spread.domains == 1:
         # All columns at once. From where so few can have k agents on, those are all there are.
         curves = part.curves(count - fewest + 1)
         able = np.count_nonzero(curves < limit, axis=0)
         last = int(np.argmax(able <= most)) if able[-1] <= most else len(able) - 1
         few = min(most, len(part))
-        first = np.argpartition(curves[:, : last + 1], few - 1, axis=0)[:few]
-        return places[np.unique(first)]
+        return np.unique(np.argpartition(curves[:, : last + 1], few - 1, axis=0)[:few])
     kept = []
     for k in range(1, count - fewest + 2):
         column = part.effective(k)
@@ -160,84 +223,144 @@ def _pool(
             kept.append(fits)  # whoever can have more than k is among them
             break
         kept.append(promising(part, column, most, spread))
-    return places[np.unique(np.concatenate(kept))]
+    return np.unique(np.concatenate(kept))
 
 
 class _Exact:
-    """Bisection over the curves of a few places."""
+    """Bisection over the curves of a few places, as lists: of few numbers they are faster."""
 
-    def __init__(self, scores: Scores, pool: Ints, count: int, spread: Spread) -> None:
+    def __init__(
+        self,
+        scores: Scores,
+        pool: Ints,
+        count: int,
+        spread: Spread,
+        tried: list[tuple[float, int]],
+        best: float,
+    ) -> None:
+        penalty = scores.board.model.spread_penalty
+        # The soonest first: whoever can have an agent within a bound is before who cannot.
+        self._pool = pool = pool[scores.effective(1)[pool].argsort()]
         part = scores.part(pool)
-        self._pool, self._count, self._spread = pool, count, spread
-        self._curves = part.curves(count)
-        self._domains, self._providers = part.domains.tolist(), part.providers.tolist()
-        self._values = np.unique(self._curves)
+        self._count, self._spread = count, spread
         self._limited = spread.provider_limit < count
+        fewest = min(r for _, r in tried)
+        curves = part.curves(min(count, spread.provider_limit))
+        low = min(least / (1 + penalty * (r - 1)) for least, r in tried) * _CLOSE
+        high = best / (1 + penalty * (fewest - 1))
+        values = curves[(curves >= low) & (curves < high)]
+        self._values: list[float] = np.unique(values).tolist()
+        self._rows: list[list[float]] = curves.tolist()
+        self._firsts = [row[0] for row in self._rows]
+        if self._limited or spread.domains > 1:
+            self._domains, self._providers = part.domains.tolist(), part.providers.tolist()
 
-    def least_bound(self, r: int, under: float) -> float | None:
-        """The least bound under `under` at which `r` endpoints hold the gang, or None."""
-        low, high = 0, int(np.searchsorted(self._values, under, "left"))
-        if np.isinf(under):
-            high = int(np.searchsorted(self._values, np.inf, "left"))
-        if not high or not self._holds(r, float(self._values[high - 1])):
+    def least_bound(self, r: int, least: float, under: float) -> float | None:
+        """The least bound from `least` to under `under` at which `r` endpoints hold the gang."""
+        values = self._values
+        low, high = bisect_left(values, least * _CLOSE), bisect_left(values, under)
+        if low >= high or not self._holds(r, values[high - 1]):
             return None
         high -= 1
         while low < high:
             middle = (low + high) // 2
-            if self._holds(r, float(self._values[middle])):
+            if self._holds(r, values[middle]):
                 high = middle
             else:
                 low = middle + 1
-        return float(self._values[high])
+        return values[high]
+
+    def fewest(self, r: int, bound: float) -> int:
+        """How few of `r` endpoints are enough within the bound: where more cost nothing."""
+        least = max(1, self._spread.domains)
+        while r > least and self._holds(r - 1, bound):
+            r -= 1
+        return r
 
     def widest(self, r: int, bound: float) -> Ints:
         """The `r` places that take most within the bound, those that end soonest of equals."""
         return self._pool[self._chosen(self._caps(bound), r)]
 
     def _caps(self, bound: float) -> list[int]:
-        return np.count_nonzero(self._curves <= bound, axis=1).tolist()  # type: ignore[no-any-return]
+        """How many agents each may have, of those that may have any."""
+        able = bisect_right(self._firsts, bound)
+        return [bisect_right(row, bound) for row in self._rows[:able]]
 
     def _holds(self, r: int, bound: float) -> bool:
         caps = self._caps(bound)
-        if self._spread.domains == 1 and not self._limited:
-            top = sorted(caps, reverse=True)[:r]
-            return len(top) == r and top[-1] > 0 and sum(top) >= self._count
+        if self._spread.domains == 1:
+            gains = self._gains(caps) if self._limited else sorted(caps, reverse=True)
+            if len(gains) >= r:
+                return sum(gains[:r]) >= self._count
+            if len(caps) < r:
+                return False
         chosen = self._chosen(caps, r)
         if len(chosen) < r:
             return False
-        by_provider: dict[int, int] = {}
+        held: dict[int, int] = {}
         for i in chosen:
-            by_provider[self._providers[i]] = by_provider.get(self._providers[i], 0) + caps[i]
+            held[self._providers[i]] = held.get(self._providers[i], 0) + caps[i]
         limit = self._spread.provider_limit
-        return sum(min(limit, held) for held in by_provider.values()) >= self._count
+        return sum(min(limit, agents) for agents in held.values()) >= self._count
+
+    def _gains(self, caps: list[int]) -> list[int]:
+        """What each adds to its provider, the widest first, as far as its limit; the most first."""
+        limit = self._spread.provider_limit
+        held: dict[int, int] = {}
+        gains: list[int] = []
+        for cap, provider in sorted(zip(caps, self._providers, strict=False), reverse=True):
+            had = held.get(provider, 0)
+            if had < limit:
+                gains.append(min(cap, limit - had))
+                held[provider] = had + gains[-1]
+        return sorted(gains, reverse=True)
 
     def _chosen(self, caps: list[int], r: int) -> list[int]:
         """Greedily the widest: fewer than `r` if there are not so many that take any."""
-        ends = self._curves[np.arange(len(caps)), np.maximum(np.array(caps), 1) - 1].tolist()
-        order = sorted((i for i, cap in enumerate(caps) if cap), key=lambda i: (-caps[i], ends[i]))
-        limit, held = self._spread.provider_limit, dict.fromkeys(self._providers, 0)
-        seen: set[int] = set()
-        chosen: list[int] = []
-        repeats = r - self._spread.domains
-        while len(chosen) < r and order:
-            taken = None
-            gain = 0
-            for i in order:
-                if self._domains[i] in seen and not repeats:
-                    continue
-                more = min(caps[i], limit - held[self._providers[i]])
-                if taken is None or more > gain:
-                    taken, gain = i, more
-                if not self._limited or gain == caps[i]:
-                    break  # no later one takes more
-            if taken is None or (self._limited and gain <= 0):
-                break
-            repeats -= self._domains[taken] in seen
-            seen.add(self._domains[taken])
-            held[self._providers[taken]] += max(0, gain)
-            chosen.append(taken)
-            order.remove(taken)
-        return chosen
+        rows = self._rows
+        order = sorted(range(len(caps)), key=lambda i: (-caps[i], rows[i][caps[i] - 1]))
+        if self._spread.domains == 1 and not self._limited:
+            return order[:r]
+        return _greedy(order, caps, r, self._domains, self._providers, self._spread)
+
+
+def _greedy(
+    order: list[int],
+    caps: list[int],
+    r: int,
+    domains: list[int],
+    providers: list[int],
+    spread: Spread,
+) -> list[int]:
+    """Takes `r` by what they add to their provider, the first in order of equals.
+
+    Each has an agent in the end, so of a provider there are no more than its limit.
+    """
+    limit = spread.provider_limit
+    held, used = dict.fromkeys(providers, 0), dict.fromkeys(providers, 0)
+    seen: set[int] = set()
+    chosen: list[int] = []
+    repeats = r - spread.domains
+    while len(chosen) < r and order:
+        taken, gain = -1, -1
+        for i in order:
+            provider = providers[i]
+            if used[provider] >= limit or (not repeats and domains[i] in seen):
+                continue
+            more = min(caps[i], limit - held[provider])
+            if more > gain:
+                taken, gain = i, more
+            if gain == caps[i]:
+                break  # no later one takes more
+        if taken < 0:
+            break
+        repeats -= domains[taken] in seen
+        seen.add(domains[taken])
+        held[providers[taken]] += gain
+        used[providers[taken]] += 1
+        chosen.append(taken)
+        order.remove(taken)
+    return chosen
 
 
 def _level(scores: Scores, places: Ints, count: int, spread: Spread) -> Split:
@@ -247,21 +370,29 @@ def _level(scores: Scores, places: Ints, count: int, spread: Spread) -> Split:
     any case.
     """
     order = places.tolist()
-    if len(order) == 1:
-        return {order[0]: count}
-    curves = scores.part(places).curves(count)
+    if len(order) <= 1:
+        return dict.fromkeys(order, count)
+    part = scores.part(places)
+    curves = part.curves(count)
     if spread.provider_limit >= count:
         curves[:, 0] = -1.0
         least = np.argsort(curves, axis=None, kind="stable")[:count]
         agents = np.bincount(least // count, minlength=len(order))
         return dict(zip(order, agents.tolist(), strict=True))
-    tally = Tally(scores, count, spread)
-    for place in order:
-        tally.give(place)
-    rows = dict(zip(order, curves.tolist(), strict=True))
-    while tally.left:
-        ends = [(rows[p][tally.split[p]], p) for p in order if tally.may(p)]
-        if not ends:
+    rows, providers = curves.tolist(), part.providers.tolist()
+    split, left = [1] * len(order), dict.fromkeys(providers, spread.provider_limit)
+    for provider in providers:
+        left[provider] -= 1
+    ends = [(row[1], order[i], i) for i, row in enumerate(rows) if count > 1]
+    heapq.heapify(ends)
+    for _ in range(count - len(order)):
+        while ends and not left[providers[ends[0][2]]]:
+            heapq.heappop(ends)
+        if not ends or np.isinf(ends[0][0]):
             return {}
-        tally.give(min(ends)[1])
-    return tally.split
+        _, name, i = ends[0]
+        split[i] += 1
+        left[providers[i]] -= 1
+        after = rows[i][split[i]] if split[i] < count else np.inf
+        heapq.heapreplace(ends, (after, name, i))
+    return dict(zip(order, split, strict=True))
