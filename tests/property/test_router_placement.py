@@ -63,6 +63,7 @@ def endpoints(draw: st.DrawFn, endpoint_id: str, sane: bool = False) -> Endpoint
         price_per_hour_micro_usd=draw(st.sampled_from([0, 1_000_000, 40_000_000])),
         is_spot=draw(st.booleans()),
         price_per_million_tokens_micro_usd=draw(st.sampled_from([0, 5_000_000])),
+        price_per_million_prompt_tokens_micro_usd=draw(st.sampled_from([0, 0, 2_000_000])),
         total_blocks=total_blocks,
         block_size=16 if total_blocks else 0,
         max_sequences=draw(st.integers(1, 12)),

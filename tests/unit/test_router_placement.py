@@ -99,6 +99,12 @@ def why_not(placement: Placement, endpoint_id: str) -> str:
             False,
         ),
         (
+            {"price_per_million_prompt_tokens_micro_usd": 10_000_000},
+            {"max_cost_micro_usd": 1000, "prefix_tokens": 1000},
+            "one agent would cost 0.01 USD, more than the budget 0.001",
+            False,
+        ),
+        (
             {},
             {"constraints": Constraints(excluded=frozenset({"a"}))},
             "the request excludes it",

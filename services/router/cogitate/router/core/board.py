@@ -27,8 +27,8 @@ Ints = NDArray[np.int64]
 (
     EXPIRES, STALE, DRAINING, KNOWN, SPOT, SEQUENCES, MAX_SEQUENCES, FREE_SEQUENCES, FREE_BLOCKS,
     TOTAL_BLOCKS, BLOCK_SIZE, WINDOW, BASE, SLOPE, PER_POSITION, PROMPT, PER_HOUR, PER_TOKEN,
-    PROMPTS_UNTIL,
-) = range(19)  # fmt: skip
+    PROMPTS_UNTIL, PER_PROMPT_TOKEN,
+) = range(20)  # fmt: skip
 # Columns of indices: into groups, providers, failure domains, regions, kinds of memory.
 GROUP, PROVIDER, DOMAIN, REGION, KIND = range(5)
 # Why a group is filtered; 0: it is not.
@@ -46,7 +46,7 @@ class Board:
         self.model = model
         self.snapshots: list[EndpointSnapshot] = []
         self.rows: dict[str, int] = {}
-        self._numbers = np.zeros((19, 16))
+        self._numbers = np.zeros((20, 16))
         self._indices = np.zeros((5, 16), np.int64)
         self._hashes = np.zeros(16, np.uint64)
         self._named: tuple[dict[object, int], ...] = ({}, {}, {}, {}, {})
@@ -181,6 +181,7 @@ def _row(snapshot: EndpointSnapshot, model: CostModel) -> tuple[float, ...]:
         what.price_per_hour_micro_usd,
         what.price_per_million_tokens_micro_usd,
         snapshot.prompts_until_s,
+        what.price_per_million_prompt_tokens_micro_usd,
     )
 
 

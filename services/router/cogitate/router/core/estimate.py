@@ -7,7 +7,8 @@ as learned from the endpoint's steps (``learning``); the wait is for prompts tha
 before, since an engine computes one after the other. Of an endpoint that does not tell them it is
 c * (1 + batch_slope * b), where `c` comes from its own last report (a step duration at a batch
 size) and from a prior while it has none. Agents of an endpoint decode in one batch, so they end
-together; the share of an hourly price that a gang pays is its share of that batch. `effective` adds
+together; the share of an hourly price that a gang pays is its share of that batch. By the token
+each agent pays for what it writes, and for the prompt where it is charged for. `effective` adds
 money to time at a fixed exchange rate, so that policies compare one number, and what a spot machine
 is expected to lose: half of the duration, as often as it is taken away. `scores` has the same
 formulas for a whole fleet; `test_scores_agree_with_estimates` holds the two together.
@@ -80,7 +81,8 @@ class Estimate:
     def cost_micro_usd(self, k: int) -> float:
         """What `k` agents there cost."""
         what = self.snapshot.description
-        by_token = k * self.steps * what.price_per_million_tokens_micro_usd / 1e6
+        prompt = self.need.prefix_tokens * what.price_per_million_prompt_tokens_micro_usd
+        by_token = k * (self.steps * what.price_per_million_tokens_micro_usd + prompt) / 1e6
         part = k / (self.snapshot.sequences + k)
         return by_token + part * self.duration_s(k) * what.price_per_hour_micro_usd / 3600
 

@@ -55,8 +55,11 @@ class Scores:
         slope += board.number(b.SLOPE)[at]
         self._per_agent = self.steps * slope
         self._per_hour = board.number(b.PER_HOUR)[at]
-        by_token, spot = board.number(b.PER_TOKEN)[at], board.number(b.SPOT)[at]
-        self._per_agent_tokens = self.steps * by_token / 1e6 if by_token.any() else None
+        self._per_agent_tokens: Floats | None = None
+        by_token, by_prompt = board.number(b.PER_TOKEN)[at], board.number(b.PER_PROMPT_TOKEN)[at]
+        if by_token.any() or by_prompt.any():
+            self._per_agent_tokens = (self.steps * by_token + prefix * by_prompt) / 1e6
+        spot = board.number(b.SPOT)[at]
         self._spot = spot * (model.spot_losses_per_hour / 7200) if spot.any() else None
         self.least_room = float(self.room.min()) if len(rows) else np.inf
         self._mixed: Floats | None = None
