@@ -169,6 +169,7 @@ class GangSpec(_message.Message):
     PREFIX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOKENS_PER_AGENT_FIELD_NUMBER: _builtins.int
     PREFILLED_ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    MEAN_TOKENS_PER_AGENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     role: _builtins.str
@@ -182,6 +183,10 @@ class GangSpec(_message.Message):
     prefilled_endpoint_id: _builtins.str
     """An endpoint that has most of the common prefix in its prefix cache: preferred where that saves time. Empty
     means none.
+    """
+    mean_tokens_per_agent: _builtins.int
+    """Estimated tokens that the agents will write in the mean: those that write less leave the others a smaller batch.
+    0 means that all write as much as the longest.
     """
     @_builtins.property
     def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -202,10 +207,11 @@ class GangSpec(_message.Message):
         prefix_token_count: _builtins.int = ...,
         tokens_per_agent: _builtins.int = ...,
         prefilled_endpoint_id: _builtins.str = ...,
+        mean_tokens_per_agent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "model", b"model", "prefilled_endpoint_id", b"prefilled_endpoint_id", "prefix_digest", b"prefix_digest", "prefix_token_count", b"prefix_token_count", "required_capabilities", b"required_capabilities", "role", b"role", "tokens_per_agent", b"tokens_per_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "mean_tokens_per_agent", b"mean_tokens_per_agent", "model", b"model", "prefilled_endpoint_id", b"prefilled_endpoint_id", "prefix_digest", b"prefix_digest", "prefix_token_count", b"prefix_token_count", "required_capabilities", b"required_capabilities", "role", b"role", "tokens_per_agent", b"tokens_per_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,19 +63,21 @@ class Orders:
         plan = self._machine.rounds.plan
         text += sum(len(turn.text) for turn in plan.turns)
         prompt = text // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(self.images)
+        longest, mean = self._expected(effect, prompt)
         return router_pb.GangSpec(
             model=self._spec.model,
             role=effect.role,
             agent_ids=effect.agent_ids,
             required_capabilities=wire.capabilities(bool(self.images), has_tools, self.sampling),
             prefix_token_count=prompt,
-            tokens_per_agent=self._expected(effect, prompt),
+            tokens_per_agent=longest,
+            mean_tokens_per_agent=mean,
             prefilled_endpoint_id=effect.prefilled_at,
             prefix_digest=wire.digest_of(self._prompt(effect.role, plan.shown, plan.has_tools)),
         )
 
-    def _expected(self, effect: m.Declare, prompt: int) -> int:
-        """Tokens that the longest of these agents will still write."""
+    def _expected(self, effect: m.Declare, prompt: int) -> tuple[int, int]:
+        """Tokens that the longest of these agents will still write, and those of a mean one."""
         agents = [self._machine.agents[i] for i in effect.agent_ids]
         asked = self.sampling.max_tokens
         kind = Kind(
@@ -89,14 +91,15 @@ class Orders:
         written = min((agent.num_sampled for agent in agents), default=0)
         if not written:
             self._kinds.setdefault(kind, set()).update(effect.agent_ids)
-        return max(1, self._lengths.expected(kind) - written)
+        longest, mean = self._lengths.expected(kind), self._lengths.mean(kind)
+        return max(1, longest - written), max(1, mean - written)
 
     def learn(self) -> None:
         """The contemplation came to its outcome: what its agents wrote is what others will."""
         for kind, agent_ids in self._kinds.items():
             agents = [self._machine.agents[i] for i in agent_ids if i in self._machine.agents]
             if any(agent.voted for agent in agents):
-                self._lengths.learn(kind, max(agent.num_sampled for agent in agents))
+                self._lengths.learn(kind, [agent.num_sampled for agent in agents])
 
     def _replace(self, effect: m.Declare) -> router_pb.LeaseRequest:
         failures = [

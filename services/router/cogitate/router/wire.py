@@ -394,7 +394,11 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
         _check(len(message.agent_ids) > 0, "gangs.agent_ids", "are missing")
         where = message.prefilled_endpoint_id
         _check(not where or bool(_ID.fullmatch(where)), "prefilled_endpoint_id", "is malformed")
-        counts = (message.prefix_token_count, message.tokens_per_agent)
+        counts = (
+            message.prefix_token_count,
+            message.tokens_per_agent,
+            message.mean_tokens_per_agent,
+        )
         _check(0 <= min(counts) and max(counts) < 2**40, "gangs", "have an impossible token count")
     return tuple(
         GangNeed(
@@ -405,6 +409,7 @@ def _gangs(contemplation_id: str, messages: Sequence[router_pb2.GangSpec]) -> tu
             capabilities=_capabilities(message.required_capabilities),
             prefix_tokens=message.prefix_token_count,
             tokens_per_agent=message.tokens_per_agent,
+            mean_tokens=message.mean_tokens_per_agent,
             prefilled_at=message.prefilled_endpoint_id,
             prefix_digest=message.prefix_digest,
         )

@@ -16,6 +16,7 @@ formulas for a whole fleet; `test_scores_agree_with_estimates` holds the two tog
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cogitate.router.core.learning import Speed
@@ -47,8 +48,8 @@ class Estimate:
     """
 
     __slots__ = (
-        "_fixed_s", "_per_agent_s", "distance_s", "is_prefilled", "model", "need", "prefill_s",
-        "snapshot", "steps", "wait_s",
+        "_fixed_s", "_per_agent_s", "_per_sequence_s", "distance_s", "is_prefilled", "model",
+        "need", "prefill_s", "snapshot", "steps", "wait_s",
     )  # fmt: skip
 
     def __init__(self, snapshot: EndpointSnapshot, need: GangNeed, model: CostModel) -> None:
@@ -68,6 +69,7 @@ class Estimate:
         speed = speed_of(snapshot, model)
         positions = positions_of(snapshot) + need.prefix_tokens
         self._fixed_s = speed.step_s(snapshot.sequences, positions)
+        self._per_sequence_s = speed.per_sequence_s
         self._per_agent_s = speed.per_sequence_s + speed.per_position_s * self.steps / 2
 
     def step_s(self, k: int) -> float:
@@ -77,6 +79,23 @@ class Estimate:
     def duration_s(self, k: int) -> float:
         """Time until `k` agents there are done."""
         return self.distance_s + self.wait_s + self.prefill_s + self.steps * self.step_s(k)
+
+    def expected_s(self, k: int) -> float:
+        """The same as agents end before the longest, and others end and come meanwhile.
+
+        Of the others, as far as it is known when the gang was asked for.
+        """
+        need, there = self.need, self.snapshot.sequences
+        longest = max(1, need.tokens_per_agent)
+        share = min(1.0, need.mean_tokens / longest) if need.mean_tokens else 1.0
+        per_sequence_s = self.steps * self._per_sequence_s
+        alone_s = self.duration_s(k) - per_sequence_s * (there + (k - 1) * (1 - share))
+        duration_s = alone_s + per_sequence_s * there
+        if need.asked_at_s < math.inf:
+            for _ in range(3):
+                others = self.snapshot.traffic.others(there, need.asked_at_s, duration_s)
+                duration_s = alone_s + per_sequence_s * others
+        return duration_s
 
     def cost_micro_usd(self, k: int) -> float:
         """What `k` agents there cost."""

@@ -159,7 +159,7 @@ def _placement(
     shares: list[Share] = []
     for endpoint_id, k in by_id:
         estimate = Estimate(board.snapshots[board.rows[endpoint_id]], need, board.model)
-        duration_s = estimate.duration_s(k)
+        duration_s = estimate.expected_s(k)
         shares.append(
             Share(
                 endpoint_id=endpoint_id,
@@ -195,10 +195,12 @@ def _alone(scores: Scores, count: int) -> float | None:
 def _why(estimate: Estimate, k: int, duration_s: float, used: int, alone: float | None) -> str:
     snapshot, need = estimate.snapshot, estimate.need
     limits = need.constraints
+    other_s = estimate.prefill_s + estimate.wait_s + estimate.distance_s
+    step_ms = (duration_s - other_s) / estimate.steps * 1000
     parts = [
         f"{k} of {len(need.agent_ids)} agents: {duration_s:.2f} s predicted, of it "
         f"{estimate.prefill_s:.2f} s prefill, {estimate.steps} steps of "
-        f"{estimate.step_s(k) * 1000:.1f} ms beside {snapshot.sequences} other sequences"
+        f"{step_ms:.1f} ms beside {snapshot.sequences} other sequences"
     ]
     if estimate.wait_s:
         parts.append(f"{estimate.wait_s:.2f} s of it behind other gangs' prompts")

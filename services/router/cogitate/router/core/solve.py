@@ -42,8 +42,9 @@ from cogitate.router.core.providers import CLOSE as _CLOSE
 from cogitate.router.core.providers import least_within
 from cogitate.router.core.scores import Scores
 
-# So many are looked at one by one.
+# So many are looked at one by one, and of so many values all columns are made at once.
 _SMALL = 128
+_VALUES = 2**12
 
 
 def gang(scores: Scores, count: int, spread: Spread) -> Split:
@@ -174,6 +175,8 @@ def _able(scores: Scores, count: int, tried: list[tuple[float, int]], limit: flo
     """The places that can have as many agents under `limit` as the others leave each of them."""
     rs = [r for _, r in tried]
     ks = range(1, count - min(rs) + 2)
+    if len(scores) * count <= _VALUES:
+        scores.curves(count)
     most = bisect_left(ks, True, key=lambda k: bool(scores.effective(k).min() >= limit))
     least = max(1, count - (max(rs) - 1) * most)
     return np.flatnonzero(scores.effective(least) < limit)
@@ -189,12 +192,10 @@ def _unlike(labels: Ints, r: int, wanted: int) -> list[int]:
     for i, label in enumerate(labels.tolist()):
         if len(taken) == r:
             break
-        if label in seen:
-            if not repeats:
-                continue
-            repeats -= 1
-        seen.add(label)
-        taken.append(i)
+        if label not in seen or repeats:
+            repeats -= label in seen
+            seen.add(label)
+            taken.append(i)
     return taken
 
 

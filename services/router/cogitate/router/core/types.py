@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cogitate.router.core.learning import Speed, Work
+from cogitate.router.core.traffic import QUIET, Traffic
 
 
 class State(StrEnum):
@@ -115,6 +116,7 @@ class EndpointSnapshot:
     prior: Speed | None = None  # a guess by its hardware, for when it has reported no speed
     speed_error: float | None = None  # running relative error of what was predicted by it
     prompts_until_s: float = 0.0  # when the prompts that were placed there are expected to be done
+    traffic: Traffic = QUIET
 
     @property
     def endpoint_id(self) -> str:
@@ -164,7 +166,8 @@ class GangNeed:
     role: str = ""
     capabilities: frozenset[str] = frozenset()
     prefix_tokens: int = 0
-    tokens_per_agent: int = 0
+    tokens_per_agent: int = 0  # of the longest
+    mean_tokens: int = 0  # in the mean; 0: all as much as the longest
     max_cost_micro_usd: int = 0
     failed: frozenset[str] = frozenset()  # endpoints that failed this contemplation
     avoided: frozenset[str] = frozenset()  # those to leave out, unless they are all there are
