@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from cogitate.router.core.estimate import CostModel, Estimate
+from cogitate.router.core.learning import Speed
 from cogitate.router.core.placement import PlacementPolicy, place
 from cogitate.router.core.policies import POLICIES
 from cogitate.router.core.types import (
@@ -299,3 +300,17 @@ def test_an_endpoint_that_has_the_prompt_is_preferred_where_that_saves_time() ->
     [elsewhere] = placed(replace(need, prefilled_at="b"), busy, endpoint("a")).shares
     assert elsewhere.endpoint_id == "a"
     assert placed(replace(need, prefilled_at="gone"), *others) == placed(need, *others)
+
+
+def test_agents_that_write_less_leave_the_longest_a_smaller_batch() -> None:
+    what = Description("e", "host:1", models=("mini",), max_sequences=64)
+    there = EndpointSnapshot(what, load=Load(running=10), speed=Speed(0.01, 0.001))
+    need = gang(8, prefix_tokens=0, tokens_per_agent=100, mean_tokens=50)
+    one = Estimate(there, need, CostModel())
+    # A step of 10 others and 8 agents takes 28 ms; with the seven there half of the time, 24.5.
+    assert one.duration_s(8) == pytest.approx(2.8)
+    assert one.expected_s(8) == pytest.approx(2.45)
+    assert one.expected_s(1) == pytest.approx(one.duration_s(1))
+    assert placed(need, there).makespan_s == pytest.approx(2.45)
+    alike = Estimate(there, replace(need, mean_tokens=0), CostModel())
+    assert alike.expected_s(8) == pytest.approx(alike.duration_s(8))

@@ -24,7 +24,6 @@ from cogitate.router.core.leases import Booking, Lease, Leases, News
 from cogitate.router.core.placement import PlacementPolicy, place_on
 from cogitate.router.core.policies import POLICIES
 from cogitate.router.core.prefixes import Prefixes
-from cogitate.router.core.traffic import NOBODY, Arrivals, Stay, Traffic
 from cogitate.router.core.types import (
     Confirm,
     Constraints,
@@ -64,7 +63,6 @@ class Desk:
     # When the prompts that were placed on an endpoint are expected to be computed, and when the
     # last of them was placed.
     _prompts: dict[str, tuple[float, float]] = field(default_factory=dict)
-    _arrivals: dict[str, Arrivals] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._board = Board(self.policy.model)
@@ -85,7 +83,6 @@ class Desk:
             if entry is None:
                 self._board.remove(endpoint_id)
                 self._prompts.pop(endpoint_id, None)
-                self._arrivals.pop(endpoint_id, None)
             else:
                 self._board.put(self._snapshot(endpoint_id, entry, now))
         self.fleet.touched.clear()
@@ -121,7 +118,6 @@ class Desk:
             prior=entry.prior,
             speed_error=entry.learner.error if entry.learner else None,
             prompts_until_s=until,
-            traffic=Traffic(booked.stays, self._arrivals.get(endpoint_id, NOBODY)),
         )
 
     def declare(self, command: Declare, holder: int, now: float) -> Granted | Denied:
@@ -288,12 +284,8 @@ class Desk:
                     prefix_blocks=share.prefix_blocks,
                     blocks_per_agent=share.blocks_per_agent,
                     made_at_s=now,
-                    until_s=now + share.predicted_s,
                 )
                 self.leases.reserve(lease, booking)
-                known = self._arrivals.get(share.endpoint_id, NOBODY)
-                stay = Stay(now, booking.until_s, booking.agents)
-                self._arrivals[share.endpoint_id] = known.after(stay)
                 heapq.heappush(self._settles, (now + self.leases.settle_s, share.endpoint_id))
                 entry = self.fleet.entries[share.endpoint_id]
                 self.prefixes.note(need.prefix_digest, share.endpoint_id, entry.incarnation)

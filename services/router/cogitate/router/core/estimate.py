@@ -16,7 +16,6 @@ formulas for a whole fleet; `test_scores_agree_with_estimates` holds the two tog
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from cogitate.router.core.learning import Speed
@@ -81,21 +80,14 @@ class Estimate:
         return self.distance_s + self.wait_s + self.prefill_s + self.steps * self.step_s(k)
 
     def expected_s(self, k: int) -> float:
-        """The same as agents end before the longest, and others end and come meanwhile.
+        """The same where agents end before the longest, which goes on in a smaller batch.
 
-        Of the others, as far as it is known when the gang was asked for.
+        It is what is told; endpoints are compared without it.
         """
-        need, there = self.need, self.snapshot.sequences
+        need = self.need
         longest = max(1, need.tokens_per_agent)
         share = min(1.0, need.mean_tokens / longest) if need.mean_tokens else 1.0
-        per_sequence_s = self.steps * self._per_sequence_s
-        alone_s = self.duration_s(k) - per_sequence_s * (there + (k - 1) * (1 - share))
-        duration_s = alone_s + per_sequence_s * there
-        if need.asked_at_s < math.inf:
-            for _ in range(3):
-                others = self.snapshot.traffic.others(there, need.asked_at_s, duration_s)
-                duration_s = alone_s + per_sequence_s * others
-        return duration_s
+        return self.duration_s(k) - self.steps * self._per_sequence_s * (k - 1) * (1 - share)
 
     def cost_micro_usd(self, k: int) -> float:
         """What `k` agents there cost."""

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cogitate.router.core.fleet import EndpointChanged
-from cogitate.router.core.traffic import Stay
 from cogitate.router.core.types import Change, Terms
 
 
@@ -35,7 +34,6 @@ class Booking:
     blocks_per_agent: int
     made_at_s: float
     confirmed_at_s: float | None = None
-    until_s: float = 0.0  # when it is expected to end; 0: unknown
 
     @property
     def blocks(self) -> int:
@@ -78,7 +76,6 @@ class Booked:
     blocks: int = 0
     pending_agents: int = 0
     pending_blocks: int = 0
-    stays: tuple[Stay, ...] = ()
 
 
 @dataclass(slots=True)
@@ -147,7 +144,6 @@ class Leases:
                 blocks_per_agent=known.blocks_per_agent if known is not None and same else 0,
                 made_at_s=known.made_at_s if known is not None else now,
                 confirmed_at_s=now if first is None else first,
-                until_s=known.until_s if known is not None and same else 0.0,
             )
             self.reserve(lease, booking)
 
@@ -183,16 +179,13 @@ class Leases:
     def booked(self, endpoint_id: str, load_at_s: float | None, now: float) -> Booked:
         """Adds up an endpoint's bookings; `load_at_s` is when its known load was reported."""
         agents = blocks = pending_agents = pending_blocks = 0
-        stays: list[Stay] = []
         for booking in self._by_endpoint.get(endpoint_id, {}).values():
             agents += booking.agents
             blocks += booking.blocks
-            if booking.until_s:
-                stays.append(Stay(booking.made_at_s, booking.until_s, booking.agents))
             if self._is_pending(booking, load_at_s, now):
                 pending_agents += booking.agents
                 pending_blocks += booking.blocks
-        return Booked(agents, blocks, pending_agents, pending_blocks, tuple(stays))
+        return Booked(agents, blocks, pending_agents, pending_blocks)
 
     def has_booked(self, endpoint_id: str) -> bool:
         """Whether anything is booked there."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cogitate.router.core.learning import Speed, Work
-from cogitate.router.core.traffic import QUIET, Traffic
 
 
 class State(StrEnum):
@@ -116,7 +115,6 @@ class EndpointSnapshot:
     prior: Speed | None = None  # a guess by its hardware, for when it has reported no speed
     speed_error: float | None = None  # running relative error of what was predicted by it
     prompts_until_s: float = 0.0  # when the prompts that were placed there are expected to be done
-    traffic: Traffic = QUIET
 
     @property
     def endpoint_id(self) -> str:
