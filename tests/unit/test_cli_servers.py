@@ -15,7 +15,7 @@ import pytest
 from cogitate.cli import flags
 from cogitate.cli.commands import up
 from cogitate.cli.main import build_parser
-from cogitate.cli.mesh import servers
+from cogitate.cli.mesh import access, servers
 from cogitate.cli.mesh.plan import Options, Server, members, port_count
 from cogitate.cli.mesh.processes import MeshError
 
@@ -60,6 +60,20 @@ def listing(*names: str, key: str = "", reply: bytes | None = None) -> Iterator[
 )
 def test_an_address_may_name_a_model(text: str, url: str, model: str) -> None:
     assert flags.server(text) == Server(url, model)
+
+
+def test_an_address_holds_no_key() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="--server-key-variable") as caught:
+        flags.server("https://user:secret@h/v1")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_mesh_that_runs_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = access.Access("127.0.0.1:1", None)
+    monkeypatch.setattr(access, "running", lambda *_: there)
+    assert access.running_beside("default", None, []) is there
+    with pytest.raises(MeshError, match="another --name"):
+        access.running_beside("default", None, [Server("http://h:1/v1")])
 
 
 @pytest.mark.parametrize("text", ["h:1", "ftp://h/v1", "http://", ""])

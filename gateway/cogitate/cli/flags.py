@@ -54,6 +54,10 @@ def server(text: str) -> Server:
         raise argparse.ArgumentTypeError(
             f"{text[:200]!r} is no address of a server; say http://127.0.0.1:8080/v1"
         )
+    if url.username or url.password:
+        raise argparse.ArgumentTypeError(
+            "a server's address is shown to people; its key goes by --server-key-variable"
+        )
     base = url._replace(path=url.path.rstrip("/") or "/v1", fragment="")
     return Server(base.geturl(), url.fragment)
 

@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     except InvalidRequest as error:
         raise UsageError(error.message) from None
     console = screen.console(stderr=args.json)
-    found = access.running(args.name, args.address)
+    found = access.running_beside(args.name, args.address, args.server)
     try:
         if found is not None:
             answer = show(found, text, asked, args, console)

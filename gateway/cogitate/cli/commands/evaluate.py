@@ -157,7 +157,7 @@ def _ask_all(
     if len(kept) == work.total:
         return None
     with ExitStack() as stack:
-        found = access.running(args.name, args.address)
+        found = access.running_beside(args.name, args.address, args.server)
         if found is None:
             starting = Starting(console, "no mesh is running; starting a private one")
             mesh = offering.located(flags.mesh_options(args), console)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,17 @@ def running(name: str, address: str | None) -> Access | None:
             "answer; try `cogitate down`, then `cogitate up`"
         )
     return Access(note.gateway, _store(name))
+
+
+def running_beside(name: str, address: str | None, servers: Sequence[object]) -> Access | None:
+    """The same for who may start a private mesh: servers that would not be used are refused."""
+    found = running(name, address)
+    if found is not None and servers:
+        raise MeshError(
+            "a mesh is running already, and does not change; --server needs one of its own: "
+            "choose another --name, or `cogitate down` first"
+        )
+    return found
 
 
 def require(name: str, address: str | None) -> Access:
