@@ -114,7 +114,9 @@ async def test_events_come_in_order_and_the_account_adds_up(endpoint: Endpoint) 
     assert account.sampled_token_count == total > 0 and account.prompt_token_count > 0
     after = (await endpoint.endpoint()).load
     assert after.used_token_count - before.used_token_count == total
-    assert (after.killed_token_count, after.lost_token_count) == (0, 0)
+    # Others of this module may have run before, on the same process.
+    assert after.killed_token_count == before.killed_token_count
+    assert after.lost_token_count == before.lost_token_count
 
 
 async def test_log_probabilities_are_told_or_not_declared(endpoint: Endpoint) -> None:

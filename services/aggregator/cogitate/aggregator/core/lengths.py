@@ -96,9 +96,9 @@ class Lengths:
         """Tokens such an agent writes in the mean, no more than the longest is expected to."""
         seen = next((self._known[key] for key in kind.keys if key in self._known), None)
         longest = self.expected(kind)
-        return (
-            longest if seen is None else max(1, min(longest, round(statistics.fmean(seen.agents))))
-        )
+        if seen is None:
+            return longest
+        return max(1, min(longest, round(statistics.fmean(seen.agents))))
 
     def learn(self, kind: Kind, lengths: Iterable[int]) -> None:
         """A gang is done, and its agents had written so much; those that wrote nothing are none."""
