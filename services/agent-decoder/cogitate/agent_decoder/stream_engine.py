@@ -380,8 +380,9 @@ class StreamEngine:
             gang.events.append(Prefilled(num_positions, 0.0, took_s, chunk.num_cached, 1))
             self.stats.book_step(0, num_positions - chunk.num_cached, 0, took_s)
             return now
-        prompt, cached = live.prompts.get(agent.agent_id, (0, 0))
-        live.prompts[agent.agent_id] = prompt + chunk.num_prompt, cached + chunk.num_cached
+        if chunk.num_prompt:  # told once a call, and this is the path of every token
+            prompt, cached = live.prompts.get(agent.agent_id, (0, 0))
+            live.prompts[agent.agent_id] = prompt + chunk.num_prompt, cached + chunk.num_cached
         self.stats.num_prompt += chunk.num_prompt - chunk.num_cached
         if chunk.tokens and next(iter(live.calls), None) == agent.agent_id:
             # The calls go in step, more or less: one of them tells the time for all.
