@@ -24,9 +24,11 @@ router is told; it learns from reports. A provider's outage and spot pre-emption
   cogitate simulate --offers gpu_offers.csv --calls azure_llm_2023_code.csv.gz,mooncake.jsonl.gz
   cogitate simulate … --endpoints 10000 --rate 50 --requests 2000 --outage 20 --seeds 3
 
-USD are the hourly prices of the time endpoints are busy. `uneven`: how much later the last share of
-a gang ends than the mean one. `prefill`: tokens of prompts over those computed for them; each
-further endpoint of a gang computes its prompt again. `off`: median error of predicted makespans.
+USD are the hourly prices of the time endpoints are busy. `load`: how much more time the largest
+share of a gang was given than the mean one, as predicted from what was declared; `ends`: how much
+later the last share ended, after agents of unknown lengths (medians, of gangs on several
+endpoints). `prefill`: tokens of prompts over those computed for them; each further endpoint of a
+gang computes its prompt again. `off`: median error of predicted makespans.
 """
 
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 COLUMNS = (
-    "policy", "p50 s", "p99 s", "$ / 1000", "prefill", "uneven", "used", "moved", "lost", "off",
+    "policy", "p50 s", "p99 s", "$ / 1000", "prefill", "load", "ends", "used", "moved", "lost", "off",
 )  # fmt: skip
 
 
@@ -36,6 +36,8 @@ def figures(outcome: Outcome) -> dict[str, float]:
         "usd_per_contemplation": outcome.cost_usd / ended,
         "prefill_efficiency": outcome.unique / max(1, outcome.computed),
         "imbalance_median": quantile(outcome.imbalances, 0.5),
+        "imbalance_p90": quantile(outcome.imbalances, 0.9),
+        "unevenness_median": quantile(outcome.unevennesses, 0.5),
         "endpoints_used": outcome.used,
         "moved_agents": outcome.moved_agents,
         "denials": outcome.denials,
@@ -59,6 +61,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             f"{found['usd_per_contemplation'] * 1000:.2f}",
             f"{found['prefill_efficiency']:.2f}",
             f"{found['imbalance_median']:.0%}",
+            f"{found['unevenness_median']:.0%}",
             f"{found['endpoints_used']:.0f}",
             f"{found['moved_agents']:.0f}",
             f"{found['lost']:.0f}",

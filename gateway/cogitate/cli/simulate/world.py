@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
@@ -70,7 +70,7 @@ class Running:
     attempt: int = 0
     left: set[int] = field(default_factory=set)
     ends_s: dict[str, float] = field(default_factory=dict)  # by endpoint, the last agent there
-    predicted_s: float = 0.0
+    predicted_s: tuple[float, ...] = ()  # by share
     moved: int = 0
 
 
@@ -81,7 +81,8 @@ class Outcome:
     setting: Setting
     makespans_s: list[float] = field(default_factory=list)
     predicted_s: list[float] = field(default_factory=list)
-    imbalances: list[float] = field(default_factory=list)
+    imbalances: list[float] = field(default_factory=list)  # of what shares were given
+    unevennesses: list[float] = field(default_factory=list)  # of when they ended
     moved_agents: int = 0
     denials: int = 0
     lost: int = 0
@@ -226,7 +227,7 @@ class World:
         if isinstance(answer, Denied):
             self._at(self.now + RETRY_S, self._declare, name)
             return
-        one.predicted_s = max(g.share.predicted_s for g in answer.gangs)
+        one.predicted_s = tuple(g.share.predicted_s for g in answer.gangs)
         self._begin(one, answer, dict(enumerate(request.tokens)), request.prompt)
 
     def _move(self, name: str, agents: dict[int, int], failed: str) -> None:
@@ -307,11 +308,12 @@ class World:
         one = self.running.pop(name)
         self.desk.release(name, 1)
         self.out.makespans_s.append(self.now - one.request.at_s)
-        self.out.predicted_s.append(one.predicted_s)
+        self.out.predicted_s.append(max(one.predicted_s))
         self.out.moved_agents += one.moved
-        if len(one.ends_s) > 1 and not one.moved:
-            ends = list(one.ends_s.values())
-            self.out.imbalances.append(max(ends) * len(ends) / sum(ends) - 1)
+        if len(one.predicted_s) > 1:
+            self.out.imbalances.append(_above_mean(one.predicted_s))
+            if not one.moved:
+                self.out.unevennesses.append(_above_mean(one.ends_s.values()))
 
     def _report_later(self, endpoint_id: str) -> None:
         if endpoint_id not in self._reporting:
@@ -329,3 +331,8 @@ class World:
         self.desk.board(self.now)
         if engine.running or engine.waiting:
             self._report_later(endpoint_id)
+
+
+def _above_mean(shares: Collection[float]) -> float:
+    """How far the largest is above the mean, relative to it."""
+    return max(shares) * len(shares) / sum(shares) - 1

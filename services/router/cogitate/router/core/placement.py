@@ -136,7 +136,7 @@ def _spread(scores: Scores, count: int, used: Ints | None) -> Spread:
         limit = max(1, len(scores.need.agent_ids) - limits.min_survivors)
         while np.minimum(rooms, limit).sum() < count:
             limit += 1
-        if domains > 1:
+        if domains > np.count_nonzero(rooms):  # not one of each provider
             domains = min(domains, _domains_within(scores, limit))
     return Spread(domains, limit)
 

@@ -67,8 +67,10 @@ def _least(scores: Scores, count: int, spread: Spread, fewest: int) -> Ints:
     tried = begun.tried()
     if not tried:
         return places
-    part, names = begun.part, begun.names
     limit = best / (1 + penalty * (min(r for _, r in tried) - 1))
+    if len(begun.part) > _SMALL:
+        begun.leave_aside(fewest)
+    part, names = begun.part, begun.names
     pool = _able(part, count, tried, limit)
     tried = [low for low in tried if low[1] <= len(pool)]
     if not tried:
@@ -121,7 +123,7 @@ class _Beginning:
             if value * factor < self.best:
                 self.best, self._winner = value * factor, (r, value)
             if r == fewest + 1:
-                self._leave_aside(r + 1)
+                self.leave_aside(r + 1)
 
     def tried(self) -> list[tuple[float, int]]:
         """The bounds and numbers that may be better than the solution, the least bound first."""
@@ -162,13 +164,13 @@ class _Beginning:
         value = firsts[r - 1] if r <= len(firsts) else np.inf
         return max(value, heads[self._spread.domains - 1]) if heads else value
 
-    def _leave_aside(self, after: int) -> None:
+    def leave_aside(self, after: int) -> None:
         """Leaves out who cannot be in a better solution of the numbers that are in question."""
         fewest = min((r for _, r in self.tried()), default=after)
         factor = 1 + self._penalty * (fewest - 1)
         fits = np.flatnonzero(self.part.effective(1) * factor < self.best * _CLOSE)
         if 0 < len(fits) < len(self.part) // 2:
-            self.part, self.names = self.part.part(fits), fits
+            self.part, self.names = self.part.part(fits), self.names[fits]
 
 
 def _able(scores: Scores, count: int, tried: list[tuple[float, int]], limit: float) -> Ints:
@@ -250,7 +252,7 @@ class _Exact:
         low = min(least / (1 + penalty * (r - 1)) for least, r in tried) * _CLOSE
         high = best / (1 + penalty * (fewest - 1))
         values = curves[(curves >= low) & (curves < high)]
-        self._values: list[float] = np.unique(values).tolist()
+        self._values: list[float] = sorted(set(values.tolist()))
         self._rows: list[list[float]] = curves.tolist()
         self._firsts = [row[0] for row in self._rows]
         if self._limited or spread.domains > 1:
@@ -262,14 +264,8 @@ class _Exact:
         low, high = bisect_left(values, least * _CLOSE), bisect_left(values, under)
         if low >= high or not self._holds(r, values[high - 1]):
             return None
-        high -= 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._holds(r, values[middle]):
-                high = middle
-            else:
-                low = middle + 1
-        return values[high]
+        held = bisect_left(values, True, low, high - 1, key=lambda bound: self._holds(r, bound))
+        return values[held]
 
     def fewest(self, r: int, bound: float) -> int:
         """How few of `r` endpoints are enough within the bound: where more cost nothing."""
@@ -289,12 +285,14 @@ class _Exact:
 
     def _holds(self, r: int, bound: float) -> bool:
         caps = self._caps(bound)
+        widest = sorted(range(len(caps)), key=caps.__getitem__, reverse=True)[:r]
+        if len(widest) < r or sum([caps[i] for i in widest]) < self._count:
+            return False  # whatever else is asked for
         if self._spread.domains == 1:
-            gains = self._gains(caps) if self._limited else sorted(caps, reverse=True)
-            if len(gains) >= r:
+            if not self._limited or len({self._providers[i] for i in widest}) == r:
+                return True
+            if len(gains := self._gains(caps)) >= r:
                 return sum(gains[:r]) >= self._count
-            if len(caps) < r:
-                return False
         chosen = self._chosen(caps, r)
         if len(chosen) < r:
             return False
