@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 
 COLUMNS = (
-    "policy", "p50 s", "p99 s", "$ / 1000", "prefill", "load", "ends", "used", "moved", "lost", "off",
+    "policy", "p50 s", "p99 s", "$ / 1000", "prefill", "load", "ends", "used", "moved", "lost",
+    "off",
 )  # fmt: skip
 
 
