@@ -52,13 +52,23 @@ def kind(event: Any) -> str:
     return str(event.WhichOneof("event"))
 
 
-def sampled(mesh: Mesh) -> int:
-    """Tokens the engines say they sampled, all endpoints together."""
+def loads(mesh: Mesh) -> list[Any]:
+    """What the endpoints reported last."""
     with grpc.insecure_channel(mesh.address) as channel:
         fleet = GatewayServiceStub(channel).DescribeFleet(
             gateway_pb.DescribeFleetRequest(), timeout=5
         )
-    return sum(endpoint.load.sampled_token_count for endpoint in fleet.endpoints)
+    return [endpoint.load for endpoint in fleet.endpoints]
+
+
+def sampled(mesh: Mesh) -> int:
+    """Tokens the engines say they sampled, all endpoints together."""
+    return sum(load.sampled_token_count for load in loads(mesh))
+
+
+def computed(mesh: Mesh) -> int:
+    """Prompt positions the engines say they computed."""
+    return sum(load.computed_prompt_token_count for load in loads(mesh))
 
 
 def encoder_info(mesh: Mesh) -> Any:
@@ -120,6 +130,22 @@ def test_the_ledger_equals_the_engines_own_counters(mesh: Mesh, client: Client) 
     while sampled(mesh) - before != ledger.generated_tokens and time.monotonic() < deadline:
         time.sleep(0.1)
     assert sampled(mesh) - before == ledger.generated_tokens
+
+
+def test_a_gang_computes_its_prompt_once_on_each_endpoint(mesh: Mesh, client: Client) -> None:
+    """Sixteen agents on two endpoints: two prompts, and not a position more."""
+    time.sleep(1.0)  # endpoints report twice a second
+    before = computed(mesh)
+    with client.contemplate("Add 17 and 25, then 8.", agents=16, tools=[], seed=1) as stream:
+        prompts = [e.prefilled for e in stream if kind(e) == "prefilled"]
+    assert len({prompt.endpoint_id for prompt in prompts}) == len(prompts) == 2
+    needed = sum(prompt.prompt_token_count - prompt.cached_token_count for prompt in prompts)
+    assert needed > 0
+    deadline = time.monotonic() + 10
+    while computed(mesh) - before < needed and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)  # a report later it is no more
+    assert computed(mesh) - before == needed
 
 
 def test_a_crop_is_encoded_once_and_a_call_runs_once(mesh: Mesh, client: Client) -> None:

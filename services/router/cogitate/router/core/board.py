@@ -127,10 +127,9 @@ class Board:
         """Block size (0: memory is not counted) and window of each kind, by its index."""
         return self._named[KIND]  # type: ignore[return-value]
 
-    def mixed(self, text: str, rows: Ints) -> Floats:
+    def mixed(self, text: str, rows: Ints | slice) -> Floats:
         """A number in [0, 1) for each of the rows that depends on endpoint and `text` alone."""
-        x = self._hashes[rows]
-        x ^= np.uint64(hash64(text))
+        x = self._hashes[: len(self.snapshots)][rows] ^ np.uint64(hash64(text))
         x ^= x >> np.uint64(30)
         x *= np.uint64(0xBF58476D1CE4E5B9)
         x ^= x >> np.uint64(27)

@@ -78,7 +78,7 @@ def _whole(scores: Scores, policy: str) -> list[int]:
     A policy that deals single agents says where the first would go.
     """
     count, most = len(scores.need.agent_ids), (scores.need.max_fallbacks or 0) + 1
-    unknown = scores.board.number(b.KNOWN)[scores.rows] == 0
+    unknown = ~scores.known
     order = np.lexsort((scores.effective(count), unknown))
     first = int(order[0])
     if policy != "gang":
@@ -101,7 +101,7 @@ def _with_probes(scores: Scores, count: int) -> Scores:
 def _split(scores: Scores, policy: str) -> Split:
     """Splits over endpoints of known load; what they cannot hold goes to the others."""
     count = len(scores.need.agent_ids)
-    known = scores.board.number(b.KNOWN)[scores.rows] > 0
+    known = scores.known
     if known.all():
         return _split_tier(scores, count, policy, None)
     inside = min(count, int(np.minimum(scores.room[known], count).sum()))
@@ -173,8 +173,7 @@ def _placement(
                 fallbacks=fallbacks,
             )
         )
-    is_known = board.number(b.KNOWN)[scores.rows] > 0
-    why[scores.rows] = np.where(is_known, filters.UNNEEDED, filters.UNKNOWN)
+    why[scores.rows] = np.where(scores.known, filters.UNNEEDED, filters.UNKNOWN)
     why[scores.rows[list(split)]] = 0
     return Placement(
         policy=policy,

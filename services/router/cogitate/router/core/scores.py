@@ -28,7 +28,7 @@ class Scores:
         self.board, self.need, self.rows = board, need, rows
         # Of the whole fleet views do, where parts need copies.
         is_whole = len(rows) == len(board)
-        at: Ints | slice = slice(None) if is_whole else rows
+        self._at = at = slice(None) if is_whole else rows
         model, prefix = board.model, need.prefix_tokens
         self.sequences = board.number(b.SEQUENCES)[at]
         kinds = _Kinds(board, need)
@@ -79,7 +79,7 @@ class Scores:
         for name in _MAYBE:
             known = getattr(self, name)
             setattr(made, name, None if known is None else known[..., places])
-        made.least_room, made._columns = self.least_room, {}
+        made._at, made.least_room, made._columns = made.rows, self.least_room, {}
         return made
 
     def with_room(self, room: Floats) -> Scores:
@@ -92,18 +92,24 @@ class Scores:
     def mixed(self) -> Floats:
         """The last tie rule, in [0, 1)."""
         if self._mixed is None:
-            self._mixed = self.board.mixed(self.need.contemplation_id, self.rows)
+            self._mixed = self.board.mixed(self.need.contemplation_id, self._at)
         return self._mixed
 
     @property
     def domains(self) -> Ints:
         """Index of the failure domain."""
-        return self.board.index(b.DOMAIN)[self.rows]
+        return self.board.index(b.DOMAIN)[self._at]
 
     @property
     def providers(self) -> Ints:
         """Index of the provider."""
-        return self.board.index(b.PROVIDER)[self.rows]
+        return self.board.index(b.PROVIDER)[self._at]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether the endpoint's load is known."""
+        known: NDArray[np.bool_] = self.board.number(b.KNOWN)[self._at] > 0
+        return known
 
     @property
     def hair(self) -> Floats:

@@ -153,7 +153,8 @@ class _Beginning:
         if self._limited or self._spread.domains > 1:
             what = b.PROVIDER if self._limited else b.DOMAIN
             of_each = np.full(scores.board.count(what), np.inf)
-            np.minimum.at(of_each, scores.board.index(what)[scores.rows], column)
+            labels = scores.providers if self._limited else scores.domains
+            np.minimum.at(of_each, labels, column)
             heads = sorted(of_each.tolist())
         return (firsts or heads)[0], firsts, heads
 
