@@ -99,11 +99,11 @@ def _told(
     need: GangNeed, board: Board, rows: Ints, codes: list[int], scores: Scores | None
 ) -> list[Rejection]:
     found: list[Rejection] = []
-    for row, code in zip(rows.tolist(), codes, strict=True):
+    places = [] if scores is None else np.searchsorted(scores.rows, rows).tolist()
+    for i, (row, code) in enumerate(zip(rows.tolist(), codes, strict=True)):
         snapshot = board.snapshots[row]
         if code == UNNEEDED and scores is not None:  # nearly all of them: it is known already
-            place = int(np.searchsorted(scores.rows, row))
-            one_s = float(scores.effective(1)[place] / scores.hair[place])
+            one_s = float(scores.effective(1)[places[i]] / scores.hair[places[i]])
             found.append(Rejection(snapshot.endpoint_id, _unneeded(one_s)))
             continue
         estimate = Estimate(snapshot, need, board.model)

@@ -173,7 +173,9 @@ def _placement(
                 fallbacks=fallbacks,
             )
         )
-    why[scores.rows] = np.where(scores.known, filters.UNNEEDED, filters.UNKNOWN)
+    why[scores.rows] = filters.UNNEEDED
+    if not (known := scores.known).all():
+        why[scores.rows[~known]] = filters.UNKNOWN
     why[scores.rows[list(split)]] = 0
     return Placement(
         policy=policy,
