@@ -79,6 +79,21 @@ async def test_an_adapter_shows_its_server_the_image_of_its_site() -> None:
             assert url == "data:image/png;base64," + base64.b64encode(shown).decode()
 
 
+@pytest.mark.parametrize(("media_type", "boxes"), [("image/jpeg", 0), ("image/webp", 1)])
+async def test_kinds_that_not_every_server_reads_are_sent_as_png(
+    media_type: str, boxes: int
+) -> None:
+    fetcher, data = BlobFetcher(5.0, max_bytes=1000), png(4, 4)
+    async with vision() as (near, site):
+        try:
+            near.blobs[DIGEST], near.media_type = data, media_type
+            found = await fetcher.fetch(common.ImagePart(digest=DIGEST), (site,))
+        finally:
+            await fetcher.close()
+    assert found == (data, "image/png" if boxes else media_type)
+    assert near.boxes == [(0, 0, 1000, 1000)] * boxes
+
+
 @pytest.mark.parametrize("in_results", [True, False])
 async def test_an_image_of_a_tool_is_shown_where_the_server_takes_it(in_results: bool) -> None:
     data = png(4, 4)
