@@ -53,7 +53,7 @@ class Abilities:
     tools: bool = False
     tops_beside_tools: bool = False  # tells probabilities in a stream that may call tools
     images: bool = False
-    images_in_results: bool = False  # from tools, too; OpenAI's API takes them from users only
+    images_in_results: bool = False  # from tools, too, where some take them from users only
     schemas: bool = False
     regexes: bool = False
     reasons: bool = False  # tells its reasoning apart from its answer
