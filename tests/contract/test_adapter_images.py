@@ -8,15 +8,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from cogitate.agent_decoder.adapter import chat
 from cogitate.agent_decoder.adapter.blobs import BlobFetcher
 from cogitate.cli.mesh.processes import free_ports
 from cogitate.kit import lifecycle
 from cogitate.kit.channels import deadline_scope
 from cogitate.kit.config import ServiceConfig
 from cogitate.kit.errors import InvalidRequest, NotFound
+from cogitate.v1 import agent_decoder_service_pb2 as pb
 from cogitate.v1 import common_pb2 as common
 
-from tests.contract.test_adapter import adapter
+from tests.contract.test_adapter import TOOL, adapter, spec
 from tests.fakes.provider import Provider
 from tests.fakes.vision import FakeVision, png
 
@@ -75,3 +77,46 @@ async def test_an_adapter_shows_its_server_the_image_of_its_site() -> None:
             [image] = provider.streams[-1]["messages"][-1]["content"]
             url = image["image_url"]["url"]
             assert url == "data:image/png;base64," + base64.b64encode(shown).decode()
+
+
+@pytest.mark.parametrize(("media_type", "boxes"), [("image/jpeg", 0), ("image/webp", 1)])
+async def test_kinds_that_not_every_server_reads_are_sent_as_png(
+    media_type: str, boxes: int
+) -> None:
+    fetcher, data = BlobFetcher(5.0, max_bytes=1000), png(4, 4)
+    async with vision() as (near, site):
+        try:
+            near.blobs[DIGEST], near.media_type = data, media_type
+            found = await fetcher.fetch(common.ImagePart(digest=DIGEST), (site,))
+        finally:
+            await fetcher.close()
+    assert found == (data, "image/png" if boxes else media_type)
+    assert near.boxes == [(0, 0, 1000, 1000)] * boxes
+
+
+@pytest.mark.parametrize("in_results", [True, False])
+async def test_an_image_of_a_tool_is_shown_where_the_server_takes_it(in_results: bool) -> None:
+    data = png(4, 4)
+    provider = Provider(
+        takes_images=True, images_in_results=in_results, calls=[("calculator", "{}")]
+    )
+    async with vision() as (near, site), provider, adapter(
+        provider, vision_encoder_address=site
+    ) as made:  # fmt: skip
+        near.blobs[DIGEST] = data
+        stream = await made.opened(spec(), tools=[TOOL])
+        call_id = (await stream.until("tool_call")).call.call_id
+        parts = [common.Part(text="Here."), common.Part(image=common.ImagePart(digest=DIGEST))]
+        result = common.ToolResult(call_id=call_id, parts=parts)
+        inject = pb.InjectAgent(agent_id=0, call_id=call_id, tool_result=result)
+        await stream.send(inject=inject)
+        finished = await stream.until("finished")
+        assert finished.finish_reason == common.FINISH_REASON_STOP
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    image = {"type": "image_url", "image_url": {"url": url}}
+    told = [{"type": "text", "text": "Here."}, image] if in_results else f"Here.\n{chat.FOLLOWS}"
+    wanted = [{"role": "tool", "tool_call_id": "call_1", "content": told}]
+    if not in_results:
+        shown = [{"type": "text", "text": chat.SHOWN}, image]
+        wanted.append({"role": "user", "content": shown})
+    assert provider.streams[-1]["messages"][2:] == wanted

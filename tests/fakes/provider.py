@@ -41,6 +41,7 @@ class Provider:
     takes_tools: bool = True
     tops_beside_tools: bool = True  # newer llama.cpp refuses both in a stream
     takes_images: bool = False
+    images_in_results: bool = True  # OpenAI's own API takes them from users only
     counts: bool = True  # tells usage
     extra_tokens: int = 0  # tokens it says it sampled beside those it showed
     calls: list[tuple[str, str]] = field(default_factory=list)  # for the next streams
@@ -133,6 +134,9 @@ class Provider:
             return "tools"
         if "image_url" in content and not self.takes_images:
             return "images"
+        results = json.dumps([m for m in body["messages"] if m["role"] == "tool"])
+        if "image_url" in results and not self.images_in_results:
+            return "images in results"
         if body.get("logprobs") and body.get("top_logprobs", 0) > self.tops:
             return "logprobs"
         both = body.get("logprobs") and body.get("tools") and body.get("stream")

@@ -25,15 +25,25 @@ TEMPLATE = (
 )
 
 
-def write_checkpoint(directory: Path, kind: str = "SmolVLM", **vision: Any) -> Any:
-    """Writes the directory and returns the model, in float32 and evaluation mode."""
+def write_checkpoint(
+    directory: Path,
+    kind: str = "SmolVLM",
+    *,
+    heads: tuple[int, int] = (6, 2),
+    more_tokens: tuple[str, ...] = (),
+    **vision: Any,
+) -> Any:
+    """Writes the directory and returns the model, in float32 and evaluation mode.
+
+    ``heads`` are those of queries and of keys.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = chat_tokenizer(MARKS)
+    tokenizer = chat_tokenizer((*MARKS, *more_tokens))
     image_id = tokenizer.token_to_id("<image>")
     torch.manual_seed(11)
     text = transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=1024,
+        num_attention_heads=heads[0], num_key_value_heads=heads[1], max_position_embeddings=1024,
         rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.1,
     )  # fmt: skip
     shape = {
@@ -73,6 +83,8 @@ def write_checkpoint(directory: Path, kind: str = "SmolVLM", **vision: Any) -> A
             "size": side, "max_image_size": side,
         },
     )  # fmt: skip
+    processor = {"processor_class": f"{kind}Processor", "image_seq_len": NUM_TOKENS}
+    _write(directory / "processor_config.json", processor)
     return model
 
 

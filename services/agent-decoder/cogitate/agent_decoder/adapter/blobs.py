@@ -13,6 +13,11 @@ from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
 
+# Every server reads these. Other kinds are asked for as crops are, as a PNG: llama.cpp reads WebP
+# by ffmpeg only, and OpenAI no GIF that moves.
+COMMON_TYPES = ("image/png", "image/jpeg")
+WHOLE = common.Box(x1_permille=1000, y1_permille=1000)
+
 
 class BlobFetcher:
     """One for each decoder; keeps nothing but its channels."""
@@ -35,7 +40,17 @@ class BlobFetcher:
             request.box.CopyFrom(image.box)
         if address not in self._channels:
             self._channels[address] = open_channel(address, bulk=True)
-        stub = VisionEncoderServiceStub(self._channels[address])
+        channel = self._channels[address]
+        data, media_type = await self._get(channel, request)
+        if media_type not in COMMON_TYPES and not request.HasField("box"):
+            request.box.CopyFrom(WHOLE)
+            data, media_type = await self._get(channel, request)
+        return data, media_type
+
+    async def _get(
+        self, channel: grpc.aio.Channel, request: pb.GetBlobRequest
+    ) -> tuple[bytes, str]:
+        stub = VisionEncoderServiceStub(channel)
         data, media_type = bytearray(), ""
         try:
             with cancelling(stub.GetBlob(request, **outgoing())) as call:

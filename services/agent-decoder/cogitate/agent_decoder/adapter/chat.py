@@ -36,6 +36,10 @@ from cogitate.v1 import common_pb2 as common
 
 Message = dict[str, Any]
 
+# What stands in a tool's result for its image, and before the image itself.
+FOLLOWS = "[the image is in the next message]"
+SHOWN = "[what the tool showed]"
+
 # Ids in a request mean nothing here: a server's vocabulary is its own.
 ANY_VOCABULARY = 1 << 31
 
@@ -63,16 +67,23 @@ def messages_of(prefix: Sequence[Message], agent: Agent, pieces: Pieces) -> list
         if position.embedding is None:
             turn.add(position.token_id, pieces)
             continue
-        call_id = turn.end(messages)
-        result = dict(position.embedding)
-        if call_id:
-            result = {"role": "tool", "tool_call_id": call_id, **result}
-        else:
-            result = {"role": "user", **result}
-        messages.append(result)
+        messages += _result(position.embedding, turn.end(messages))
         turn = _Turn(turn.num_calls)
     turn.end(messages)
     return messages
+
+
+def _result(result: Message, call_id: str) -> list[Message]:
+    """A tool's result as messages. Its images follow from the user where tools may send none."""
+    content = result["content"]
+    if not call_id:
+        return [{"role": "user", "content": content}]
+    told = {"role": "tool", "tool_call_id": call_id, "content": content}
+    if not result.get("images_apart"):
+        return [told]
+    told["content"] = "\n".join(part.get("text", FOLLOWS) for part in content)
+    shown = [part for part in content if part["type"] == "image_url"]
+    return [told, {"role": "user", "content": [{"type": "text", "text": SHOWN}, *shown]}]
 
 
 class _Turn:
@@ -301,7 +312,8 @@ class ChatRenderer:
         except CogitateError:
             unread = [part if isinstance(part, Text) else Text(UNREAD) for part in shown]
             content = await self._content(gang, unread, {})
-        return Position(RESULT, {"content": content})
+        apart = isinstance(content, list) and not self._can.images_in_results
+        return Position(RESULT, {"content": content, "images_apart": apart})
 
     async def _content(
         self,

@@ -53,6 +53,7 @@ class Abilities:
     tools: bool = False
     tops_beside_tools: bool = False  # tells probabilities in a stream that may call tools
     images: bool = False
+    images_in_results: bool = False  # from tools, too, where some take them from users only
     schemas: bool = False
     regexes: bool = False
     reasons: bool = False  # tells its reasoning apart from its answer
@@ -97,6 +98,7 @@ class _Probe:
         continues = await self._chosen("continue", lambda: self._continues(continuation))
         tools = await self._may("tools", self._tools)
         both = lambda: self._tops_beside_tools(num_top)  # noqa: E731
+        images = await self._chosen("images", self._images)
         return Abilities(
             flavour=flavour,
             max_model_len=max_model_len,
@@ -107,7 +109,9 @@ class _Probe:
             tools=tools,
             tops_beside_tools=bool(tools and num_top)
             and await self._may("likeliest tokens beside tools", both),
-            images=await self._chosen("images", self._images),
+            images=images,
+            images_in_results=bool(images and tools)
+            and await self._may("images in results of tools", self._images_in_results),
             schemas=await self._may("JSON schemas", self._schemas),
             regexes=flavour == "vllm" and await self._may("regular expressions", self._regexes),
             reasons=self._reasons,
@@ -232,12 +236,22 @@ class _Probe:
         return True
 
     async def _images(self) -> bool:
-        url = f"data:image/png;base64,{base64.b64encode(_picture()).decode()}"
-        content = [
-            {"type": "text", "text": "What is this?"},
-            {"type": "image_url", "image_url": {"url": url}},
-        ]
+        content = [{"type": "text", "text": "What is this?"}, _shown()]
         await self._say("", messages=[{"role": "user", "content": content}], max_tokens=2)
+        return True
+
+    async def _images_in_results(self) -> bool:
+        called = {"name": "note", "arguments": "{}"}
+        messages = [
+            {"role": "user", "content": "Say hello."},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "call_1", "type": "function", "function": called}],
+            },
+            {"role": "tool", "tool_call_id": "call_1", "content": [_shown()]},
+        ]
+        await self._say("", messages=messages, max_tokens=2, tools=NOTE)
         return True
 
     async def _schemas(self) -> bool:
@@ -259,6 +273,11 @@ class _Probe:
         choice = await self._say("Say hello.", structured_outputs={"regex": "zq[0-9]zq"})
         text = choice["message"]["content"]
         return bool(len(text) == 5 and text[:2] == text[3:] == "zq")
+
+
+def _shown() -> Json:
+    url = f"data:image/png;base64,{base64.b64encode(_picture()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _picture(side: int = 64) -> bytes:
