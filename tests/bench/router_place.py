@@ -4,12 +4,15 @@
 or equal idle ones (`equal`: nothing can be ruled out). Each gang differs. `place` is the decision
 alone on a fleet that is there as arrays; `desk` is the whole command: declaration, booking,
 confirmation, a report of every endpoint that was used, release. Wall time, and CPU time of the one
-thread: on a machine that does something else only the latter says what a core can do.
+thread: on a machine that does something else only the latter says what a core can do. Every case
+is measured in each of several rounds, and its figures are the medians of the rounds: cores that are
+shared with others change their speed from minute to minute.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -133,14 +136,15 @@ def main() -> None:
     """Prints a table; asserts nothing."""
     parser = report.parser(__doc__ or "")
     parser.add_argument("--endpoints", default="100,1000,10000")
-    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--count", type=int, default=300, help="gangs a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     console = report.console()
-    rows: list[dict[str, Any]] = []
     sizes = [int(part) for part in args.endpoints.split(",")]
     cases = [(size, name) for size in sizes for name in CONSTRAINTS]
+    found: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     with report.progress(console) as bar:
-        for size, name in bar.track(cases, description="placing"):
+        for size, name in bar.track(cases * args.rounds, description="placing"):
             limits = CONSTRAINTS[name]
             acts = {
                 "place": on_a_board(size, False, limits),
@@ -148,8 +152,12 @@ def main() -> None:
                 "desk": at_a_desk(size, limits),
             }
             for what, act in acts.items():
-                found = timed(act, args.count)
-                rows.append({"endpoints": size, "constraints": name, "what": what, **found})
+                found.setdefault((what, size, name), []).append(timed(act, args.count))
+    rows: list[dict[str, Any]] = [
+        {"endpoints": size, "constraints": name, "what": what, "rounds": args.rounds}
+        | {figure: statistics.median(r[figure] for r in rounds) for figure in rounds[0]}
+        for (what, size, name), rounds in found.items()
+    ]
     columns = (
         "what",
         "endpoints",
@@ -168,7 +176,8 @@ def main() -> None:
         )
         for row in rows
     ]  # fmt: skip
-    console.print(report.table(f"placing a gang of {AGENTS}, {args.count} times", columns, lines))
+    title = f"placing a gang of {AGENTS}, {args.count} times in each of {args.rounds} rounds"
+    console.print(report.table(title, columns, lines))
     report.write(args, rows=rows)
 
 
