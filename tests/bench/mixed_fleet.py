@@ -1,12 +1,13 @@
 """Is a gang done when the router said it would be? On our engine, llama.cpp's server and vLLM.
 
     python -m tests.bench.mixed_fleet --llama-server FILE --gguf FILE --vllm-python FILE \
-        [--gangs 100] [--policies gang,least_load] [--json FILE]
+        [--gangs 100] [--policies gang,least_load] [--exact] [--json FILE]
 
 Questions of four lengths come at random moments, from 1, 2, 4 or 8 agents each, the same for every
 policy; all agents' votes count, so a contemplation ends with its last agent. *Finish* is from the
 placement to the verdict; the prediction is the router's at the placement, the largest of the
-shares'. *lengths known* is how far it would be off with the tokens that were written then. Each
+shares'. *lengths known* is how far it would be off with the tokens that were written then; with
+`--exact` agents write as many as they may, so that how long they write is learned soon. Each
 endpoint answers one question before, by another router and aggregator: those that are measured
 begin without any knowledge of speeds or lengths. A share of the machine is so many cores of time
 (a cgroup: it takes root). Endpoints are left out whose programs are not named.
@@ -102,7 +103,7 @@ class Run:
         return abs(known_s - self.finish_s) / self.finish_s
 
 
-def request(number: int, model: str, salt: str) -> pb.ContemplateRequest:
+def request(number: int, model: str, salt: str, exact: bool = False) -> pb.ContemplateRequest:
     """The same for every policy, but for the salt: nobody finds another policy's prompts."""
     draw = random.Random(number)
     question, most = draw.choice(QUESTIONS)
@@ -114,7 +115,7 @@ def request(number: int, model: str, salt: str) -> pb.ContemplateRequest:
         conversation=[message], model=model, agent_count=draw.choice(AGENTS), strategy="vote",
         quorum="all", allowed_tools=["none"],
     )  # fmt: skip
-    spec.sampling_params.max_tokens = most
+    spec.sampling_params.max_tokens, spec.sampling_params.ignore_eos = most, exact
     spec.sampling_params.temperature, spec.sampling_params.seed = 0.8, number
     return pb.ContemplateRequest(spec=spec)
 
@@ -159,7 +160,7 @@ async def load(address: str, args: argparse.Namespace, salt: str, bar: Any) -> l
         stub = ContemplationServiceStub(channel)
         task = bar.add_task(salt, total=args.gangs)
         for number in range(args.gangs):
-            asked = request(args.seed * 10_000 + number, args.model, salt)
+            asked = request(args.seed * 10_000 + number, args.model, salt, args.exact)
             run = Run(number, asked.spec.agent_count)
             runs.append(run)
             one = tasks.create_task(ask(stub, asked, run))
@@ -237,6 +238,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gangs", type=int, default=100)
     parser.add_argument("--rate", type=float, default=0.5, help="gangs a second")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--exact", action="store_true", help="agents write all they may")
     parser.add_argument("--policies", default="gang", help="or several, by commas, or all")
     parser.add_argument("--shares", default="native=0.5,llama=0.45,vllm=0.55,mesh=0.4")
     parser.add_argument("--logs", type=report.resolved, metavar="DIRECTORY", help="keep them here")

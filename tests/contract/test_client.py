@@ -64,6 +64,8 @@ def verdict() -> Event:
     image = common_pb2.ImagePart(digest="sha256:00")
     image.box.CopyFrom(common_pb2.Box(x0_permille=1, y0_permille=2, x1_permille=3, y1_permille=4))
     c.evidence.add(agent_id=1, image=image)
+    shown = common_pb2.ToolResult(call_id="zoom-1", parts=[common_pb2.Part(image=image)])
+    c.evidence.add(agent_id=1, tool_result=shown)
     return event
 
 
@@ -104,6 +106,8 @@ async def test_ask_gives_the_answer_with_its_certificate() -> None:
             certificate.placements[0].provider,
         )
         assert (1, 2, 3, 4) == certificate.evidence[0].box
+        shown = certificate.evidence[1]
+        assert ("zoom-1", "sha256:00", (1, 2, 3, 4)) == (shown.call_id, shown.digest, shown.box)
         assert answer.contemplation_id
 
 

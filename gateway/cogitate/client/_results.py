@@ -52,7 +52,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A region an agent looked at, or a tool's result."""
+    """A region an agent looked at, or a tool's result; a region that a tool showed is both."""
 
     agent_id: int
     digest: str = ""
@@ -347,8 +347,11 @@ def _evidence(raw: common_pb2.Evidence) -> Evidence:
     if raw.HasField("image"):
         return Evidence(raw.agent_id, digest=raw.image.digest, box=_box(raw.image))
     result = raw.tool_result
+    shown = next((part.image for part in result.parts if part.HasField("image")), None)
     return Evidence(
         raw.agent_id,
+        digest=shown.digest if shown else "",
+        box=_box(shown) if shown else None,
         call_id=result.call_id,
         text=" ".join(part.text for part in result.parts if part.text),
         proof=result.proof.answer,
