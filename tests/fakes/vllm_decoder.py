@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +76,20 @@ def running(*flags: str, served: str = MODEL, **arguments: Any) -> Iterator[Deco
         "--models-path", str(MODELS), "--vllm-arguments", json.dumps(QUICK | arguments),
         "--listen", f"127.0.0.1:{port}", "--drain-grace-s", "1", *flags,
     ]  # fmt: skip
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-    try:
+    with started(command, environment) as process:
         address = f"127.0.0.1:{port}"
         _wait(process, address)
         yield Decoder(address, process)
+
+
+@contextmanager
+def started(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, ended by force where it does not end when it is told to."""
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    try:
+        yield process
     finally:
         process.terminate()
         try:

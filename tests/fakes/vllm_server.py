@@ -38,17 +38,9 @@ def running(folder: Path, model: str, *flags: str) -> Iterator[str]:
         "--port", str(port), "--dtype", "float32", "--enforce-eager",
         "--max-num-batched-tokens", "2048", *flags,
     ]  # fmt: skip
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-    try:
+    with vllm_decoder.started(command, environment) as process:
         _wait(process, f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:

@@ -45,28 +45,30 @@ from cogitate.router.core.scores import Scores
 # So many are looked at one by one, and of so many values all columns are made at once.
 _SMALL = 128
 _VALUES = 2**12
+Rows = list[list[float]]  # of curves: the value of one agent more, and of another
 
 
 def gang(scores: Scores, count: int, spread: Spread) -> Split:
     """Returns the split with the least objective. O(E) array operations, then a few endpoints."""
     fewest = max(spread.domains, -(-count // spread.provider_limit))
     if spread.provider_limit < count and spread.domains > 1:
-        places = _least(scores, count, replace(spread, domains=1), fewest)
-        if len(set(scores.domains[places].tolist())) < spread.domains:
-            places = _least(scores, count, spread, fewest)
+        found = _least(scores, count, replace(spread, domains=1), fewest)
+        if len(set(scores.domains[found[0]].tolist())) < spread.domains:
+            found = _least(scores, count, spread, fewest)
     else:
-        places = _least(scores, count, spread, fewest)
-    return _level(scores, places, count, spread)
+        found = _least(scores, count, spread, fewest)
+    return _level(scores, *found, count, spread.provider_limit)
 
 
-def _least(scores: Scores, count: int, spread: Spread, fewest: int) -> Ints:
-    """The places of the best split over at least `fewest` endpoints; none if there is none."""
+def _least(scores: Scores, count: int, spread: Spread, fewest: int) -> tuple[Ints, Rows]:
+    """The best split over at least `fewest` endpoints: places, if any; their curves, if known."""
     penalty = scores.board.model.spread_penalty
     begun = _Beginning(scores, count, spread, fewest)
     best, places = begun.best, begun.places()
+    rows: Rows = []
     tried = begun.tried()
     if not tried:
-        return places
+        return places, []
     limit = best / (1 + penalty * (min(r for _, r in tried) - 1))
     if len(begun.part) > _SMALL:
         begun.leave_aside(fewest)
@@ -74,12 +76,12 @@ def _least(scores: Scores, count: int, spread: Spread, fewest: int) -> Ints:
     pool = _able(part, count, tried, limit)
     tried = [low for low in tried if low[1] <= len(pool)]
     if not tried:
-        return places
+        return places, []
     if len(pool) > _SMALL:
         part, names = part.part(pool), names[pool]
         if spread.provider_limit < count and spread.domains == 1:
             found = least_within(part, count, spread.provider_limit, tried, best)
-            return names[found] if len(found) else places
+            return (names[found] if len(found) else places), []
         pool = _needed(part, count, spread, tried, limit)
     exact = _Exact(part, pool, count, spread, tried, best)
     for least, r in tried:
@@ -91,8 +93,9 @@ def _least(scores: Scores, count: int, spread: Spread, fewest: int) -> Ints:
             best = found_bound * factor
             if not penalty:
                 r = exact.fewest(r, found_bound)
-            places = names[exact.widest(r, found_bound)]
-    return places
+            widest, rows = exact.widest(r, found_bound)
+            places = names[widest]
+    return places, rows
 
 
 class _Beginning:
@@ -245,19 +248,22 @@ class _Exact:
         penalty = scores.board.model.spread_penalty
         # The soonest first: whoever can have an agent within a bound is before who cannot.
         self._pool = pool = pool[scores.effective(1)[pool].argsort()]
-        part = scores.part(pool)
+        at: Ints | slice = pool
+        if len(scores) * count > _VALUES:
+            scores, at = scores.part(pool), slice(None)
         self._count, self._spread = count, spread
         self._limited = spread.provider_limit < count
         fewest = min(r for _, r in tried)
-        curves = part.curves(min(count, spread.provider_limit))
+        curves = scores.curves(min(count, spread.provider_limit))[at]
         low = min(least / (1 + penalty * (r - 1)) for least, r in tried) * _CLOSE
         high = best / (1 + penalty * (fewest - 1))
         values = curves[(curves >= low) & (curves < high)]
         self._values: list[float] = sorted(set(values.tolist()))
-        self._rows: list[list[float]] = curves.tolist()
+        self._rows: Rows = curves.tolist()
         self._firsts = [row[0] for row in self._rows]
         if self._limited or spread.domains > 1:
-            self._domains, self._providers = part.domains.tolist(), part.providers.tolist()
+            self._domains = scores.domains[at].tolist()
+            self._providers = scores.providers[at].tolist()
 
     def least_bound(self, r: int, least: float, under: float) -> float | None:
         """The least bound from `least` to under `under` at which `r` endpoints hold the gang."""
@@ -275,9 +281,10 @@ class _Exact:
             r -= 1
         return r
 
-    def widest(self, r: int, bound: float) -> Ints:
+    def widest(self, r: int, bound: float) -> tuple[Ints, Rows]:
         """The `r` places that take most within the bound, those that end soonest of equals."""
-        return self._pool[self._chosen(self._caps(bound), r)]
+        chosen = self._chosen(self._caps(bound), r)
+        return self._pool[chosen], [self._rows[i] for i in chosen]
 
     def _caps(self, bound: float) -> list[int]:
         """How many agents each may have, of those that may have any."""
@@ -363,36 +370,30 @@ def _greedy(
     return chosen
 
 
-def _level(scores: Scores, places: Ints, count: int, spread: Spread) -> Split:
+def _level(scores: Scores, places: Ints, rows: Rows, count: int, limit: int) -> Split:
     """Gives every endpoint one agent, and each further one to where it ends soonest.
 
     Curves grow, so these are the `count` least values of the places' curves, the first of each in
-    any case.
+    any case. The rows of curves are made if there are none.
     """
     order = places.tolist()
     if len(order) <= 1:
         return dict.fromkeys(order, count)
-    part = scores.part(places)
-    curves = part.curves(count)
-    if spread.provider_limit >= count:
-        curves[:, 0] = -1.0
-        least = np.argsort(curves, axis=None, kind="stable")[:count]
-        agents = np.bincount(least // count, minlength=len(order))
-        return dict(zip(order, agents.tolist(), strict=True))
-    rows, providers = curves.tolist(), part.providers.tolist()
-    split, left = [1] * len(order), dict.fromkeys(providers, spread.provider_limit)
+    rows = rows or scores.part(places).curves(count).tolist()
+    providers = scores.providers[places].tolist()
+    split, left = [1] * len(order), dict.fromkeys(providers, limit)
     for provider in providers:
         left[provider] -= 1
-    ends = [(row[1], order[i], i) for i, row in enumerate(rows) if count > 1]
+    ends = [(row[1], order[i], i) for i, row in enumerate(rows) if len(row) > 1]
     heapq.heapify(ends)
     for _ in range(count - len(order)):
         while ends and not left[providers[ends[0][2]]]:
             heapq.heappop(ends)
-        if not ends or np.isinf(ends[0][0]):
+        if not ends or ends[0][0] == np.inf:
             return {}
         _, name, i = ends[0]
         split[i] += 1
         left[providers[i]] -= 1
-        after = rows[i][split[i]] if split[i] < count else np.inf
-        heapq.heapreplace(ends, (after, name, i))
+        row = rows[i]
+        heapq.heapreplace(ends, (row[split[i]] if split[i] < len(row) else np.inf, name, i))
     return dict(zip(order, split, strict=True))
