@@ -569,6 +569,8 @@ def test_an_endpoint_on_trial_gets_one_agent_where_others_hold_the_rest(
     assert bool(careful.shares) == bool(plain.shares)
     if any(len(s.agent_ids) > 1 for s in careful.shares if s.endpoint_id in probed):
         others = [s for s in fleet if s.endpoint_id not in probed]
-        count = len(gang.agent_ids)
-        few = replace(gang, agent_ids=gang.agent_ids[: max(1, count - len(probed))])
+        count, one = len(gang.agent_ids), replace(gang, agent_ids=gang.agent_ids[:1])
+        # Of those that are probed, some could not take an agent at all.
+        able = [s for s in fleet if s not in others and place(one, [s], NOW, policy).shares]
+        few = replace(gang, agent_ids=gang.agent_ids[: max(1, count - len(able))])
         assert count == 1 or not place(few, others, NOW, policy).shares
