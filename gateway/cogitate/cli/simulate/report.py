@@ -12,8 +12,7 @@ from rich import box
 from rich.table import Table
 
 COLUMNS = (
-    "policy", "p50 s", "p99 s", "$ / 1000", "prefill", "load", "ends", "used", "moved", "lost",
-    "off",
+    "policy", "p50 s", "p99 s", "$/1000", "prefill", "load", "ends", "used", "moved", "lost", "off",
 )  # fmt: skip
 
 
@@ -50,7 +49,8 @@ def figures(outcome: Outcome) -> dict[str, float]:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """A line a run: means over seeds are the reader's to make from the JSON."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # It is to fit into 80 characters.
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for i, name in enumerate(COLUMNS):
         made.add_column(name, justify="right" if i else "left", no_wrap=True)
     for outcome in outcomes:
@@ -58,7 +58,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         made.add_row(
             outcome.setting.name,
             f"{found['makespan_p50_s']:.2f}",
-            f"{found['makespan_p99_s']:.2f}",
+            f"{found['makespan_p99_s']:.1f}",
             f"{found['usd_per_contemplation'] * 1000:.2f}",
             f"{found['prefill_efficiency']:.2f}",
             f"{found['imbalance_median']:.0%}",
