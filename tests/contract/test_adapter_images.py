@@ -79,19 +79,16 @@ async def test_an_adapter_shows_its_server_the_image_of_its_site() -> None:
             assert url == "data:image/png;base64," + base64.b64encode(shown).decode()
 
 
-@pytest.mark.parametrize(("media_type", "boxes"), [("image/jpeg", 0), ("image/webp", 1)])
-async def test_kinds_that_not_every_server_reads_are_sent_as_png(
-    media_type: str, boxes: int
-) -> None:
-    fetcher, data = BlobFetcher(5.0, max_bytes=1000), png(4, 4)
-    async with vision() as (near, site):
-        try:
-            near.blobs[DIGEST], near.media_type = data, media_type
-            found = await fetcher.fetch(common.ImagePart(digest=DIGEST), (site,))
-        finally:
-            await fetcher.close()
-    assert found == (data, "image/png" if boxes else media_type)
-    assert near.boxes == [(0, 0, 1000, 1000)] * boxes
+async def test_what_a_file_says_beside_its_picture_goes_to_no_server() -> None:
+    async with (
+        vision() as (near, site),
+        Provider(takes_images=True) as provider,
+        adapter(provider, vision_encoder_address=site) as made,
+    ):
+        near.blobs[DIGEST] = png(4, 4)
+        await made.run(parts=[common.Part(image=common.ImagePart(digest=DIGEST))])
+    assert near.bare == 1
+    assert near.boxes == []
 
 
 @pytest.mark.parametrize("in_results", [True, False])

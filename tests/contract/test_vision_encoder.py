@@ -57,8 +57,10 @@ class Served:
         done: pb.PutBlobResponse = await self.stub.PutBlob(chunks(), **outgoing(20))
         return done
 
-    async def get(self, digest: str, box: common_pb2.Box | None = None) -> tuple[bytes, str]:
-        asked = pb.GetBlobRequest(digest=digest, box=box)
+    async def get(
+        self, digest: str, box: common_pb2.Box | None = None, bare: bool = False
+    ) -> tuple[bytes, str]:
+        asked = pb.GetBlobRequest(digest=digest, box=box, without_metadata=bare)
         parts = [part async for part in self.stub.GetBlob(asked, **outgoing(20))]
         assert all(len(part.chunk) <= 1 << 20 for part in parts)
         assert all(not part.media_type for part in parts[1:])
@@ -168,6 +170,31 @@ async def test_a_crop_is_given_as_png(encoder: Any) -> None:
         assert media_type == "image/png"
         crop = Image.open(io.BytesIO(data))
         assert crop.tobytes() == picture.crop((50, 33, 100, 67)).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("orientation", [1, 6])
+async def test_readers_elsewhere_get_the_picture_alone(
+    encoder: Any, kind: str, orientation: int
+) -> None:
+    if kind == "GIF" and orientation != 1:
+        pytest.skip("a GIF says nothing of turns")
+    data = images.file(images.picture(40, 30), kind, **images.camera(orientation))
+    assert kind == "GIF" or images.SECRET in data
+    async with encoder() as served:
+        stored = await served.put(data)
+        bare, media_type = await served.get(stored.digest, bare=True)
+        assert media_type == ("image/jpeg" if kind == "JPEG" else "image/png")
+        picture = Image.open(io.BytesIO(bare))
+        assert picture.size == (stored.width_px, stored.height_px)
+        assert images.SECRET not in bare
+        assert not picture.getexif()
+        whole, _ = await served.get(stored.digest, box(0, 0, 1000, 1000), bare=True)
+        upright = np.asarray(Image.open(io.BytesIO(whole)), np.int16)
+        far = np.abs(np.asarray(picture.convert("RGB"), np.int16) - upright).mean()
+        # What a turned JPEG loses by being written again; noise is what JPEG is worst at.
+        assert far <= (12 if kind == "JPEG" and orientation != 1 else 0)
+        assert await served.get(stored.digest) == (data, stored.media_type)
 
 
 async def test_large_blobs_come_in_chunks(encoder: Any) -> None:

@@ -31,6 +31,16 @@ def png(width_px: int = 40, height_px: int = 30, seed: int = 0) -> bytes:
     return file(picture(width_px, height_px, seed), "PNG")
 
 
+SECRET = b"at home, 3rd of May"
+
+
+def camera(orientation: int) -> dict[str, Any]:
+    """Returns options for `file`: what a camera writes beside the pixels, and how it was held."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = orientation, SECRET.decode()
+    return {"exif": exif}
+
+
 def png_chunk(kind: bytes, body: bytes) -> bytes:
     """Returns one chunk of a PNG with its checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

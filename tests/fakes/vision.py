@@ -28,10 +28,10 @@ class FakeVision(pb2_grpc.VisionEncoderServiceServicer):
 
     def __init__(self, server: Any = None) -> None:
         self.blobs: dict[str, bytes] = {}
-        self.media_type = "image/png"  # what it says of whole files; crops are always PNGs
         self.puts = 0
         self.aborts: list[grpc.StatusCode] = []  # how the next uploads end, as gRPC ends them
         self.boxes: list[tuple[int, int, int, int]] = []
+        self.bare = 0  # how often a file's picture alone was asked for
         if server is not None:
             pb2_grpc.add_VisionEncoderServiceServicer_to_server(self, server)
 
@@ -77,9 +77,9 @@ class FakeVision(pb2_grpc.VisionEncoderServiceServicer):
         box = request.box
         if request.HasField("box"):
             self.boxes.append((box.x0_permille, box.y0_permille, box.x1_permille, box.y1_permille))
+        self.bare += request.without_metadata
         data = self.blobs[request.digest]
-        media_type = "image/png" if request.HasField("box") else self.media_type
         for start in range(0, len(data), 1000):
             yield pb2.GetBlobResponse(
-                chunk=data[start : start + 1000], media_type="" if start else media_type
+                chunk=data[start : start + 1000], media_type="" if start else "image/png"
             )

@@ -26,7 +26,7 @@ from cogitate.v1 import common_pb2 as cogitate_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(cogitate/v1/vision_encoder_service.proto\x12\x0b\x63ogitate.v1\x1a\x18\x63ogitate/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"8\n\x0ePutBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x17\n\x0f\x65xpected_digest\x18\x02 \x01(\t\"n\n\x0fPutBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08width_px\x18\x03 \x01(\x05\x12\x11\n\theight_px\x18\x04 \x01(\x05\x12\x12\n\nmedia_type\x18\x05 \x01(\t\"?\n\x0eGetBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x1d\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x10.cogitate.v1.Box\"4\n\x0fGetBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\":\n\x04View\x12\x13\n\x0b\x62lob_digest\x18\x01 \x01(\t\x12\x1d\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x10.cogitate.v1.Box\"@\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x05views\x18\x02 \x03(\x0b\x32\x11.cogitate.v1.View\"m\n\x0b\x45ncodedView\x12\x1f\n\x04view\x18\x01 \x01(\x0b\x32\x11.cogitate.v1.View\x12\x18\n\x10\x65mbedding_digest\x18\x02 \x01(\t\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\"m\n\x0e\x45ncodeResponse\x12\'\n\x05views\x18\x01 \x03(\x0b\x32\x18.cogitate.v1.EncodedView\x12\x32\n\x0f\x65ncode_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x15\x46\x65tchEmbeddingRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x05views\x18\x02 \x03(\x0b\x32\x11.cogitate.v1.View\x12\x1e\n\x16held_embedding_digests\x18\x03 \x03(\t\"h\n\x16\x46\x65tchEmbeddingResponse\x12&\n\x04view\x18\x01 \x01(\x0b\x32\x18.cogitate.v1.EncodedView\x12&\n\tembedding\x18\x02 \x01(\x0b\x32\x13.cogitate.v1.Tensor\"\x17\n\x15GetEncoderInfoRequest\"\xe2\x01\n\x16GetEncoderInfoResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x1b\n\x13\x65xecution_providers\x18\x02 \x03(\t\x12\x1a\n\x12\x65ncoded_view_count\x18\x03 \x01(\x03\x12\x19\n\x11\x63\x61\x63hed_view_count\x18\x04 \x01(\x03\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\x12\x12\n\nblob_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12\x66\x65tched_blob_count\x18\x07 \x01(\x03\x12\x1f\n\x17\x66\x65tched_embedding_count\x18\x08 \x01(\x03\x32\xa1\x03\n\x14VisionEncoderService\x12\x46\n\x07PutBlob\x12\x1b.cogitate.v1.PutBlobRequest\x1a\x1c.cogitate.v1.PutBlobResponse(\x01\x12\x46\n\x07GetBlob\x12\x1b.cogitate.v1.GetBlobRequest\x1a\x1c.cogitate.v1.GetBlobResponse0\x01\x12\x41\n\x06\x45ncode\x12\x1a.cogitate.v1.EncodeRequest\x1a\x1b.cogitate.v1.EncodeResponse\x12[\n\x0e\x46\x65tchEmbedding\x12\".cogitate.v1.FetchEmbeddingRequest\x1a#.cogitate.v1.FetchEmbeddingResponse0\x01\x12Y\n\x0eGetEncoderInfo\x12\".cogitate.v1.GetEncoderInfoRequest\x1a#.cogitate.v1.GetEncoderInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(cogitate/v1/vision_encoder_service.proto\x12\x0b\x63ogitate.v1\x1a\x18\x63ogitate/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"8\n\x0ePutBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x17\n\x0f\x65xpected_digest\x18\x02 \x01(\t\"n\n\x0fPutBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08width_px\x18\x03 \x01(\x05\x12\x11\n\theight_px\x18\x04 \x01(\x05\x12\x12\n\nmedia_type\x18\x05 \x01(\t\"Y\n\x0eGetBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x1d\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x10.cogitate.v1.Box\x12\x18\n\x10without_metadata\x18\x03 \x01(\x08\"4\n\x0fGetBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\":\n\x04View\x12\x13\n\x0b\x62lob_digest\x18\x01 \x01(\t\x12\x1d\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x10.cogitate.v1.Box\"@\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x05views\x18\x02 \x03(\x0b\x32\x11.cogitate.v1.View\"m\n\x0b\x45ncodedView\x12\x1f\n\x04view\x18\x01 \x01(\x0b\x32\x11.cogitate.v1.View\x12\x18\n\x10\x65mbedding_digest\x18\x02 \x01(\t\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\"m\n\x0e\x45ncodeResponse\x12\'\n\x05views\x18\x01 \x03(\x0b\x32\x18.cogitate.v1.EncodedView\x12\x32\n\x0f\x65ncode_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x15\x46\x65tchEmbeddingRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x05views\x18\x02 \x03(\x0b\x32\x11.cogitate.v1.View\x12\x1e\n\x16held_embedding_digests\x18\x03 \x03(\t\"h\n\x16\x46\x65tchEmbeddingResponse\x12&\n\x04view\x18\x01 \x01(\x0b\x32\x18.cogitate.v1.EncodedView\x12&\n\tembedding\x18\x02 \x01(\x0b\x32\x13.cogitate.v1.Tensor\"\x17\n\x15GetEncoderInfoRequest\"\xe2\x01\n\x16GetEncoderInfoResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x1b\n\x13\x65xecution_providers\x18\x02 \x03(\t\x12\x1a\n\x12\x65ncoded_view_count\x18\x03 \x01(\x03\x12\x19\n\x11\x63\x61\x63hed_view_count\x18\x04 \x01(\x03\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x05 \x01(\x03\x12\x12\n\nblob_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12\x66\x65tched_blob_count\x18\x07 \x01(\x03\x12\x1f\n\x17\x66\x65tched_embedding_count\x18\x08 \x01(\x03\x32\xa1\x03\n\x14VisionEncoderService\x12\x46\n\x07PutBlob\x12\x1b.cogitate.v1.PutBlobRequest\x1a\x1c.cogitate.v1.PutBlobResponse(\x01\x12\x46\n\x07GetBlob\x12\x1b.cogitate.v1.GetBlobRequest\x1a\x1c.cogitate.v1.GetBlobResponse0\x01\x12\x41\n\x06\x45ncode\x12\x1a.cogitate.v1.EncodeRequest\x1a\x1b.cogitate.v1.EncodeResponse\x12[\n\x0e\x46\x65tchEmbedding\x12\".cogitate.v1.FetchEmbeddingRequest\x1a#.cogitate.v1.FetchEmbeddingResponse0\x01\x12Y\n\x0eGetEncoderInfo\x12\".cogitate.v1.GetEncoderInfoRequest\x1a#.cogitate.v1.GetEncoderInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTBLOBRESPONSE']._serialized_start=173
   _globals['_PUTBLOBRESPONSE']._serialized_end=283
   _globals['_GETBLOBREQUEST']._serialized_start=285
-  _globals['_GETBLOBREQUEST']._serialized_end=348
-  _globals['_GETBLOBRESPONSE']._serialized_start=350
-  _globals['_GETBLOBRESPONSE']._serialized_end=402
-  _globals['_VIEW']._serialized_start=404
-  _globals['_VIEW']._serialized_end=462
-  _globals['_ENCODEREQUEST']._serialized_start=464
-  _globals['_ENCODEREQUEST']._serialized_end=528
-  _globals['_ENCODEDVIEW']._serialized_start=530
-  _globals['_ENCODEDVIEW']._serialized_end=639
-  _globals['_ENCODERESPONSE']._serialized_start=641
-  _globals['_ENCODERESPONSE']._serialized_end=750
-  _globals['_FETCHEMBEDDINGREQUEST']._serialized_start=752
-  _globals['_FETCHEMBEDDINGREQUEST']._serialized_end=856
-  _globals['_FETCHEMBEDDINGRESPONSE']._serialized_start=858
-  _globals['_FETCHEMBEDDINGRESPONSE']._serialized_end=962
-  _globals['_GETENCODERINFOREQUEST']._serialized_start=964
-  _globals['_GETENCODERINFOREQUEST']._serialized_end=987
-  _globals['_GETENCODERINFORESPONSE']._serialized_start=990
-  _globals['_GETENCODERINFORESPONSE']._serialized_end=1216
-  _globals['_VISIONENCODERSERVICE']._serialized_start=1219
-  _globals['_VISIONENCODERSERVICE']._serialized_end=1636
+  _globals['_GETBLOBREQUEST']._serialized_end=374
+  _globals['_GETBLOBRESPONSE']._serialized_start=376
+  _globals['_GETBLOBRESPONSE']._serialized_end=428
+  _globals['_VIEW']._serialized_start=430
+  _globals['_VIEW']._serialized_end=488
+  _globals['_ENCODEREQUEST']._serialized_start=490
+  _globals['_ENCODEREQUEST']._serialized_end=554
+  _globals['_ENCODEDVIEW']._serialized_start=556
+  _globals['_ENCODEDVIEW']._serialized_end=665
+  _globals['_ENCODERESPONSE']._serialized_start=667
+  _globals['_ENCODERESPONSE']._serialized_end=776
+  _globals['_FETCHEMBEDDINGREQUEST']._serialized_start=778
+  _globals['_FETCHEMBEDDINGREQUEST']._serialized_end=882
+  _globals['_FETCHEMBEDDINGRESPONSE']._serialized_start=884
+  _globals['_FETCHEMBEDDINGRESPONSE']._serialized_end=988
+  _globals['_GETENCODERINFOREQUEST']._serialized_start=990
+  _globals['_GETENCODERINFOREQUEST']._serialized_end=1013
+  _globals['_GETENCODERINFORESPONSE']._serialized_start=1016
+  _globals['_GETENCODERINFORESPONSE']._serialized_end=1242
+  _globals['_VISIONENCODERSERVICE']._serialized_start=1245
+  _globals['_VISIONENCODERSERVICE']._serialized_end=1662
 # @@protoc_insertion_point(module_scope)

@@ -94,8 +94,13 @@ class GetBlobRequest(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    WITHOUT_METADATA_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """The blob."""
+    without_metadata: _builtins.bool
+    """If set, not the file as it was uploaded but the picture alone, for readers elsewhere: upright,
+    without metadata, as a PNG or JPEG.
+    """
     @_builtins.property
     def box(self) -> _common_pb2.Box:
         """If set, the region is cut out and returned as a PNG."""
@@ -105,10 +110,11 @@ class GetBlobRequest(_message.Message):
         *,
         digest: _builtins.str = ...,
         box: _common_pb2.Box | None = ...,
+        without_metadata: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "digest", b"digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "digest", b"digest", "without_metadata", b"without_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,7 @@ from cogitate.vision_encoder.batcher import Batcher
 from cogitate.vision_encoder.blobs import Blobs
 from cogitate.vision_encoder.config import VisionEncoderConfig
 from cogitate.vision_encoder.core import preprocess
+from cogitate.vision_encoder.core.bare import bare_file, drawn
 from cogitate.vision_encoder.core.digests import check_digest, embedding_digest
 from cogitate.vision_encoder.core.image_header import TOO_MANY_BYTES
 from cogitate.vision_encoder.core.picture import read_picture
@@ -164,18 +165,26 @@ class VisionRuntime:
                 await self._store(tenant, digest, data)
                 self._num_fetched_blobs += 1
 
-    async def get(self, tenant: str, digest: str, box: Box | None) -> tuple[bytes, str]:
-        """Returns a blob and its media type, or a region of it as a PNG.
+    async def get(
+        self, tenant: str, digest: str, box: Box | None, *, bare: bool = False
+    ) -> tuple[bytes, str]:
+        """Returns a blob, a region of it as a PNG, or its picture `bare` of all else; a media type.
 
         Raises NotFound, or what fetching it from upstream came to.
         """
         await self._recall(tenant, digest)
         blob = self._blobs.get(tenant, digest)
-        if box is None:
+        if box is not None:
+            self._check_box(blob, box, "box")
+            picture = await self._picture(tenant, blob)
+            return await self._on_thread(partial(_png, picture, box)), "image/png"
+        if not bare:
             return blob.data, blob.media_type
-        self._check_box(blob, box, "box")
+        data = await self._on_thread(partial(bare_file, blob.data, blob.media_type))
+        if data is not None:
+            return data, blob.media_type
         picture = await self._picture(tenant, blob)
-        return await self._on_thread(partial(_png, picture, box)), "image/png"
+        return await self._on_thread(partial(drawn, picture, blob.media_type))
 
     async def encode(self, tenant: str, model: str, views: Sequence[View]) -> list[Encoded]:
         """Returns the embeddings of views, in their order; identical views are encoded once."""

@@ -43,10 +43,12 @@ class VisionEncoderServicer(pb_grpc.VisionEncoderServiceServicer):
     async def GetBlob(
         self, request: pb.GetBlobRequest, context: object
     ) -> AsyncIterator[pb.GetBlobResponse]:
-        """Streams an image, or a region of it as a PNG."""
+        """Streams an image, as it was uploaded or its picture alone, or a region of it."""
         digest = check_digest(request.digest, "digest")
         box = wire.to_box(request.box, "box") if request.HasField("box") else None
-        data, media_type = await self._runtime.get(current_tenant(), digest, box)
+        data, media_type = await self._runtime.get(
+            current_tenant(), digest, box, bare=request.without_metadata
+        )
         for start in range(0, len(data), MAX_CHUNK_BYTES):
             yield pb.GetBlobResponse(
                 chunk=data[start : start + MAX_CHUNK_BYTES],

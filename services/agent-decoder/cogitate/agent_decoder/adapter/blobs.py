@@ -13,11 +13,6 @@ from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import vision_encoder_service_pb2 as pb
 from cogitate.v1.vision_encoder_service_pb2_grpc import VisionEncoderServiceStub
 
-# Every server reads these. Other kinds are asked for as crops are, as a PNG: llama.cpp reads WebP
-# by ffmpeg only, and OpenAI no GIF that moves.
-COMMON_TYPES = ("image/png", "image/jpeg")
-WHOLE = common.Box(x1_permille=1000, y1_permille=1000)
-
 
 class BlobFetcher:
     """One for each decoder; keeps nothing but its channels."""
@@ -35,22 +30,14 @@ class BlobFetcher:
         return await first_of(addresses, self._timeout_s, partial(self._ask, image))
 
     async def _ask(self, image: common.ImagePart, address: str) -> tuple[bytes, str]:
-        request = pb.GetBlobRequest(digest=image.digest)
+        # Not the file that was uploaded: what a camera wrote into it is no provider's business, not
+        # every server heeds its turn, llama.cpp's reads no WebP, and OpenAI's no GIF that moves.
+        request = pb.GetBlobRequest(digest=image.digest, without_metadata=True)
         if image.HasField("box"):
             request.box.CopyFrom(image.box)
         if address not in self._channels:
             self._channels[address] = open_channel(address, bulk=True)
-        channel = self._channels[address]
-        data, media_type = await self._get(channel, request)
-        if media_type not in COMMON_TYPES and not request.HasField("box"):
-            request.box.CopyFrom(WHOLE)
-            data, media_type = await self._get(channel, request)
-        return data, media_type
-
-    async def _get(
-        self, channel: grpc.aio.Channel, request: pb.GetBlobRequest
-    ) -> tuple[bytes, str]:
-        stub = VisionEncoderServiceStub(channel)
+        stub = VisionEncoderServiceStub(self._channels[address])
         data, media_type = bytearray(), ""
         try:
             with cancelling(stub.GetBlob(request, **outgoing())) as call:

@@ -36,7 +36,7 @@ _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES = 22
 _ZIP_COMMENT_BYTES = 65_535
 # In JPEG's entropy-coded data FF is followed by 00 (stuffing) or a restart; else it is a marker.
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, without a length.
 JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
@@ -136,7 +136,7 @@ def _walk_jpeg(data: bytes, limits: ImageLimits) -> ImageHeader:
             num_scans += 1
             if num_scans > limits.max_scans:
                 raise bad_image(TOO_MANY_SCANS)
-            found = _JPEG_MARKER.search(data, at)
+            found = JPEG_MARKER.search(data, at)
             if found is None:
                 break
             at = found.end() - 2
