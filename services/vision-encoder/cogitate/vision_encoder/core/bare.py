@@ -19,7 +19,7 @@ _JPEG_END: Final = 0xD9
 _PNG_SIGNATURE_BYTES: Final = 8
 # What the pixels are made of; the rest is about them, or further frames.
 _PNG_KEPT: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-# As good as any eye and model can tell, at about the size a camera writes.
+# What cameras write at their better settings; a second loss should be smaller than the first.
 _JPEG_QUALITY: Final = 95
 
 
