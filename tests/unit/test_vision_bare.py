@@ -41,6 +41,15 @@ def test_what_a_phone_puts_behind_a_jpeg_is_cut_off() -> None:
     assert bare_file(data + second, "image/jpeg") == bare_file(data, "image/jpeg")
 
 
+def test_metadata_between_the_scans_of_a_jpeg_is_left_out() -> None:
+    data = images.file(PICTURE, "JPEG", progressive=True)
+    at = data.rindex(b"\xff\xda")
+    comment = b"\xff\xfe" + (2 + len(images.SECRET)).to_bytes(2, "big") + images.SECRET
+    told = data[:at] + comment + data[at:]
+    assert pixels(told) == pixels(data)
+    assert bare_file(told, "image/jpeg") == bare_file(data, "image/jpeg")
+
+
 @pytest.mark.parametrize("mode", ["RGB", "P", "LA", "1", "RGBA"])
 def test_a_png_keeps_its_very_pixels(mode: str) -> None:
     info = PngImagePlugin.PngInfo()

@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 from cogitate.vision_encoder.core.image_header import JPEG_BARE, JPEG_MARKER
-from cogitate.vision_encoder.core.picture import orientation, split_jpeg
+from cogitate.vision_encoder.core.picture import JPEG_METADATA, orientation, split_jpeg
 from PIL import Image
 
 _JPEG_END: Final = 0xD9
@@ -26,8 +26,8 @@ _JPEG_QUALITY: Final = 95
 def bare_file(data: bytes, media_type: str) -> bytes | None:
     """The file without metadata, or None if its picture must be drawn anew. Its header was read."""
     if media_type == "image/jpeg":
-        kept, exif = split_jpeg(data)
-        return _until_end(kept) if orientation(exif) == 1 else None
+        _, exif = split_jpeg(data)
+        return _bare_jpeg(data) if orientation(exif) == 1 else None
     return _bare_png(data) if media_type == "image/png" else None
 
 
@@ -41,16 +41,19 @@ def drawn(picture: Image.Image, media_type: str) -> tuple[bytes, str]:
     return file.getvalue(), "image/png"
 
 
-def _until_end(data: bytes) -> bytes:
-    """Cuts off what stands behind a JPEG's end, such as a phone's second picture or its film."""
-    at = 2
+def _bare_jpeg(data: bytes) -> bytes:
+    """Without metadata, between scans as well, and what a phone puts behind the end."""
+    kept, begin, at = [], 0, 2
     while (found := JPEG_MARKER.search(data, at)) is not None:
         marker, at = data[found.end() - 1], found.end()
         if marker == _JPEG_END:
-            return data[:at]
+            break
         if marker not in JPEG_BARE:
             at += struct.unpack_from(">H", data, at)[0]
-    return data
+        if marker in JPEG_METADATA:
+            kept.append(data[begin : found.start()])
+            begin = at
+    return b"".join([*kept, data[begin:at]])
 
 
 def _bare_png(data: bytes) -> bytes | None:

@@ -21,7 +21,7 @@ _DECODERS: Final[dict[str, type[ImageFile.ImageFile]]] = {
     "image/webp": WebPImagePlugin.WebPImageFile,
     "image/gif": GifImagePlugin.GifImageFile,
 }
-_JPEG_METADATA: Final = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
+JPEG_METADATA: Final = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _ORIENTATION_TAG: Final = 0x0112
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,7 +84,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
         at += 2 + num_bytes
         if marker == 0xE1 and segment[4:10] == b"Exif\x00\x00":
             exif = exif or segment[4:]
-        if marker not in _JPEG_METADATA:
+        if marker not in JPEG_METADATA:
             kept.append(segment)
 
 
