@@ -26,6 +26,14 @@ constexpr int kMaxHead = 256;                  // largest head size
 constexpr int kFewTiles = 32;                  // of a thread
 constexpr int kMaxQueries = 16;                // queries of a key head in one pass
 
+// Rows that are scored, and mixed, at a time, and blocks or vectors of a value beside each other: sums stay
+// in registers, eight or more, so that no multiply-add waits for the one before.
+constexpr int kScoreRows = kVecRegisters == 1 ? 4 : kMaxRows;
+constexpr int kMixRows = kVecRegisters == 1 ? 6 : kMaxRows;
+constexpr int beside(int rows) {
+  return kVecRegisters == 1 ? 4 : std::max(1, 8 / (rows * kVecRegisters));
+}
+
 // Whether scores and mixtures are dot products of pairs: queries and weights are rounded to bfloat16.
 template <class T>
 constexpr bool kPaired = kHalfDot && std::is_same<T, BFloat16>::value;
@@ -88,17 +96,22 @@ struct Tile {
   int first, count, shared;
 };
 
-// Calls f with a number of rows as a constant, at most `Most` and the rows that are left; returns it.
+// Calls f with a number of rows as a constant, at most `Most`, until it had all: of like number each time.
 template <int Most, class F>
-static inline int some_rows(int left, F&& f) {
-#define COGITATE_CASE(R) \
-  if (R <= Most && left >= R) return f(std::integral_constant<int, R>()), R;
-#if defined(__AVX512F__)
-  COGITATE_CASE(6) COGITATE_CASE(4)
-#endif
-  COGITATE_CASE(3) COGITATE_CASE(2)
+static inline void by_rows(int from, int count, F&& f) {
+  for (int passes = (count + Most - 1) / Most; passes > 0; passes--) {
+    const int rows = (count + passes - 1) / passes;
+    switch (rows) {
+#define COGITATE_CASE(R)                                                \
+  case R:                                                              \
+    if constexpr (R <= Most) f(std::integral_constant<int, R>(), from); \
+    break;
+      COGITATE_CASE(1) COGITATE_CASE(2) COGITATE_CASE(3) COGITATE_CASE(4) COGITATE_CASE(5) COGITATE_CASE(6)
 #undef COGITATE_CASE
-  return f(std::integral_constant<int, 1>()), 1;
+    }
+    from += rows;
+    count -= rows;
+  }
 }
 
 // The running state of up to kMaxQueries queries of one key head.
@@ -138,26 +151,24 @@ class Attend {
     part.count = (most + kBlock - 1) / kBlock;
     if (next.count > part.count) fetch({next.blocks + part.count, next.count - part.count});
     Part coming = next;
-    for (int r = from; r < from + count; coming.count = 0)
-      r += some_rows<4>(from + count - r, [&](auto rows) { score<decltype(rows)::value>(part, r, coming); });
+    by_rows<kScoreRows>(from, count, [&](auto rows, int r) {
+      score<decltype(rows)::value>(part, r, coming);
+      coming.count = 0;
+    });
     for (int r = from; r < from + count; r++)
       if (visible[r] > 0)
         weigh(r, part.count, std::min(visible[r], kChunk));
       else
         nothing(r, part.count);
-    for (int d = 0; d < dim_; d += 4 * kLanes) {
-      coming = next;
-      for (int r = from; r < from + count; coming.count = 0)
-        r += some_rows<6>(from + count - r, [&](auto rows) {
-          constexpr int R = decltype(rows)::value;
-          switch (std::min(4, (dim_ - d) / kLanes)) {
-            case 1: return mix<R, 1>(part, most, d, r, coming);
-            case 2: return mix<R, 2>(part, most, d, r, coming);
-            case 3: return mix<R, 3>(part, most, d, r, coming);
-            default: return mix<R, 4>(part, most, d, r, coming);
-          }
-        });
-    }
+    coming = next;
+    by_rows<kMixRows>(from, count, [&](auto rows, int r) {
+      constexpr int R = decltype(rows)::value, V = beside(R);
+      int d = 0;
+      for (; d + V * kLanes <= dim_; d += V * kLanes) mix<R, V>(part, most, d, r, coming);
+      for (; V > 2 && d + 2 * kLanes <= dim_; d += 2 * kLanes) mix<R, 2>(part, most, d, r, coming);
+      for (; d < dim_; d += kLanes) mix<R, 1>(part, most, d, r, coming);
+      coming.count = 0;
+    });
   }
 
   void finish(int r, float* out) const {
@@ -191,9 +202,9 @@ class Attend {
         else
           score_blocks<R, B, false>(part.blocks + b, b, r, part.blocks + b);
     };
-    if constexpr (R <= 4) some(std::integral_constant<int, kChunkBlocks>());
-    some(std::integral_constant<int, 2>());
-    some(std::integral_constant<int, 1>());
+    some(std::integral_constant<int, beside(R)>());
+    if constexpr (beside(R) > 2) some(std::integral_constant<int, 2>());
+    if constexpr (beside(R) > 1) some(std::integral_constant<int, 1>());
   }
 
   template <int R, int B, bool Fetch>

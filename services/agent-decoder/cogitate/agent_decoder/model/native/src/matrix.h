@@ -407,7 +407,7 @@ class Matrix {
     prepare(pool, scratch, x, stride, rows);
     // Several panels a task where there are many, so that claiming costs nothing. Where weights are asked
     // for ahead and rows are few, long runs of them, so that who asked has the use of it.
-    const bool runs = (kHalfDot || kByteDot) && rows <= 2 * kMaxRows;
+    const bool runs = (kHalfDot || kByteDot || kVecRegisters > 1) && rows <= 2 * kMaxRows;
     const int group = std::max(1, panels_ / (pool.threads() * (runs ? 2 : 8)));
     pool.run((panels_ + group - 1) / group, [&](int task, int) {
       const int end = std::min(panels_, (task + 1) * group);
