@@ -311,6 +311,7 @@ def test_who_waited_as_long_as_it_may_is_told_why() -> None:
     assert isinstance(head, Denied)
     assert isinstance(after, Denied)
     assert "room for 0 of 8 agents" in head.message
+    assert head.reason == after.reason == "EVICTED"
     assert head.waited_s == after.waited_s == 1.0
     assert len(one.queue) == 0
 

@@ -177,4 +177,6 @@ def _overdue(item: Waiting, ahead: int, now: float) -> Denied:
 
 
 def _waited(answer: Denied, item: Waiting, now: float) -> Denied:
-    return dataclasses.replace(answer, waited_s=now - item.since_s)
+    """Whose turn it was is told what there was no room for, or why it can never work now."""
+    reason = "EVICTED" if answer.retryable else answer.reason
+    return dataclasses.replace(answer, reason=reason, waited_s=now - item.since_s)
