@@ -81,7 +81,8 @@ async def ask(
             elif event.HasField("failed"):
                 run.outcome = event.failed.reason
     except grpc.aio.AioRpcError as error:
-        run.outcome = error.code().name
+        shed = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # at the door
+        run.outcome = "REJECTED" if shed else error.code().name
     run.took_s = time.perf_counter() - run.began_s
 
 

@@ -157,7 +157,7 @@ async def test_a_wait_ends_with_its_reason_its_length_and_when_to_ask_again() ->
             await lease.send(declare=declare("next", 8, max_wait_duration=wait(0.1)))
             assert (await lease.read()).HasField("queued")
             denied = (await lease.read()).denied
-    assert (denied.contemplation_id, denied.reason) == ("next", "NO_ENDPOINT")
+    assert (denied.contemplation_id, denied.reason) == ("next", "EVICTED")
     assert "room for 0 of 8 agents" in denied.message
     assert denied.waited_duration.ToMilliseconds() >= 100
     assert denied.HasField("retry_delay")

@@ -161,10 +161,11 @@ class RouterMachine(RuleBasedStateMachine):
             confirmed = {g for g, b in lease.bookings.items() if b.attempt == grant.attempt}
             assert confirmed == {g for g, _, _ in gangs}
 
-    @rule(name=CONTEMPLATIONS, holder=HOLDERS)
-    def release(self, name: str, holder: int) -> None:
+    @rule(name=CONTEMPLATIONS, holder=HOLDERS, ended=st.booleans())
+    def release(self, name: str, holder: int, ended: bool) -> None:
         lease = self.desk.leases.leases.get(name)
-        assert self.desk.release(name, holder) == (lease is not None and lease.holder == holder)
+        released = self.desk.release(name, holder, self.now if ended else None)
+        assert released == (lease is not None and lease.holder == holder)
 
     @rule(holder=HOLDERS)
     def end(self, holder: int) -> None:
@@ -187,6 +188,9 @@ class RouterMachine(RuleBasedStateMachine):
             assert 0 <= snapshot.pending_agents <= snapshot.booked_agents
             assert 0 <= snapshot.pending_blocks <= snapshot.booked_blocks
             assert snapshot.free_sequences >= 0
+            if snapshot.load is not None:
+                told, held = snapshot.load.sequences, snapshot.booked_agents
+                assert min(told, held) <= snapshot.sequences <= told + snapshot.pending_agents
             assert snapshot.free_blocks >= 0
         assert len(self.desk.leases.leases) <= 2
 

@@ -96,6 +96,69 @@ def test_bookings_fill_an_endpoint_before_it_reports_them() -> None:
     granted(at.declare(declare("c2", 1), 1, 0.0))
 
 
+def sequences(at: Desk, now: float, name: str = "a") -> int:
+    """Returns how many sequences are taken to be there."""
+    (snapshot,) = [s for s in at.snapshot(now) if s.endpoint_id == name]
+    return snapshot.sequences
+
+
+def running(at: Desk, *gangs: int) -> None:
+    """Has gangs of so many agents placed and confirmed, as c1, c2, … of holder 1, before 0.2."""
+    for number, agents in enumerate(gangs, 1):
+        grant = granted(at.declare(declare(f"c{number}", agents), 1, 0.1))
+        at.confirm(confirmed(grant), 1, 0.1)
+
+
+def test_what_is_released_is_room_at_once() -> None:
+    at = desk("a")
+    running(at, 8, 8)
+    at.fleet.report(1, "a", Load(running=16, free_blocks=80), 0.2)
+    denied(at.declare(declare("c3", 8), 1, 0.3))
+    assert at.release("c1", 1, 0.4)
+    assert sequences(at, 0.4) == 8
+    granted(at.declare(declare("c3", 8), 1, 0.4))
+    denied(at.declare(declare("c4", 1), 1, 0.5))
+    # The next report speaks for itself, whatever it says.
+    at.fleet.report(1, "a", Load(running=16, free_blocks=80), 0.6)
+    assert sequences(at, 0.6) == 24
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        (16, 8),  # all of both gangs run
+        (10, 8),  # six had ended before it, of either gang
+        (5, 5),  # the other gang may have all of these
+        (20, 12),  # four are another router's
+    ],
+)
+def test_a_release_takes_off_no_more_than_the_report_contains(told: int, left: int) -> None:
+    at = desk("a")
+    running(at, 8, 8)
+    at.fleet.report(1, "a", Load(running=told, free_blocks=80), 0.2)
+    at.release("c1", 1, 0.3)
+    assert sequences(at, 0.3) == left
+
+
+def test_what_no_report_contains_yet_is_not_taken_off() -> None:
+    at = desk("a")
+    at.fleet.report(1, "a", Load(running=8, free_blocks=90), 0.1)
+    granted(at.declare(declare("c", 8), 1, 0.2))
+    assert sequences(at, 0.2) == 16
+    at.release("c", 1, 0.3)
+    assert sequences(at, 0.3) == 8
+
+
+def test_what_may_still_run_is_not_taken_off() -> None:
+    at = desk("a")
+    running(at, 8, 4)
+    at.fleet.report(1, "a", Load(running=12, free_blocks=80), 0.2)
+    at.release("c1", 1)
+    assert sequences(at, 0.3) == 12
+    at.end(1)  # an aggregator that died: its endpoints notice it later
+    assert sequences(at, 0.4) == 12
+
+
 def test_gangs_of_one_declaration_see_each_other() -> None:
     at = desk("a")
     need = declare(agents=10).gangs[0]

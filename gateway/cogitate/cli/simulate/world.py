@@ -306,7 +306,7 @@ class World:
 
     def _finish(self, name: str) -> None:
         one = self.running.pop(name)
-        self.desk.release(name, 1)
+        self.desk.release(name, 1, self.now)
         self.out.makespans_s.append(self.now - one.request.at_s)
         self.out.predicted_s.append(max(one.predicted_s))
         self.out.moved_agents += one.moved

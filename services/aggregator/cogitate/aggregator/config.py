@@ -72,6 +72,13 @@ class AggregatorConfig(ServiceConfig):
     place_timeout_s: float = knob(
         10.0, "how long an agent may wait for a place", minimum=0.05, maximum=600
     )
+    shed_memory_s: float = knob(
+        0.2,
+        "how long the router's refusal for want of time speaks for others like it, and a tenth of "
+        "the wait it foresees at most; 0: each is asked for",
+        minimum=0,
+        maximum=60,
+    )
     max_agent_loss_count: int = knob(
         3, "an agent that lost its endpoint this often is given up", minimum=1, maximum=1000
     )

@@ -16,6 +16,7 @@ from cogitate.aggregator import endings, recording, wire
 from cogitate.aggregator.agent_spans import AgentSpans
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.door import Door, Kind
 from cogitate.aggregator.core.lengths import Lengths
 from cogitate.aggregator.core.races import HEDGED
 from cogitate.aggregator.course import Course, Turn
@@ -30,7 +31,7 @@ from cogitate.aggregator.sharing import Neighbourhoods, Sharing
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.aggregator.vigil import Vigil
 from cogitate.kit import telemetry
-from cogitate.kit.auth import tenant_scope
+from cogitate.kit.auth import current_tenant, tenant_scope
 from cogitate.kit.channels import deadline_scope
 from cogitate.kit.errors import CogitateError
 from cogitate.kit.telemetry import Attr, Span
@@ -66,6 +67,7 @@ class Neighbours:
     embedder: Embedder
     guard: Guard
     lengths: Lengths
+    door: Door
 
 
 class Runner:
@@ -346,8 +348,10 @@ class Runner:
             self.put(m.Denied(effect.attempt, error.reason, str(error), retry_after_s))
             return
         if response.HasField("denied"):
+            self._tell_door(response.denied, len(effect.agent_ids), left_s)
             self.put(wire.to_denied(response.denied))
             return
+        self._n.door.admitted(kind_of(self._request, self.spec))
         self._n.lease.confirm(
             router_pb.ConfirmPlacement(
                 contemplation_id=self.spec.contemplation_id,
@@ -357,6 +361,16 @@ class Runner:
             )
         )
         self.put(wire.to_granted(response.granted))
+
+    def _tell_door(self, denied: router_pb.LeaseDenied, agents: int, left_s: float) -> None:
+        """A wait that is too long is so for all who want as much."""
+        could_wait = (
+            denied.HasField("waited_duration") and not denied.waited_duration.ToNanoseconds()
+        )
+        if denied.reason == "REJECTED" and could_wait:
+            wait_s = denied.retry_delay.ToNanoseconds() / 1e9
+            kind = kind_of(self._request, self.spec)
+            self._n.door.refused(kind, agents, left_s, denied.message, wait_s, time.monotonic())
 
     def _affordable(self, effect: m.Declare) -> m.Declare:
         """What of a question the retry budget allows; the machine is told of the rest."""
@@ -370,6 +384,7 @@ class Runner:
     def _on_lease(self, response: router_pb.LeaseResponse) -> None:
         """An endpoint that is gone takes its gangs with it; a draining one finishes them."""
         if response.HasField("queued"):
+            self._n.door.admitted(kind_of(self._request, self.spec))
             self.put(wire.to_queued(response.queued))
             return
         news = response.news
@@ -455,6 +470,12 @@ class Runner:
             self.put(m.Embedded(effect.agent_id, (), str(error)))
         else:
             self.put(m.Embedded(effect.agent_id, vector))
+
+
+def kind_of(request: pb.ContemplationSpec, spec: m.Spec) -> Kind:
+    """What room the contemplation competes for, as its tenant's."""
+    limits = request.constraints.SerializeToString(deterministic=True)
+    return Kind(current_tenant(), spec.model, request.priority, limits)
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

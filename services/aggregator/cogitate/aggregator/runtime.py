@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from cogitate.aggregator import admission, course, endings, recording, wire
 from cogitate.aggregator.config import AggregatorConfig
 from cogitate.aggregator.core import messages as m
+from cogitate.aggregator.core.door import Door
 from cogitate.aggregator.core.lengths import Lengths
 from cogitate.aggregator.embedder import Embedder
 from cogitate.aggregator.event_log import EventLog, JournalWriter
@@ -25,7 +26,7 @@ from cogitate.aggregator.guard import Guard
 from cogitate.aggregator.journal import Journal, JournalError, Known, Ownership, Record, Row
 from cogitate.aggregator.lease_client import LeaseClient
 from cogitate.aggregator.ownership import Watch
-from cogitate.aggregator.runner import CLOSE_S, Neighbours, Runner
+from cogitate.aggregator.runner import CLOSE_S, Neighbours, Runner, kind_of
 from cogitate.aggregator.sharing import Neighbourhoods
 from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.tool_client import ToolClient
@@ -86,6 +87,7 @@ class Runtime:
             Embedder.of(config),
             Guard(config),
             Lengths(),
+            Door(config.shed_memory_s),
         )
         self._runners: dict[str, Runner] = {}
         self._logs: OrderedDict[str, tuple[str, EventLog]] = OrderedDict()
@@ -148,6 +150,7 @@ class Runtime:
         self._check_room()
         timeout_s = self._timeout_s(request)
         spec = admission.to_spec(request, str(uuid.uuid4()), self.config)
+        self._check_door(request, spec, timeout_s)
         await self._check_tools(request)
         tenant = current_tenant()
         runner = self._register(request, spec, tenant)
@@ -198,6 +201,14 @@ class Runtime:
                 f"{self.config.max_contemplation_count} contemplations are running already",
                 retry_after_s=1.0,
             )
+
+    def _check_door(self, request: pb.ContemplationSpec, spec: m.Spec, timeout_s: float) -> None:
+        """Nothing is spent on what the router would refuse: it just refused one like it."""
+        agents = spec.initial_agents or spec.num_agents
+        kind, now = kind_of(request, spec), time.monotonic()
+        if told := self._neighbours.door.refusal(kind, agents, timeout_s, now):
+            message, retry_after_s = told
+            raise Rejected(message, retry_after_s=retry_after_s)
 
     def _register(self, request: pb.ContemplationSpec, spec: m.Spec, tenant: str) -> Runner:
         """Takes a place among those that run, before anything is awaited."""

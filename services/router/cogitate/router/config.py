@@ -33,8 +33,8 @@ class RouterConfig(ServiceConfig):
         1000, "contemplations that may wait for room; 0: none waits", minimum=0, maximum=1_000_000
     )
     queue_quantum_count: int = knob(
-        1024,
-        "positions a tenant is served at a time while others wait",
+        128,
+        "tokens a tenant is served at a time while others wait; the fewer, the more even",
         minimum=1,
         maximum=1_000_000_000,
     )

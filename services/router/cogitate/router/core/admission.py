@@ -87,7 +87,7 @@ class Admission:
         waits = contemplation_id in self.waiting_of(holder)
         if waits:
             self._leave(contemplation_id, now)
-        ended = self.desk.release(contemplation_id, holder)
+        ended = self.desk.release(contemplation_id, holder, now if ran else None)
         began = self._running.pop(contemplation_id, None) if ended else None
         if began is not None and ran:
             key, since_s = began

@@ -114,6 +114,8 @@ class Desk:
             booked_blocks=booked.blocks,
             pending_agents=booked.pending_agents,
             pending_blocks=booked.pending_blocks,
+            left_agents=booked.left_agents,
+            left_blocks=booked.left_blocks,
             speed=entry.learner.speed if entry.learner else None,
             prior=entry.prior,
             speed_error=entry.learner.error if entry.learner else None,
@@ -184,9 +186,9 @@ class Desk:
             heapq.heappush(self._settles, (now + self.leases.settle_s, endpoint_id))
         self._fail(lease, [f for f in command.failures if f[0] not in here])
 
-    def release(self, contemplation_id: str, holder: int) -> bool:
-        """Ends a lease; says whether this holder had it."""
-        return self.leases.release(contemplation_id, holder)
+    def release(self, contemplation_id: str, holder: int, ended_s: float | None = None) -> bool:
+        """Ends a lease; says whether this holder had it. `ended_s`: its agents have, by then."""
+        return self.leases.release(contemplation_id, holder, ended_s)
 
     def rollback(self, granted: Granted) -> None:
         """Takes back a grant that could not be delivered."""

@@ -3,7 +3,8 @@
 A booking is made before the grant is sent (reserve), and taken back if the grant cannot be
 delivered (rollback). It is pending until the endpoint's reports contain it: from the first load
 after the confirmation, or `settle_s` after it was made, whichever is earlier. Pending bookings are
-added to the reported load; all bookings bound the KV memory that is left.
+added to the reported load; all bookings bound the KV memory that is left. What a report contains
+and is released is taken off it until the next: a queue that waited for that would run at its pace.
 
 Invariants, checked by `check` and the state machine in tests/property/test_router_desk.py:
 1. Booked agents of an endpoint = the sum over the bookings of all leases.
@@ -76,6 +77,8 @@ class Booked:
     blocks: int = 0
     pending_agents: int = 0
     pending_blocks: int = 0
+    left_agents: int = 0  # released since the report that contains them
+    left_blocks: int = 0
 
 
 @dataclass(slots=True)
@@ -86,6 +89,8 @@ class Leases:
     leases: dict[str, Lease] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)  # changed since who empties it looked
     _by_endpoint: dict[str, dict[tuple[str, str], Booking]] = field(default_factory=dict)
+    # Bookings that were released, and when, until a load is reported.
+    _left: dict[str, list[tuple[float, Booking]]] = field(default_factory=dict)
 
     def hold(self, contemplation_id: str, holder: int, owner_epoch: int | None = None) -> Lease:
         """Returns the lease, made or moved to this holder. An unknown epoch leaves it as it is."""
@@ -152,11 +157,14 @@ class Leases:
         gone = [b.gang_id for b in lease.bookings.values() if b.endpoint_id == endpoint_id]
         self._drop(lease, gone)
 
-    def release(self, contemplation_id: str, holder: int) -> bool:
-        """Ends a lease; says whether this holder had it."""
+    def release(self, contemplation_id: str, holder: int, ended_s: float | None = None) -> bool:
+        """Ends a lease; says whether this holder had it. `ended_s`: its agents have, by then."""
         lease = self.leases.get(contemplation_id)
         if lease is None or lease.holder != holder:
             return False
+        if ended_s is not None:
+            for booking in lease.bookings.values():
+                self._left.setdefault(booking.endpoint_id, []).append((ended_s, booking))
         self._drop(lease, list(lease.bookings))
         del self.leases[contemplation_id]
         return True
@@ -177,7 +185,9 @@ class Leases:
         return tuple(mine)
 
     def booked(self, endpoint_id: str, load_at_s: float | None, now: float) -> Booked:
-        """Adds up an endpoint's bookings; `load_at_s` is when its known load was reported."""
+        """Adds up an endpoint's bookings; `load_at_s` is when its known load was reported, and
+        never earlier than it was at the last call.
+        """
         agents = blocks = pending_agents = pending_blocks = 0
         for booking in self._by_endpoint.get(endpoint_id, {}).values():
             agents += booking.agents
@@ -185,7 +195,21 @@ class Leases:
             if self._is_pending(booking, load_at_s, now):
                 pending_agents += booking.agents
                 pending_blocks += booking.blocks
-        return Booked(agents, blocks, pending_agents, pending_blocks)
+        left = self._still_told(endpoint_id, load_at_s)
+        return Booked(
+            agents, blocks, pending_agents, pending_blocks,
+            sum(booking.agents for booking in left), sum(booking.blocks for booking in left),
+        )  # fmt: skip
+
+    def _still_told(self, endpoint_id: str, load_at_s: float | None) -> list[Booking]:
+        """What was released since the endpoint's load was reported, and is in it."""
+        since = self._left.pop(endpoint_id, None)
+        if since is None or load_at_s is None:
+            return []
+        since = [left for left in since if left[0] > load_at_s]
+        if since:
+            self._left[endpoint_id] = since
+        return [b for _, b in since if not self._is_pending(b, load_at_s, load_at_s)]
 
     def has_booked(self, endpoint_id: str) -> bool:
         """Whether anything is booked there."""
@@ -194,6 +218,8 @@ class Leases:
     def news(self, changed: EndpointChanged) -> tuple[News, ...]:
         """Says whom a change concerns, by holder. A process that went away takes its bookings."""
         concerned: dict[int, list[str]] = {}
+        if changed.change is Change.GONE:
+            self._left.pop(changed.endpoint_id, None)
         here = {c for c, _ in self._by_endpoint.get(changed.endpoint_id, {})}
         for contemplation_id, lease in sorted(self.leases.items()):
             if contemplation_id in here or changed.endpoint_id in lease.lost:

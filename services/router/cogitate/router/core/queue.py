@@ -31,6 +31,9 @@ from cogitate.router.core.types import Declare
 
 # How far back the rate looks at which a line is served, in seconds of its having waiters.
 RATE_WINDOW_S = 10.0
+# What a position of a prompt costs beside one that an agent writes. Source: the virtual token counter
+# (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024), which has 1 and 2.
+PROMPT_WEIGHT = 0.5
 # How much the latest run counts in the mean of runs.
 RUN_WEIGHT = 0.2
 # Not before a line had waiters for so long is its rate taken for known.
@@ -54,9 +57,11 @@ class Waiting:
 
     @cached_property
     def cost(self) -> float:
-        """Its predicted cost in positions: every prompt once, and what its agents will write."""
+        """Its predicted cost in tokens written: every prompt once, at its weight, and what its
+        agents will write.
+        """
         return sum(
-            gang.prefix_tokens + len(gang.agent_ids) * max(1, gang.tokens_per_agent)
+            PROMPT_WEIGHT * gang.prefix_tokens + len(gang.agent_ids) * max(1, gang.tokens_per_agent)
             for gang in self.command.gangs
         )
 
@@ -141,7 +146,7 @@ class Queue:
     """Owns the declarations that wait. `quantum`: what a tenant is served of a round, positions."""
 
     max_count: int = 1000
-    quantum: float = 1024.0
+    quantum: float = 128.0
     _lines: dict[LineKey, _Line] = field(default_factory=dict)
     _items: dict[str, Waiting] = field(default_factory=dict)
 

@@ -97,7 +97,8 @@ class EndpointSnapshot:
     """An endpoint at one moment. `load` is None while it is unknown.
 
     `booked_*` count all bookings of leases, `pending_*` those that the reported load cannot hold
-    yet. A snapshot is stale from `expires_at_s` on.
+    yet, `left_*` those it holds still although they were released. A snapshot is stale from
+    `expires_at_s` on.
     """
 
     description: Description
@@ -111,6 +112,8 @@ class EndpointSnapshot:
     booked_blocks: int = 0
     pending_agents: int = 0
     pending_blocks: int = 0
+    left_agents: int = 0
+    left_blocks: int = 0
     speed: Speed | None = None  # None until its steps were seen
     prior: Speed | None = None  # a guess by its hardware, for when it has reported no speed
     speed_error: float | None = None  # running relative error of what was predicted by it
@@ -123,10 +126,15 @@ class EndpointSnapshot:
 
     @property
     def sequences(self) -> int:
-        """Sequences there now, as reported and as booked since; bookings alone if unknown."""
-        return (
-            self.booked_agents if self.load is None else self.load.sequences + self.pending_agents
-        )
+        """Sequences there now, as reported, and as booked and released since; bookings alone if
+        unknown. Of what was released some may have ended before the report: what bookings do not
+        explain is taken to be others'.
+        """
+        if self.load is None:
+            return self.booked_agents
+        told, held = self.load.sequences, self.booked_agents - self.pending_agents
+        others = max(0, told - held - self.left_agents)
+        return min(told, held + others) + self.pending_agents
 
     @property
     def free_sequences(self) -> int:
@@ -139,7 +147,8 @@ class EndpointSnapshot:
         unbooked = self.description.total_blocks - self.booked_blocks
         if self.load is None:
             return max(0, unbooked)
-        return max(0, min(unbooked, self.load.free_blocks - self.pending_blocks))
+        free = self.load.free_blocks + self.left_blocks - self.pending_blocks
+        return max(0, min(unbooked, free))
 
 
 @dataclass(frozen=True, slots=True)
