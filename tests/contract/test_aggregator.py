@@ -867,6 +867,25 @@ async def test_what_is_refused_because_of_load_says_when_to_come_back() -> None:
     assert failed.retry_delay.seconds == 7
 
 
+async def test_a_refusal_speaks_for_those_like_it_before_they_are_accepted() -> None:
+    denied = router_pb.LeaseDenied(reason="REJECTED", message="the wait is long")
+    denied.retry_delay.FromSeconds(7)
+    denied.waited_duration.FromSeconds(0)
+    async with mesh(saying("3"), shed_memory_s=0.5) as m:
+        m.router.denials = [denied]
+        assert (await m.ask(agent_count=2))[-1].failed.reason == "REJECTED"
+        with pytest.raises(grpc.aio.AioRpcError) as shed:
+            await m.ask(agent_count=2)
+        assert shed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert shed.value.details() == "the wait is long"
+        assert len(m.router.told("declare")) == 1
+        listed = await m.stub.ListContemplations(pb.ListContemplationsRequest(), timeout=5)
+        assert len(listed.contemplations) == 1
+        # One that wants less is asked for; and once somebody was let in, all are.
+        assert kinds(await m.ask(agent_count=1))[-1] == "verdict"
+        assert kinds(await m.ask(agent_count=2))[-1] == "verdict"
+
+
 async def test_a_router_that_is_down_is_told_fast_and_clearly() -> None:
     async with mesh(saying("3")) as m:
         await m.router.kill()

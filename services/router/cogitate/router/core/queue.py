@@ -31,8 +31,8 @@ from cogitate.router.core.types import Declare
 
 # How far back the rate looks at which a line is served, in seconds of its having waiters.
 RATE_WINDOW_S = 10.0
-# What a position of a prompt costs beside one that an agent writes. Source: the virtual token counter
-# (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024), which has 1 and 2.
+# What a position of a prompt costs beside one that an agent writes. Source: the virtual token
+# counter (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024), which has 1 and 2.
 PROMPT_WEIGHT = 0.5
 # How much the latest run counts in the mean of runs.
 RUN_WEIGHT = 0.2
