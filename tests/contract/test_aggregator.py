@@ -886,6 +886,31 @@ async def test_a_refusal_speaks_for_those_like_it_before_they_are_accepted() -> 
         assert kinds(await m.ask(agent_count=2))[-1] == "verdict"
 
 
+async def test_a_tenant_of_whom_one_waits_is_let_in_again() -> None:
+    denied = router_pb.LeaseDenied(reason="REJECTED", message="the wait is long")
+    denied.retry_delay.FromSeconds(100)
+    denied.waited_duration.FromSeconds(0)
+    mine = (("x-cogitate-tenant", "mine"),)
+    request = pb.ContemplateRequest(spec=spec(agent_count=2))
+    fewer = pb.ContemplateRequest(spec=spec(agent_count=1))
+    async with mesh(saying("3"), shed_memory_s=8.0) as m:
+        m.router.denials = [denied]
+        call = m.stub.Contemplate(request, timeout=10, metadata=mine)
+        assert (await rest(call))[-1].failed.reason == "REJECTED"
+        with pytest.raises(grpc.aio.AioRpcError):
+            await m.stub.Contemplate(request, timeout=10, metadata=mine).read()
+        assert kinds(await m.ask(agent_count=2))[-1] == "verdict"  # another tenant's
+        with pytest.raises(grpc.aio.AioRpcError):
+            await m.stub.Contemplate(request, timeout=10, metadata=mine).read()
+        m.router.queues = True
+        waiting = m.stub.Contemplate(fewer, timeout=10, metadata=mine)
+        await rest_until(waiting, lambda event: event.HasField("queued"))
+        again = m.stub.Contemplate(request, timeout=10, metadata=mine)
+        await rest_until(again, lambda event: event.HasField("queued"))
+        waiting.cancel()
+        again.cancel()
+
+
 async def test_a_router_that_is_down_is_told_fast_and_clearly() -> None:
     async with mesh(saying("3")) as m:
         await m.router.kill()

@@ -31,7 +31,7 @@ from cogitate.aggregator.sharing import Neighbourhoods, Sharing
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.aggregator.vigil import Vigil
 from cogitate.kit import telemetry
-from cogitate.kit.auth import current_tenant, tenant_scope
+from cogitate.kit.auth import tenant_scope
 from cogitate.kit.channels import deadline_scope
 from cogitate.kit.errors import CogitateError
 from cogitate.kit.telemetry import Attr, Span
@@ -144,6 +144,7 @@ class Runner:
     async def run(self, tenant: str, timeout_s: float) -> None:
         """Runs to the ending, within the deadline."""
         self._task = asyncio.current_task()
+        self._kind = kind_of(self._request, self.spec, tenant)
         # The contemplation's own limits, not those of the call that started it.
         with deadline_scope(None), tenant_scope(tenant), telemetry.use(self.span):
             try:
@@ -351,7 +352,7 @@ class Runner:
             self._tell_door(response.denied, len(effect.agent_ids), left_s)
             self.put(wire.to_denied(response.denied))
             return
-        self._n.door.admitted(kind_of(self._request, self.spec))
+        self._n.door.admitted(self._kind)
         self._n.lease.confirm(
             router_pb.ConfirmPlacement(
                 contemplation_id=self.spec.contemplation_id,
@@ -364,13 +365,11 @@ class Runner:
 
     def _tell_door(self, denied: router_pb.LeaseDenied, agents: int, left_s: float) -> None:
         """A wait that is too long is so for all who want as much."""
-        could_wait = (
-            denied.HasField("waited_duration") and not denied.waited_duration.ToNanoseconds()
-        )
-        if denied.reason == "REJECTED" and could_wait:
-            wait_s = denied.retry_delay.ToNanoseconds() / 1e9
-            kind = kind_of(self._request, self.spec)
-            self._n.door.refused(kind, agents, left_s, denied.message, wait_s, time.monotonic())
+        waited = denied.waited_duration
+        at_once = denied.HasField("waited_duration") and not waited.ToNanoseconds()
+        if denied.reason == "REJECTED" and at_once:
+            wait_s, now = denied.retry_delay.ToNanoseconds() / 1e9, time.monotonic()
+            self._n.door.refused(self._kind, agents, left_s, denied.message, wait_s, now)
 
     def _affordable(self, effect: m.Declare) -> m.Declare:
         """What of a question the retry budget allows; the machine is told of the rest."""
@@ -384,7 +383,7 @@ class Runner:
     def _on_lease(self, response: router_pb.LeaseResponse) -> None:
         """An endpoint that is gone takes its gangs with it; a draining one finishes them."""
         if response.HasField("queued"):
-            self._n.door.admitted(kind_of(self._request, self.spec))
+            self._n.door.admitted(self._kind)
             self.put(wire.to_queued(response.queued))
             return
         news = response.news
@@ -472,10 +471,10 @@ class Runner:
             self.put(m.Embedded(effect.agent_id, vector))
 
 
-def kind_of(request: pb.ContemplationSpec, spec: m.Spec) -> Kind:
-    """What room the contemplation competes for, as its tenant's."""
+def kind_of(request: pb.ContemplationSpec, spec: m.Spec, tenant: str) -> Kind:
+    """What room the contemplation competes for."""
     limits = request.constraints.SerializeToString(deterministic=True)
-    return Kind(current_tenant(), spec.model, request.priority, limits)
+    return Kind(tenant, spec.model, request.priority, limits)
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -205,7 +205,7 @@ class Runtime:
     def _check_door(self, request: pb.ContemplationSpec, spec: m.Spec, timeout_s: float) -> None:
         """Nothing is spent on what the router would refuse: it just refused one like it."""
         agents = spec.initial_agents or spec.num_agents
-        kind, now = kind_of(request, spec), time.monotonic()
+        kind, now = kind_of(request, spec, current_tenant()), time.monotonic()
         if told := self._neighbours.door.refusal(kind, agents, timeout_s, now):
             message, retry_after_s = told
             raise Rejected(message, retry_after_s=retry_after_s)
