@@ -127,7 +127,7 @@ def at_a_desk(count: int, constraints: Constraints) -> Callable[[int], Any]:
             i = int(endpoint_id[1:])
             desk.fleet.report(i, endpoint_id, Load(i % 13, free_blocks=18_000), now)
         desk.board(now)
-        desk.release(name, 1)
+        desk.release(name, 1, now)
 
     return act
 
