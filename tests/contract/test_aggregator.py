@@ -911,6 +911,27 @@ async def test_a_tenant_of_whom_one_waits_is_let_in_again() -> None:
         again.cancel()
 
 
+async def test_a_new_place_for_who_ran_already_lets_nobody_else_in() -> None:
+    def script(agent: decoder_pb.AgentSpec) -> Sequence[Step]:
+        stays = agent.agent_id == 0 and agent.attempt == 1
+        return ["a", Hold()] if stays else ["a", End("3")]
+
+    denied = router_pb.LeaseDenied(reason="REJECTED", message="the wait is long")
+    denied.retry_delay.FromSeconds(100)
+    denied.waited_duration.FromSeconds(0)
+    async with mesh(script, script, shed_memory_s=8.0) as m:
+        call = open_stream(m, agent_count=2)
+        id_ = await first(call)
+        await until(lambda: sum(d.num_sampled for d in m.decoders) == 2)
+        m.router.denials = [denied]
+        assert (await m.ask(agent_count=2))[-1].failed.reason == "REJECTED"
+        m.router.tell("d0", "EXPIRED", id_)
+        assert (await rest(call))[-1].HasField("verdict")
+        assert m.router.told("replace")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await m.ask(agent_count=2)
+
+
 async def test_a_router_that_is_down_is_told_fast_and_clearly() -> None:
     async with mesh(saying("3")) as m:
         await m.router.kill()

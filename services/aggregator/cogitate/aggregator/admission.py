@@ -6,6 +6,7 @@ import json
 import math
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable
 
 from cogitate.aggregator.config import AggregatorConfig
@@ -13,7 +14,8 @@ from cogitate.aggregator.core.answers import EMBEDDING, EQUIVALENCES, least_cosi
 from cogitate.aggregator.core.messages import Spec
 from cogitate.aggregator.core.quorums import DEFAULT_QUORUM, quorum
 from cogitate.aggregator.core.strategies import default_strategy, strategy
-from cogitate.kit.errors import InvalidRequest
+from cogitate.kit import channels
+from cogitate.kit.errors import DeadlineExceeded, InvalidRequest
 from cogitate.v1 import common_pb2 as common
 from cogitate.v1 import contemplation_service_pb2 as pb
 
@@ -25,6 +27,10 @@ MAX_REQUEST_ID_CHARS = 128
 MAX_STOPS = 16
 MAX_STOP_BYTES = 128
 MAX_LOGIT_BIASES = 300
+# Kept from the caller's deadline for the last kills and the answer's way back; of a short one, a
+# share.
+DEADLINE_MARGIN_S = 0.25
+DEADLINE_MARGIN_SHARE = 0.25
 _SPEAKERS = (common.ROLE_SYSTEM, common.ROLE_USER, common.ROLE_ASSISTANT, common.ROLE_TOOL)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TOOL = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -38,6 +44,21 @@ _PLAIN_RANGES = {
     "repetition_penalty": (0, 10),
     "min_tokens": (0, 10**6),
 }
+
+
+def remaining_s(request: pb.ContemplationSpec) -> float:
+    """How long it may take, by its own deadline and its caller's. Raises DeadlineExceeded."""
+    limits = []
+    if request.budget.HasField("deadline_time"):
+        limits.append(request.budget.deadline_time.ToNanoseconds() / 1e9 - time.time())
+    callers = channels.remaining_s()
+    if callers is not None and request.on_disconnect != pb.ON_DISCONNECT_CONTINUE:
+        limits.append(callers)
+    left_s = min(limits, default=math.inf)
+    if left_s <= 0:
+        # It may have been in time when it was sent.
+        raise DeadlineExceeded("the deadline was over before the question was accepted")
+    return left_s - min(DEADLINE_MARGIN_S, left_s * DEADLINE_MARGIN_SHARE)
 
 
 def to_spec(request: pb.ContemplationSpec, contemplation_id: str, config: AggregatorConfig) -> Spec:

@@ -337,9 +337,10 @@ class Runner:
                 telemetry.span(Span.LEASE, {Attr.ATTEMPT: effect.attempt}),
                 self._n.guard.detour(effect.slow_at) as detour,
             ):
+                asked = self._orders.lease(effect, detour, left_s)
                 response = await self._n.lease.place(
                     self.spec.contemplation_id,
-                    self._orders.lease(effect, detour, left_s),
+                    asked,
                     self._on_lease,
                     self._n.config.place_timeout_s,
                 )
@@ -348,11 +349,11 @@ class Runner:
             retry_after_s = None if effect.anew else ROUTER_RETRY_S
             self.put(m.Denied(effect.attempt, error.reason, str(error), retry_after_s))
             return
+        if asked.declare.HasField("max_wait_duration"):
+            self._tell_door(response, len(effect.agent_ids), left_s)
         if response.HasField("denied"):
-            self._tell_door(response.denied, len(effect.agent_ids), left_s)
             self.put(wire.to_denied(response.denied))
             return
-        self._n.door.admitted(self._kind)
         self._n.lease.confirm(
             router_pb.ConfirmPlacement(
                 contemplation_id=self.spec.contemplation_id,
@@ -363,11 +364,12 @@ class Runner:
         )
         self.put(wire.to_granted(response.granted))
 
-    def _tell_door(self, denied: router_pb.LeaseDenied, agents: int, left_s: float) -> None:
-        """A wait that is too long is so for all who want as much."""
-        waited = denied.waited_duration
-        at_once = denied.HasField("waited_duration") and not waited.ToNanoseconds()
-        if denied.reason == "REJECTED" and at_once:
+    def _tell_door(self, response: router_pb.LeaseResponse, agents: int, left_s: float) -> None:
+        """What one that could wait is told holds for all who want as much."""
+        denied = response.denied
+        if response.HasField("granted"):
+            self._n.door.admitted(self._kind)
+        elif denied.reason == "REJECTED" and denied.HasField("waited_duration"):
             wait_s, now = denied.retry_delay.ToNanoseconds() / 1e9, time.monotonic()
             self._n.door.refused(self._kind, agents, left_s, denied.message, wait_s, now)
 

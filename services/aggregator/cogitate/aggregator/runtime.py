@@ -32,10 +32,8 @@ from cogitate.aggregator.sqlite_journal import SqliteJournal
 from cogitate.aggregator.tool_client import ToolClient
 from cogitate.kit import telemetry
 from cogitate.kit.auth import current_tenant
-from cogitate.kit.channels import remaining_s
 from cogitate.kit.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     InvalidRequest,
     NoEndpoint,
     NotFound,
@@ -52,10 +50,6 @@ from opentelemetry.trace import Span as OtelSpan
 
 logger = logging.getLogger(__name__)
 
-# Kept from the caller's deadline for the last kills and the answer's way back; of a short one, a
-# share.
-DEADLINE_MARGIN_S = 0.25
-DEADLINE_MARGIN_SHARE = 0.25
 EXPIRY_CHECK_S = 60.0
 # Events compared at a time when a contemplation is taken over.
 _ALL = 2**31 - 1
@@ -148,7 +142,7 @@ class Runtime:
         if (known := await self._known(request)) is not None:
             return known
         self._check_room()
-        timeout_s = self._timeout_s(request)
+        timeout_s = min(self.config.max_duration_s, admission.remaining_s(request))
         spec = admission.to_spec(request, str(uuid.uuid4()), self.config)
         self._check_door(request, spec, timeout_s)
         await self._check_tools(request)
@@ -284,19 +278,6 @@ class Runtime:
             await runner.run(tenant, timeout_s)
         finally:
             self._unregister(runner)
-
-    def _timeout_s(self, request: pb.ContemplationSpec) -> float:
-        limits = []
-        if request.budget.HasField("deadline_time"):
-            limits.append(request.budget.deadline_time.ToNanoseconds() / 1e9 - time.time())
-        remaining = remaining_s()
-        if remaining is not None and request.on_disconnect != pb.ON_DISCONNECT_CONTINUE:
-            limits.append(remaining)
-        if min(limits, default=1.0) <= 0:
-            # It may have been in time when it was sent.
-            raise DeadlineExceeded("the deadline was over before the question was accepted")
-        limits = [limit - min(DEADLINE_MARGIN_S, limit * DEADLINE_MARGIN_SHARE) for limit in limits]
-        return min([self.config.max_duration_s, *limits])
 
     # -- taking over -------------------------------------------------------------------------
 
