@@ -19,7 +19,7 @@ REQUEST = (
     "These are the answers that were given. Judge one of them: check it against the question, and "
     "give a score from 0 (certainly wrong) to 10 (certainly right)."
 )
-MAX_TOKENS = 64
+MAX_TOKENS = 96
 
 
 class BestOf(Strategy):
