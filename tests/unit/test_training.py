@@ -289,3 +289,39 @@ def test_vision_export_folds_batch_norm(tmp_path: Path, training_path: None) -> 
         for exported, expected in zip(folded(encoder)(views), encoder(views), strict=True):
             torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
             assert exported.shape[0] == 4
+
+
+def test_shipped_weights_are_where_a_stage_begins(tmp_path: Path, training_path: None) -> None:
+    import torch
+    from mini.export import load_llama, write_weights
+    from mini.model import Decoder, ModelConfig
+
+    config = ModelConfig(layers=2)
+    torch.manual_seed(0)
+    shipped, begun = Decoder(config), Decoder(config)
+    (tmp_path / "mini").mkdir()
+    write_weights(shipped, tmp_path / "mini")
+    load_llama(begun, tmp_path / "mini" / "model.safetensors")
+    for name, weight in begun.state_dict().items():
+        torch.testing.assert_close(weight, shipped.state_dict()[name].bfloat16().float())
+    assert [*tmp_path.iterdir()] == [tmp_path / "mini"]
+
+
+def test_views_of_several_pools_are_seen_at_once_through_the_shipped_encoder(
+    training_path: None,
+) -> None:
+    import torch
+    from mini.role_stage import ShippedEncoder
+
+    encoder = ShippedEncoder(TRAINING.parent / "cogitate" / "models" / "mini" / "vision.onnx", 1)
+    torch.manual_seed(0)
+    counts = {"board": 2, "patch": 3, "page": 1}
+    inputs = {pool: torch.randn(count, 3, 64, 64) for pool, count in counts.items()}
+    seen = encoder.see(inputs)
+    tokens = {"board": 16, "patch": 8, "page": 16}
+    assert {pool: tuple(of.shape[:2]) for pool, of in seen.items()} == {
+        pool: (count, tokens[pool]) for pool, count in counts.items()
+    }
+    for pool, views in inputs.items():
+        alone = encoder.see({pool: views})[pool]
+        torch.testing.assert_close(seen[pool], alone, rtol=1e-4, atol=1e-4)

@@ -220,7 +220,7 @@ def item_tasks(tokenizer: Any) -> Any:
     "bucket",
     [
         "where", "point", "match", "order", "conclude", "reckon", "shade", "pick", "swap", "spell",
-        "judge",
+        "judge", "audit", "same",
     ],
 )  # fmt: skip
 def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) -> None:
@@ -255,7 +255,15 @@ def test_practice_of_single_steps(bucket: str, item_tasks: Any, tokenizer: Any) 
             before = tokenizer.decode(trace.ids[: trace.own.index(True)])
             assert not trace.views and re.fullmatch(r"calculator\([\d.()+*-]+\)", said), said
             assert len(figures) == 2 and all(one in before for one in figures)
-        elif bucket == "judge":
+        elif bucket == "same":
+            assert not trace.views and set(map(tokenizer.decode, [[i] for i in own])) <= {
+                ", ",
+                ": ",
+                "+",
+                "=",
+                ". ",
+            }
+        elif bucket in ("judge", "audit"):
             assert not trace.views and said.endswith("It holds.10") == said.endswith("10"), said
             assert said.endswith("0")
         else:
@@ -390,10 +398,41 @@ def test_a_draft_is_judged_rightly(training_path: None) -> None:
         for draft, (said, holds) in zip(case.drafts, case.judged, strict=True):
             truth = proves(draft.ballot.answer, case.puzzle.numbers, case.puzzle.target)
             assert truth == holds == said.endswith(" It holds."), (draft, said)
+            assert holds or re.search(r": (no \d+|not \d+|not \d+ alone)\.$", said), said
         num_right += sum(holds for _, holds in case.judged)
         assert judge(case.puzzle, case.puzzle.steps)[1]
         assert proves(chain(case.puzzle.steps), case.puzzle.numbers, case.puzzle.target)
     assert 60 < num_right < 120
+
+
+def test_what_is_compared_gets_the_mark_of_its_truth(training_path: None) -> None:
+    from mini.roles import COMPARISONS, FAULT, comparisons
+
+    rng = np.random.default_rng(1)
+    well = 0
+    for _ in range(60):
+        pieces = comparisons(rng)
+        own = [i for i, piece in enumerate(pieces) if piece.own]
+        assert len(own) == COMPARISONS
+        for i in own:
+            shown, holds = pieces[i - 1].text, pieces[i].text != FAULT
+            well += holds
+            if told := re.fullmatch(r"(\d+)([+*-])(\d+)=(\d+) is (\d+)", shown):
+                left, operator, right, claim, truth = told.groups()
+                assert eval(f"{left}{operator}{right}") == int(truth)
+                assert holds == (claim == truth)
+                continue
+            listed, _, rest = shown.removeprefix("left ").partition(",")
+            pool, _, asked = listed.partition(": ")
+            numbers = pool.split()
+            if rest:
+                assert holds == (numbers == [rest.removeprefix(" target ")]), shown
+            else:
+                first, _, second = asked.partition("+")
+                if second:
+                    numbers.remove(first)
+                assert holds == ((second or first) in numbers), shown
+    assert 0.4 < well / (60 * COMPARISONS) < 0.6
 
 
 def test_roles_are_asked_what_the_strategies_ask(tokenizer: Any) -> None:

@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 services/agent-decoder/training/train.py --stage joint --threads 1
 
 `encoder` and `text` do not need each other and can run side by side, a thread each. The stages
-after them can run as several processes that share each step.
+after them can run as several processes that share each step. `roles` goes on from what ships and
+runs only if it is asked for: what it costs the other tasks is told in the README.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from mini.joint_stage import (
 from mini.joint_stage import LOCATE as LOCATE_MIX
 from mini.model import ModelConfig
 from mini.pictures import Pictures, open_pictures, render
+from mini.role_stage import train_roles
 from mini.scenes import Scenes, load_scenes
 from mini.stage import Plan
 from mini.tasks import Tasks
@@ -55,6 +57,7 @@ LOCATE = Plan("locate", 800, 3e-3, seed=4, warmup=20, slow=BODY, stop_after=350)
 JOINT = Plan(
     "joint", 4700, 3e-3, seed=5, warmup=20, measure_every_s=720, slow=BODY, stop_after=4425
 )
+ROLES = Plan("roles", 500, 2e-3, seed=7, warmup=20, measure_every_s=720)
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,14 @@ class Workshop:
             build_tokenizer(texts(rng), spelled()).save(str(path))
         return load_tokenizer(path)
 
-    def tasks(self, *, dev: bool, symbolic: bool) -> Tasks:
+    def tasks(self, tokenizer: Tokenizer, *, dev: bool, symbolic: bool) -> Tasks:
         """Returns the tasks of the training boards and items, or of those kept to measure."""
         first_dev = len(self.pictures.boards) - DEV_BOARDS
         boards = range(first_dev, first_dev + DEV_BOARDS) if dev else range(first_dev)
         first_item = len(self.worlds.items) - DEV_ITEMS
         items = range(first_item, first_item + DEV_ITEMS) if dev else range(first_item)
         return Tasks(
-            self.pictures, self.scenes, self.tokenizer, boards, self.worlds, items,
+            self.pictures, self.scenes, tokenizer, boards, self.worlds, items,
             symbolic=symbolic,
         )  # fmt: skip
 
@@ -135,7 +138,7 @@ def run_encoder(shop: Workshop) -> None:
 def run_text(shop: Workshop) -> None:
     """Stage 2."""
     if not shop.is_done(TEXT):
-        train, dev = (shop.tasks(dev=dev, symbolic=True) for dev in (False, True))
+        train, dev = (shop.tasks(shop.tokenizer, dev=dev, symbolic=True) for dev in (False, True))
         path = shop.checkpoint(TEXT.name)
         train_text(TEXT, shop.config, shop.tokenizer, train, dev, path)
 
@@ -149,7 +152,7 @@ def _run_joint(shop: Workshop, plan: Plan, mix: Mix, start: str) -> None:
         model.load_parts(shop.checkpoint(ENCODER.name), shop.checkpoint(TEXT.name))
     else:
         model = load_model(shop.config, shop.checkpoint(start))
-    train, dev = (shop.tasks(dev=dev, symbolic=False) for dev in (False, True))
+    train, dev = (shop.tasks(shop.tokenizer, dev=dev, symbolic=False) for dev in (False, True))
     train_joint(plan, model, shop.tokenizer, train, dev, mix, shop.checkpoint(plan.name))
 
 
@@ -176,6 +179,16 @@ def run_export(shop: Workshop) -> None:
     export(Model(shop.config, model.encoder, model.decoder), shop.tokenizer, shop.model)
 
 
+def run_roles(shop: Workshop) -> None:
+    """Stage 6: goes on from the shipped files and replaces the decoder's weights."""
+    if shop.is_done(ROLES):
+        return
+    tokenizer = load_tokenizer(shop.model / "tokenizer.json")
+    train, dev = (shop.tasks(tokenizer, dev=dev, symbolic=False) for dev in (False, True))
+    path = shop.checkpoint(ROLES.name)
+    train_roles(ROLES, shop.config, shop.model, tokenizer, train, dev, path)
+
+
 STAGES: dict[str, Callable[[Workshop], None]] = {
     "render": run_render,
     "encoder": run_encoder,
@@ -184,6 +197,7 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "locate": run_locate,
     "joint": run_joint,
     "export": run_export,
+    "roles": run_roles,
 }
 
 
@@ -200,7 +214,7 @@ def main(arguments: Sequence[str]) -> None:
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
     shop = Workshop(options.cache, options.model)
-    for name in options.stage or STAGES:
+    for name in options.stage or (name for name in STAGES if name != ROLES.name):
         STAGES[name](shop)
 
 

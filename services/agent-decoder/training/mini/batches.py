@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mini.model import CROP_TOKENS, WHOLE_TOKENS, Decoder
+from mini.model import CROP_TOKENS, PRECISION, WHOLE_TOKENS, Decoder, mixed_precision
 from mini.traces import CROPS, POOLS, Pool, Trace
 
 IGNORED = -100
@@ -56,8 +56,8 @@ def make_batch(traces: Sequence[Trace], pad: int) -> Batch:
 
 
 def embed(decoder: Decoder, batch: Batch, views: dict[Pool, Tensor]) -> Tensor:
-    """Returns (B, T, D) bfloat16 embeddings, with views (n, tokens, D) put into their places."""
-    x = decoder.embed_tokens(batch.ids).to(torch.bfloat16)
+    """Returns (B, T, D) embeddings, with views (n, tokens, D) put into their places."""
+    x = decoder.embed_tokens(batch.ids).to(PRECISION)
     shape = x.shape
     x = x.flatten(0, 1)
     for pool, view in views.items():
@@ -67,7 +67,7 @@ def embed(decoder: Decoder, batch: Batch, views: dict[Pool, Tensor]) -> Tensor:
 
 def own_logits(decoder: Decoder, batch: Batch, views: dict[Pool, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns float32 logits (n, vocab) and labels (n,) of the model's own tokens only."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         hidden = decoder(embed(decoder, batch, views))
         is_own = batch.labels.flatten() != IGNORED
         logits = F.linear(hidden.flatten(0, 1)[is_own], decoder.embed_tokens.weight)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mini.augment import TEXT_SIGMA, WHOLE_SIGMA, crop_input, disturb, normalise, scene_input
 from mini.glimpses import LETTERS, LONGEST, SLOTS, Glimpses, draw_shard
-from mini.model import CROP_TOKENS, WHOLE_TOKENS, Encoder, ModelConfig
+from mini.model import CROP_TOKENS, WHOLE_TOKENS, Encoder, ModelConfig, mixed_precision
 from mini.pictures import Pictures
 from mini.scenes import Scenes
 from mini.stage import Plan, rank_and_world, run
@@ -164,7 +164,7 @@ class EncoderStage:
                 scene_input(self.scenes.views[scenes]),
             ]
         ).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             letters, level, grid, places, scene = self.compiled(
                 x, len(numbers) + len(texts), len(boards), len(pages)
             )
@@ -184,7 +184,7 @@ class EncoderStage:
         self, crops: np.ndarray, boards: np.ndarray, pages: np.ndarray, scenes: np.ndarray
     ) -> tuple[Tensor, ...]:
         x = normalise(np.concatenate([crops, boards, pages, scenes]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             out: tuple[Tensor, ...] = self.model(x, len(crops), len(boards), len(pages))
         return out
 

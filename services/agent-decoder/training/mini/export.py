@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -35,6 +35,11 @@ TEMPERATURE = 0.8
 TRAINED_TOOLS = ("zoom", "calculator", "prove", "lookup")
 OPSET = 18
 SMALL_INITIALISER = 1024
+# What is one matrix here and several there.
+JOINED = {
+    "qkv_proj.weight": tuple(f"self_attn.{one}_proj.weight" for one in "qkv"),
+    "gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,30 @@ def llama_weights(decoder: Decoder) -> dict[str, Tensor]:
         }
     weights["model.norm.weight"] = decoder.norm.weight
     return {name: w.detach().to(torch.bfloat16).contiguous() for name, w in weights.items()}
+
+
+def load_llama(decoder: Decoder, path: Path) -> None:
+    """Takes over weights that were written so."""
+    weights = load_file(path)
+    state = {
+        "embed_tokens.weight": weights["model.embed_tokens.weight"],
+        "norm.weight": weights["model.norm.weight"],
+    }
+    for i in range(decoder.c.layers):
+        of = {
+            name.removeprefix(f"model.layers.{i}."): w
+            for name, w in weights.items()
+            if name.startswith(f"model.layers.{i}.")
+        }
+        for name, parts in JOINED.items():
+            of[name] = torch.cat([of.pop(part) for part in parts])
+        state |= {f"layers.{i}.{_within(name)}": w for name, w in of.items()}
+    decoder.load_state_dict({name: w.float() for name, w in state.items()})
+
+
+def _within(name: str) -> str:
+    """A parameter's name in our layer, which has no modules inside."""
+    return name.replace("self_attn.", "").replace("mlp.", "")
 
 
 def llama_config(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -167,6 +196,15 @@ def write_vision(encoder: Encoder, path: Path) -> None:
         del value.metadata_props[:]
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+def write_weights(decoder: Decoder, directory: Path) -> None:
+    """Replaces the decoder's weights alone, atomically."""
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".mini-") as scratch:
+        new = Path(scratch) / "model.safetensors"
+        save_file(llama_weights(decoder), new, {"format": "pt"})
+        new.chmod(0o644)
+        os.replace(new, directory / new.name)
 
 
 def export(model: Model, tokenizer: Tokenizer, directory: Path) -> None:

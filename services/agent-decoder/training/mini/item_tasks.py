@@ -48,8 +48,10 @@ BUCKET_TOKENS = {
     "swap": 384,
     "spell": 26,
     "reckon": 320,
-    "role": 640,
-    "judge": 352,
+    "role": 704,
+    "judge": 384,
+    "audit": 144,
+    "same": 224,
     "again": 480,
 }
 LENGTHS = tuple(f"item-{i}" for i in range(1, 6))
@@ -157,6 +159,10 @@ class ItemTasks:
                 return self._role(rng)
             case "judge":
                 return self._judge(rng)
+            case "audit":
+                return self._audit(rng)
+            case "same":
+                return trace_of(self.writer, roles.comparisons(rng))
             case "again":
                 return self._again(rng)
             case "spell":
@@ -361,6 +367,11 @@ class ItemTasks:
         """A draft to check, most often a single one, without the picture, for cheap practice."""
         drafts = (1, 1) if rng.random() < SINGLE_SHARE else (2, 3)
         return trace_of(self.writer, roles.checker(roles.draw_case(rng, drafts=drafts), rng))
+
+    def _audit(self, rng: np.random.Generator) -> Trace:
+        """The checking of one draft and nothing around it, as often right as wrong."""
+        case = roles.draw_case(rng, drafts=(1, 1), none_right=0.5)
+        return trace_of(self.writer, roles.audit(case, rng))
 
     def _again(self, rng: np.random.Generator) -> Trace:
         """A later round of `refine` on an item that is not too long."""

@@ -4,7 +4,7 @@ In `align` the encoder's body is frozen and only its projections learn; later it
 Batch-norm statistics stay as stage 1 left them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mini.augment import TEXT_SIGMA, WHOLE_SIGMA, crop_input, disturb, normalise, scene_input
 from mini.batches import Batch, exact_rows, make_batch, own_logits
-from mini.model import Decoder, Encoder, ModelConfig
+from mini.model import Decoder, Encoder, ModelConfig, mixed_precision
 from mini.stage import Plan, rank_and_world, run
 from mini.tasks import Tasks
 from mini.tokenizer import PAD, RUN
@@ -35,6 +35,8 @@ class Part:
 
 
 Mix = tuple[Part, ...]
+# From the views of each pool (n, 3, 64, 64) to their embeddings (n, tokens, D).
+See = Callable[[dict[Pool, Tensor]], dict[Pool, Tensor]]
 
 # First of all where things are: nothing can be read before that is known.
 LOCATE: Mix = (
@@ -111,6 +113,8 @@ DEV_TRACES = {
     "item-instant": 16,
     "role": 32,
     "judge": 48,
+    "audit": 192,
+    "same": 96,
     "again": 24,
 }
 BODY_FACTOR = 0.4
@@ -133,22 +137,28 @@ class VisionLanguageModel(nn.Module):
         self.encoder.load_state_dict(parts)
         self.decoder.load_state_dict(torch.load(decoder, weights_only=True)["model"])
 
+    def see(self, inputs: dict[Pool, Tensor]) -> dict[Pool, Tensor]:
+        """Encodes views (n, 3, 64, 64) of each pool."""
+        x = torch.cat(list(inputs.values())).contiguous(memory_format=torch.channels_last)
+        with mixed_precision():
+            features = self.encoder.body(x).split([len(part) for part in inputs.values()])
+            return {
+                pool: (
+                    self.encoder.project_crop(f) if pool in CROPS else self.encoder.project_whole(f)
+                )
+                for pool, f in zip(inputs, features, strict=True)
+            }
+
 
 class JointStage:
     """Draws batches with pictures and measures exact traces under teacher forcing."""
 
     def __init__(
-        self,
-        model: VisionLanguageModel,
-        tokenizer: Tokenizer,
-        train: Tasks,
-        dev: Tasks,
-        mix: Mix,
+        self, decoder: Decoder, see: See, tokenizer: Tokenizer, train: Tasks, dev: Tasks, mix: Mix
     ) -> None:
-        self.model, self.train, self.dev, self.mix = model, train, dev, mix
+        self.decoder, self.see, self.train, self.dev, self.mix = decoder, see, train, dev, mix
         self.pad = tokenizer.token_to_id(PAD)
         self.box_tokens = tokenizer.token_to_id("zoom("), tokenizer.token_to_id(RUN)
-        self.model.encoder.body.eval()
 
     def _views(self, tasks: Tasks, batch: Batch, *, disturbed: bool) -> dict[Pool, Tensor]:
         """Encodes the batch's pictures: {pool: (n, tokens, D)}; pools without any are left out."""
@@ -159,26 +169,18 @@ class JointStage:
             "page": tasks.worlds.pages,
             "patch": tasks.worlds.patches,
         }
-        pools = [pool for pool, indices in batch.pictures.items() if indices]
-        if not pools:
-            return {}
-        inputs = []
-        for pool in pools:
-            pixels = sources[pool][np.array(batch.pictures[pool])]
+        inputs: dict[Pool, Tensor] = {}
+        for pool, indices in batch.pictures.items():
+            if not indices:
+                continue
+            pixels = sources[pool][np.array(indices)]
             if not disturbed:
-                inputs.append(normalise(pixels))
+                inputs[pool] = normalise(pixels)
             elif pool in ("board", "page", "patch"):
-                inputs.append(disturb(pixels, TEXT_SIGMA if pool == "patch" else WHOLE_SIGMA))
+                inputs[pool] = disturb(pixels, TEXT_SIGMA if pool == "patch" else WHOLE_SIGMA)
             else:
-                inputs.append(crop_input(pixels) if pool == "crop" else scene_input(pixels))
-        x = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
-        encoder = self.model.encoder
-        with torch.autocast("cpu", torch.bfloat16):
-            features = encoder.body(x).split([len(part) for part in inputs])
-            return {
-                pool: encoder.project_crop(f) if pool in CROPS else encoder.project_whole(f)
-                for pool, f in zip(pools, features, strict=True)
-            }
+                inputs[pool] = crop_input(pixels) if pool == "crop" else scene_input(pixels)
+        return self.see(inputs) if inputs else {}
 
     def _run(
         self, tasks: Tasks, bucket: str, count: int, rng: np.random.Generator, *, disturbed: bool
@@ -186,7 +188,7 @@ class JointStage:
         traces = [tasks.draw(bucket, rng) for _ in range(count)]
         batch = make_batch(traces, self.pad)
         views = self._views(tasks, batch, disturbed=disturbed)
-        return batch, *own_logits(self.model.decoder, batch, views)
+        return batch, *own_logits(self.decoder, batch, views)
 
     def losses(self, rng: np.random.Generator) -> Iterator[Tensor]:
         """Yields the weighted loss of each bucket."""
@@ -237,9 +239,10 @@ def train_joint(
     """Runs the stage in place; the body is frozen unless the plan slows it down."""
     is_frozen = "encoder.body" not in plan.slow
     model.encoder.body.requires_grad_(not is_frozen)
+    model.encoder.body.eval()
     for layer in model.decoder.layers:
         layer.compile(dynamic=True)  # its passes take four fifths of the time then
-    stage = JointStage(model, tokenizer, train, dev, mix)
+    stage = JointStage(model.decoder, model.see, tokenizer, train, dev, mix)
     run(plan, model, stage.losses, stage.measure, path)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mini.model import PRECISION
+
 # Of Newton and Schulz' iteration; from the reference implementation.
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
@@ -18,7 +20,7 @@ ADAM_RMS = 0.2
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Returns about U V^T of (m, n) = U S V^T: singular values between 0.7 and 1.2."""
-    x = matrix.bfloat16()
+    x = matrix.to(PRECISION)
     is_tall = x.shape[0] > x.shape[1]
     x = x.T if is_tall else x
     x = x / (x.norm() + 1e-7)

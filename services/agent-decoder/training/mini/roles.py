@@ -17,7 +17,19 @@ from cogitate.aggregator.core.ballots import Ballot
 from cogitate.aggregator.core.strategies import best_of, refine, synthesis
 from cogitate.aggregator.core.strategies.base import Draft
 from cogitate.aggregator.core.strategies.workspace import LETTERS, candidates, growing, workspace
-from cogitate.evals.countdown import QUESTION_FORMS, Puzzle, Step, apply, draw_puzzle
+from cogitate.evals.countdown import (
+    LARGEST_NUMBER,
+    LARGEST_RESULT,
+    LARGEST_TARGET,
+    NUMBER_COUNT,
+    OPERATORS,
+    QUESTION_FORMS,
+    SMALLEST_TARGET,
+    Puzzle,
+    Step,
+    apply,
+    draw_puzzle,
+)
 from cogitate.evals.items import Item
 from cogitate.evals.outside import REFUSAL
 from cogitate.evals.render import COLOUR_NAMES
@@ -53,29 +65,33 @@ def chain(steps: Sequence[Step]) -> str:
 
 
 def judge(puzzle: Puzzle, steps: Sequence[Step]) -> tuple[str, bool]:
-    """Goes through a derivation and says what is left after each step, up to the first fault.
+    """Goes through a derivation: before each step what is left, up to the first fault.
 
-    Returns what is said, "18*1=18 is 18, left 1 10 18. 18+9: there is no 9.", and whether it holds.
-    What is compared stands side by side: the claim and the truth, what is left and the target.
+    Returns what is said, "left 18 1 10 8: 18*1=18 is 18, left 10 8 18: 18+9: no 9.", and whether it
+    holds. What a verdict needs stands right before it, and the very next mark is the verdict: the
+    number that is looked for and what is left, the claim and the truth, the end and the target.
     """
     pool = list(puzzle.numbers)
-    said = []
+    said = f"left {' '.join(map(str, pool))}"
     for step in steps:
-        asked = f"{step.left}{step.operator}{step.right}"
-        for number in (step.left, step.right):
-            if number not in pool:
-                return " ".join([*said, f"{asked}: there is no {number}."]), False
-            pool.remove(number)
+        said += f": {step.left}"
+        if step.left not in pool:
+            return f"{said}: no {step.left}.", False
+        pool.remove(step.left)
+        said += f"{step.operator}{step.right}"
+        if step.right not in pool:
+            return f"{said}: no {step.right}.", False
+        pool.remove(step.right)
         right = apply(step.left, step.operator, step.right)
-        told = f"{asked}={step.result} is {right}"
+        said += f"={step.result} is {right}"
         if step.result != right:
-            return " ".join([*said, f"{told}, not {step.result}."]), False
+            return f"{said}: not {step.result}.", False
         pool.append(step.result)
-        said.append(f"{told}, left {' '.join(map(str, pool))}.")
-    said[-1] = f"{said[-1][:-1]}, target {puzzle.target}."
-    holds = pool == [puzzle.target]
-    said.append("It holds." if holds else f"That is not {puzzle.target} alone.")
-    return " ".join(said), holds
+        said += f", left {' '.join(map(str, pool))}"
+    said += f", target {puzzle.target}"
+    if pool != [puzzle.target]:
+        return f"{said}: not {puzzle.target} alone.", False
+    return f"{said}. It holds.", True
 
 
 def spoil(rng: np.random.Generator, puzzle: Puzzle) -> tuple[Step, ...]:
@@ -108,14 +124,18 @@ def draft(agent_id: int, answer_text: str, reasoning: str) -> Draft:
 
 
 def draw_case(
-    rng: np.random.Generator, *, held_out: bool = False, drafts: tuple[int, int] = DRAFTS
+    rng: np.random.Generator,
+    *,
+    held_out: bool = False,
+    drafts: tuple[int, int] = DRAFTS,
+    none_right: float = NONE_RIGHT_SHARE,
 ) -> Case:
     """Draws a puzzle and as many drafts with different answers, one of them right or none."""
     puzzle = draw_puzzle(rng, held_out=held_out)
     form = QUESTION_FORMS[rng.integers(len(QUESTION_FORMS))]
     colour = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]
     count = int(rng.integers(drafts[0], drafts[1] + 1))
-    lucky = -1 if rng.random() < NONE_RIGHT_SHARE else int(rng.integers(count))
+    lucky = -1 if rng.random() < none_right else int(rng.integers(count))
     made: list[Draft] = []
     judged: list[tuple[str, bool]] = []
     reasoning = _reasoning(rng, colour, puzzle)
@@ -167,6 +187,100 @@ def checker(case: Case, rng: np.random.Generator) -> list[Piece]:
     pieces.append(Piece(f"Score of answer {LETTERS[i]}:"))
     pieces.append(Piece(f" {said}", own=True))
     return [*pieces, *answer(RIGHT if holds else WRONG)]
+
+
+def audit(case: Case, rng: np.random.Generator) -> list[Piece]:
+    """The checking alone: one draft, without the question, the others and the request."""
+    about = int(rng.integers(len(case.drafts)))
+    one, (said, holds) = case.drafts[about], case.judged[about]
+    listed = " ".join(map(str, case.puzzle.numbers))
+    letter = LETTERS[rng.integers(DRAFTS[1])]
+    shown = f"Numbers {listed}, target {case.puzzle.target}.{one.ballot.answer}"
+    pieces = [Piece(names.BEGIN), Piece(names.ASSISTANT), Piece(names.ANSWER), Piece(shown)]
+    pieces += [Piece(names.END), Piece(names.ASSISTANT), Piece(f"Score of answer {letter}:")]
+    return [*pieces, Piece(f" {said}", own=True), *answer(RIGHT if holds else WRONG)]
+
+
+def comparisons(rng: np.random.Generator) -> list[Piece]:
+    """Only the comparisons that a check depends on, as often one way as the other.
+
+    In checks nine of ten come out well, and the mark that says so is written out of habit.
+    """
+    pieces = [Piece(names.BEGIN), Piece(names.ASSISTANT)]
+    for _ in range(COMPARISONS):
+        shown, good, holds = (_claimed, _there, _there_beside, _ended)[rng.integers(4)](rng)
+        pieces += [Piece(shown), Piece(good if holds else FAULT, own=True)]
+        pieces += [Piece(", ")] if holds and good != ", " else []
+    return pieces
+
+
+Compared = tuple[str, str, bool]
+FAULT, COMPARISONS = ": ", 16
+
+
+def _claimed(rng: np.random.Generator) -> Compared:
+    """A calculation, the claim and the truth."""
+    while True:
+        largest = LARGEST_NUMBER if rng.random() < 0.6 else LARGEST_RESULT
+        one, other = int(rng.integers(1, largest + 1)), int(rng.integers(1, LARGEST_NUMBER + 1))
+        left, right, operator = max(one, other), min(one, other), str(rng.choice([*OPERATORS]))
+        truth = apply(left, operator, right)
+        if truth <= LARGEST_RESULT:
+            break
+    others = [apply(left, one, right) for one in OPERATORS]
+    others += [truth + off for off in (-10, -2, -1, 1, 2, 10)]
+    others = [one for one in others if one >= 0 and one != truth]
+    holds = bool(rng.random() < 0.5)
+    claim = truth if holds else others[rng.integers(len(others))]
+    return f"{left}{operator}{right}={claim} is {truth}", ", ", holds
+
+
+def _left(rng: np.random.Generator, least: int) -> list[int]:
+    numbers = rng.integers(1, LARGEST_NUMBER + 1, rng.integers(least, NUMBER_COUNT + 1)).tolist()
+    if rng.random() < 0.5:
+        numbers[-1] = int(rng.integers(0, LARGEST_RESULT + 1))
+    return numbers
+
+
+def _looked_for(rng: np.random.Generator, pool: Sequence[int]) -> tuple[int, bool]:
+    """A number that is among those left, or one that is not."""
+    if rng.random() < 0.5:
+        return pool[rng.integers(len(pool))], True
+    while True:
+        number = int(rng.integers(1, LARGEST_NUMBER + 1))
+        if number not in pool:
+            return number, False
+
+
+def _there(rng: np.random.Generator) -> Compared:
+    """Is the first number of a step among those left?"""
+    pool = _left(rng, 2)
+    number, holds = _looked_for(rng, pool)
+    return f"left {' '.join(map(str, pool))}: {number}", "+", holds
+
+
+def _there_beside(rng: np.random.Generator) -> Compared:
+    """Is the second one, beside the first?"""
+    pool = _left(rng, 2)
+    first = pool[rng.integers(len(pool))]
+    rest = [*pool]
+    rest.remove(first)
+    number, holds = _looked_for(rng, rest)
+    return f"left {' '.join(map(str, pool))}: {first}+{number}", "=", holds
+
+
+def _ended(rng: np.random.Generator) -> Compared:
+    """Is what is left the target alone?"""
+    target = int(rng.integers(SMALLEST_TARGET, LARGEST_TARGET + 1))
+    holds = bool(rng.random() < 0.5)
+    pool = [target]
+    if not holds and rng.random() < 0.4:
+        pool.insert(0, int(rng.integers(1, LARGEST_NUMBER + 1)))
+    elif not holds:
+        off = int(rng.choice((-10, -2, -1, 1, 2, 10))) if rng.random() < 0.5 else 0
+        pool = [max(0, target + off) if off else int(rng.integers(0, LARGEST_RESULT + 1))]
+        holds = pool == [target]
+    return f"left {' '.join(map(str, pool))}, target {target}", ". ", holds
 
 
 def summariser(case: Case) -> list[Piece]:
