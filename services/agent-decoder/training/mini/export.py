@@ -210,9 +210,9 @@ def write_weights(decoder: Decoder, directory: Path) -> None:
 def export(model: Model, tokenizer: Tokenizer, directory: Path) -> None:
     """Replaces the shipped files one by one, each atomically."""
     directory.mkdir(parents=True, exist_ok=True)
+    write_weights(model.decoder, directory)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".mini-") as scratch:
         new = Path(scratch)
-        save_file(llama_weights(model.decoder), new / "model.safetensors", {"format": "pt"})
         write_vision(model.encoder, new / "vision.onnx")
         tokenizer.save(str(new / "tokenizer.json"))
         for name, content in (

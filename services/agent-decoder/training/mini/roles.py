@@ -43,6 +43,9 @@ DRAFTS = (2, 4)
 # Cases in which no draft holds. Answers are the same by the number they end with, so a draft that
 # claims the target and is wrong can only stand where no right one does.
 NONE_RIGHT_SHARE = 0.4
+# What is compared, the mark if it comes out well, and whether it does.
+Compared = tuple[str, str, bool]
+FAULT, COMPARISONS = ": ", 16
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,6 @@ def comparisons(rng: np.random.Generator) -> list[Piece]:
         pieces += [Piece(shown), Piece(good if holds else FAULT, own=True)]
         pieces += [Piece(", ")] if holds and good != ", " else []
     return pieces
-
-
-Compared = tuple[str, str, bool]
-FAULT, COMPARISONS = ": ", 16
 
 
 def _claimed(rng: np.random.Generator) -> Compared:
